@@ -1,0 +1,106 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Which rule reduces which triple of distributions.
+
+A rule is a plain function ``rule(posterior, prior, reduced_prior) -> Reduced``, registered for a triple of types as
+:func:`torch.distributions.kl.register_kl` does for pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """
+    What a rule says of one triple: the change in log evidence, and the reduced posterior when it is asked for.
+
+    :param delta_evidence: log E_q[r/p] in nats, of the broadcast batch shape of the triple.
+    :param build_posterior: makes the reduced posterior q·r/p, normalised. Called at most once, and only when needed:
+        most callers want the evidence of many candidates and the posterior of few.
+    :param method: ``"exact"``, ``"quadrature"`` or ``"importance"``.
+    :param standard_error: standard error of ``delta_evidence`` in nats, where it is a Monte Carlo estimate.
+    :param pareto_k: shape of the tail of the importance weights (Vehtari et al. 2024, arXiv:1507.02646); above 0.7
+        the estimate is not to be trusted.
+    """
+
+    delta_evidence: Tensor
+    build_posterior: Callable[[], Distribution]
+    method: str = "exact"
+    standard_error: Tensor | None = None
+    pareto_k: Tensor | None = None
+
+    @cached_property
+    def posterior(self) -> Distribution:
+        """The reduced posterior."""
+        return self.build_posterior()
+
+
+Rule = Callable[[Distribution, Distribution, Distribution], Reduced]
+Triple = tuple[type[Distribution], type[Distribution], type[Distribution]]
+
+_RULES: dict[Triple, Rule] = {}
+
+
+def register_reduction(
+    posterior_type: type[Distribution],
+    prior_type: type[Distribution],
+    reduced_prior_type: type[Distribution],
+) -> Callable[[Rule], Rule]:
+    """
+    Decorator that registers an exact rule for a triple of distribution types and their subclasses.
+
+    The most specific registered triple wins, the posterior's type counting first, then the prior's, then the reduced
+    prior's. A rule is handed the distributions without their wrappers (``Independent``, ``.expand``, ``.mask``, a
+    shared bijection), returns a :class:`Reduced`, and returns ``NotImplemented`` for a member of its types that it
+    cannot reduce, upon which the next most specific rule is asked.
+
+    Example::
+
+        >>> import torch, pyro.distributions as dist
+        >>> from pyro_bmrs.evidence import Reduced, log_evidence_change, register_reduction
+        >>> class Coin(dist.Bernoulli):
+        ...     "A coin with a rule of its own."
+        >>> @register_reduction(Coin, Coin, Coin)
+        ... def _coin(posterior, prior, reduced_prior):
+        ...     ratio = posterior.probs * reduced_prior.probs / prior.probs
+        ...     other = (1 - posterior.probs) * (1 - reduced_prior.probs) / (1 - prior.probs)
+        ...     return Reduced((ratio + other).log(), lambda: Coin(ratio / (ratio + other)))
+        >>> log_evidence_change(Coin(0.9), Coin(0.5), Coin(0.8)).exp()
+        tensor(1.4800)
+    """
+    triple = (posterior_type, prior_type, reduced_prior_type)
+    for type_ in triple:
+        if not (isinstance(type_, type) and issubclass(type_, Distribution)):
+            raise TypeError(f"register_reduction takes three subclasses of torch.distributions.Distribution, got {type_!r}")
+
+    def decorate(rule: Rule) -> Rule:
+        _RULES[triple] = rule
+        find_rules.cache_clear()
+        return rule
+
+    return decorate
+
+
+@lru_cache(maxsize=None)
+def find_rules(
+    posterior_type: type[Distribution],
+    prior_type: type[Distribution],
+    reduced_prior_type: type[Distribution],
+) -> tuple[Rule, ...]:
+    """The rules for a triple of types, the most specific first."""
+    asked = (posterior_type, prior_type, reduced_prior_type)
+    matches = [
+        (tuple(type_.__mro__.index(base) for type_, base in zip(asked, triple)), rule)
+        for triple, rule in _RULES.items()
+        if all(issubclass(type_, base) for type_, base in zip(asked, triple))
+    ]
+    return tuple(rule for _, rule in sorted(matches, key=lambda match: match[0]))
