@@ -1,0 +1,49 @@
+# Every target sets up what it needs in .venv; only Python 3.11 or later, its pip and make have to be there.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help quickstart test lint docs bench dev clean
+
+help:
+	@echo 'make quickstart   fit a model to real data, reduce it, save the figure quickstart.png'
+	@echo 'make test         the tests and the examples of the docstrings'
+	@echo 'make lint         ruff and mypy'
+	@echo 'make docs         the Sphinx site, in docs/_build/html'
+	@echo 'make bench        the benchmarks'
+	@echo 'make dev          an environment with all of these'
+	@echo 'make clean        remove what was built, the environment included'
+
+quickstart: $(VENV)/installed-quickstart
+	$(BIN)/python tutorials/quickstart.py
+
+# One thread for each of the two workers: more threads than cores only get in each other's way.
+test: $(VENV)/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+
+lint: $(VENV)/installed-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+bench: $(VENV)/installed-test
+	$(BIN)/python -m pytest tests/benchmarks $(ARGS)
+
+dev: $(VENV)/installed-dev
+
+clean:
+	rm -rf $(VENV) docs/_build build dist *.egg-info
+
+# One stamp for each extra. A change of what is to be installed makes them stale.
+$(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+# Debian keeps the pip of new environments (ensurepip) in a package apart; where it is missing, the pip at hand installs it.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || \
+	    ($(PYTHON) -m venv --without-pip --clear $(VENV) && $(PYTHON) -m pip --python $(VENV) install pip)
