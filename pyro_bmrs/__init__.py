@@ -1,0 +1,10 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Bayesian model reduction for Pyro: change priors after the fit, without refitting."""
+
+from pyro_bmrs.errors import ReductionError, ReductionWarning
+
+__version__ = "0.1.0"
+
+__all__ = ["ReductionError", "ReductionWarning", "__version__"]
