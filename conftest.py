@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-# On its first import of the day arviz 0.23 writes a stamp file, over which two workers that start at once would stumble.
-# Imported here, it is written before they start.
+# On its first import of the day arviz 0.23 writes a stamp file, over which two workers that start at once would
+# stumble. Imported here, it is written before they start.
 import arviz  # noqa: F401
 import matplotlib
 import pyro
