@@ -1,0 +1,10 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The change in log evidence when one prior takes the place of another, and the posterior that goes with it."""
+
+from pyro_bmrs.evidence import families, multivariate_normal, point  # noqa: F401  (they register their rules)
+from pyro_bmrs.evidence.dispatch import log_evidence_change, reduce, reduced_posterior
+from pyro_bmrs.evidence.registry import Reduced, register_reduction
+
+__all__ = ["Reduced", "log_evidence_change", "reduce", "reduced_posterior", "register_reduction"]

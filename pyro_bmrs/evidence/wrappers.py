@@ -1,0 +1,247 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What surrounds a distribution without changing how it is reduced.
+
+``Independent``, ``.expand``, ``.mask`` and a bijection shared by posterior, prior and reduced prior are taken off
+before a rule is asked, and put back round its answer. The change in log evidence is a sum over independent elements,
+does not know of a bijection applied to all three, and is 0 where a mask takes the site out of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from torch import Tensor
+from torch.distributions import Distribution, Independent, TransformedDistribution
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    ExpTransform,
+    IndependentTransform,
+    PowerTransform,
+    Transform,
+)
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.evidence.registry import Reduced
+
+Triple = tuple[Distribution, Distribution, Distribution]
+ROLES = ("posterior", "prior", "reduced prior")
+
+
+@dataclass(frozen=True)
+class Layers:
+    """
+    What was taken off a triple of distributions.
+
+    :param shape: batch shape of the bare triple.
+    :param event_dims: how many of its rightmost dimensions are event dimensions of the wrapped one.
+    :param mask: False where the site is not part of the model.
+    """
+
+    shape: torch.Size
+    event_dims: int
+    mask: Tensor | bool
+
+    def put_back(self, reduced: Reduced) -> Reduced:
+        """What the rule said of the bare triple, said of the wrapped one."""
+        delta_evidence = self._sum(reduced.delta_evidence)
+        error, k = reduced.standard_error, reduced.pareto_k
+        if error is not None:
+            error = self._sum(error.square()).sqrt()
+        if k is not None and self.event_dims:
+            k = k.expand(self.shape).flatten(-self.event_dims).amax(-1)
+        return Reduced(delta_evidence, lambda: self._wrap(reduced.posterior), reduced.method, error, k)
+
+    def _sum(self, terms: Tensor) -> Tensor:
+        if terms.shape != self.shape:
+            terms = terms.expand(self.shape)
+        if self.mask is not True:
+            mask = torch.as_tensor(self.mask, device=terms.device)
+            terms = torch.where(mask, terms, torch.zeros_like(terms))
+        return terms.sum(tuple(range(-self.event_dims, 0))) if self.event_dims else terms
+
+    def _wrap(self, posterior: Distribution) -> Distribution:
+        if posterior.batch_shape != self.shape:
+            posterior = posterior.expand(self.shape)
+        if self.mask is not True:
+            posterior = MaskedDistribution(posterior, self.mask)
+        return dist.Independent(posterior, self.event_dims) if self.event_dims else posterior
+
+
+def unwrap(posterior: Distribution, prior: Distribution, reduced_prior: Distribution) -> tuple[Triple, Layers]:
+    """
+    The triple without ``Independent``, ``.expand`` and ``.mask``, and what was taken off.
+
+    Where one of the three is joint in dimensions in which the others are independent, the others keep an
+    ``Independent`` over these dimensions, so that all three have the same event dimensions.
+
+    :raises ReductionError: where batch shapes do not broadcast, or where a mask leaves the site without a posterior or
+        a reduced prior.
+    """
+    peeled = [_peel(distribution) for distribution in (posterior, prior, reduced_prior)]
+    event_dims = min(p.event_dims for p in peeled)
+    bare = tuple(p.joined(event_dims) for p in peeled)
+    shapes = {p.shape[: len(p.shape) - (p.event_dims - event_dims)] for p in peeled}
+    shape = shapes.pop() if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
+    return bare, Layers(shape, event_dims, _site_mask(*(p.mask for p in peeled)))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Peeled:
+    core: Distribution
+    event_dims: int
+    shape: torch.Size
+    mask: Tensor | bool
+
+    def joined(self, event_dims: int) -> Distribution:
+        """The core with all but the last ``event_dims`` of its independent dimensions."""
+        joint = self.event_dims - event_dims
+        if not joint:
+            return self.core
+        if self.mask is not True:
+            raise ReductionError(
+                "A mask on single elements of an event has no meaning beside a distribution that is joint over them. "
+                "Mask whole events (.to_event() first, then .mask()), or make all three distributions independent."
+            )
+        core = self.core if self.core.batch_shape == self.shape else self.core.expand(self.shape)
+        return dist.Independent(core, joint)
+
+
+def _peel(distribution: Distribution) -> _Peeled:
+    core, event_dims = distribution, 0
+    mask: Tensor | bool = True
+    while True:
+        if isinstance(core, TransformedDistribution) and isinstance(core.base_dist, Independent):
+            # An elementwise transform of independent elements is independent elements, each transformed.
+            transforms = _flatten(core.transforms)
+            if any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
+                break
+            inner = core.base_dist
+            core = dist.Independent(
+                dist.TransformedDistribution(inner.base_dist, transforms), inner.reinterpreted_batch_ndims
+            )
+        elif isinstance(core, Independent):
+            dims = core.reinterpreted_batch_ndims
+            event_dims += dims
+            if isinstance(mask, Tensor):
+                mask = mask.reshape(mask.shape + (1,) * dims)
+            core = core.base_dist
+        elif isinstance(core, ExpandedDistribution):
+            core = core.base_dist
+        elif isinstance(core, MaskedDistribution):
+            mask = core._mask if mask is True else mask & core._mask
+            core = core.base_dist
+        else:
+            break
+    shape = distribution.batch_shape + distribution.event_shape[:event_dims]
+    return _Peeled(core, event_dims, shape, mask)
+
+
+def _site_mask(posterior: Tensor | bool, prior: Tensor | bool, reduced_prior: Tensor | bool) -> Tensor | bool:
+    for mask, role in ((posterior, "posterior"), (reduced_prior, "reduced prior")):
+        if mask is True or mask is prior:
+            continue
+        missing = torch.as_tensor(prior) & ~torch.as_tensor(mask)
+        if missing.any():
+            raise ReductionError(
+                f"The {role} is masked where the prior is not ({int(missing.sum())} elements): there it has no density "
+                f"to compare. Mask the prior as well, or take the mask off the {role}."
+            )
+    return prior
+
+
+def shared_bijection(
+    posterior: Distribution, prior: Distribution, reduced_prior: Distribution
+) -> tuple[Triple, list[Transform]] | None:
+    """
+    The longest run of outermost bijections that posterior, prior and reduced prior have in common.
+
+    :return: the three distributions before it and the list of its transforms; None where there is none. Different
+        spellings of a transform (a composition of one, an identity, an independent view) are the same transform.
+    """
+    triple = (posterior, prior, reduced_prior)
+    if not all(isinstance(d, TransformedDistribution) for d in triple):
+        return None
+    flat = [_flatten(d.transforms) for d in triple]  # type: ignore[attr-defined]
+    count = 0
+    for last in zip(*(reversed(transforms) for transforms in flat)):
+        if not (last[0].bijective and _same(last[0], last[1]) and _same(last[0], last[2])):
+            break
+        count += 1
+    if not count and any(flat):
+        return None
+    before = [
+        dist.TransformedDistribution(d.base_dist, own[: len(own) - count]) if len(own) > count else d.base_dist  # type: ignore[attr-defined]
+        for d, own in zip(triple, flat)
+    ]
+    return (before[0], before[1], before[2]), flat[0][len(flat[0]) - count :]
+
+
+def _flatten(transforms: list[Transform]) -> list[Transform]:
+    flat: list[Transform] = []
+    for transform in transforms:
+        if isinstance(transform, ComposeTransform):
+            flat += _flatten(transform.parts)
+        elif isinstance(transform, IndependentTransform):
+            flat += _flatten([transform.base_transform])
+        elif not _is_identity(transform):
+            flat.append(transform)
+    return flat
+
+
+def _is_identity(transform: Transform) -> bool:
+    if not isinstance(transform, AffineTransform):
+        return False
+    return bool((torch.as_tensor(transform.loc) == 0).all() and (torch.as_tensor(transform.scale) == 1).all())
+
+
+def _same(one: Transform, other: Transform) -> bool:
+    # Torch compares some parameterless transforms by identity, so two biject_to(corr_cholesky) would differ.
+    return one == other or (type(one) is type(other) and not _state(one) and not _state(other))
+
+
+def _state(transform: Transform) -> dict[str, Any]:
+    bookkeeping = ("_inv", "_cache_size", "_cached_x_y")
+    return {name: value for name, value in vars(transform).items() if name not in bookkeeping}
+
+
+def transform_posterior(reduced: Reduced, transforms: list[Transform]) -> Reduced:
+    """What a rule said of a triple, said of the triple under a shared bijection: only the posterior is another."""
+    if not transforms:
+        return reduced
+    return replace(reduced, build_posterior=lambda: _transformed(reduced.posterior, transforms))
+
+
+def _transformed(base: Distribution, transforms: list[Transform]) -> Distribution:
+    if isinstance(base, Independent) and not any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
+        inner = _transformed(base.base_dist, transforms)
+        return dist.Independent(inner, base.reinterpreted_batch_ndims)
+    named = _natural_name(base, transforms) if len(transforms) == 1 else None
+    return dist.TransformedDistribution(base, transforms) if named is None else named
+
+
+def _natural_name(base: Distribution, transforms: list[Transform]) -> Distribution | None:
+    for (base_type, transform_type), name in NATURAL_NAMES.items():
+        if type(base) is base_type and isinstance(transforms[0], transform_type):
+            return name(base, transforms[0])
+    return None
+
+
+def _inverse_gamma(base: Any, transform: Any) -> Distribution | None:
+    if not bool((transform.exponent == -1).all()):
+        return None
+    return dist.InverseGamma(base.concentration, base.rate, validate_args=False)
+
+
+NATURAL_NAMES: dict[tuple[type[Distribution], type[Transform]], Callable[[Any, Any], Distribution | None]] = {
+    (dist.Normal, ExpTransform): lambda base, _: dist.LogNormal(base.loc, base.scale, validate_args=False),
+    (dist.Gamma, PowerTransform): _inverse_gamma,
+}
