@@ -5,6 +5,17 @@
 
 from pyro_bmrs.evidence import families, multivariate_normal, point  # noqa: F401  (they register their rules)
 from pyro_bmrs.evidence.dispatch import log_evidence_change, reduce, reduced_posterior
+from pyro_bmrs.evidence.importance import ImportanceEstimate, importance_estimate
+from pyro_bmrs.evidence.quadrature import ReweightedDistribution
 from pyro_bmrs.evidence.registry import Reduced, register_reduction
 
-__all__ = ["Reduced", "log_evidence_change", "reduce", "reduced_posterior", "register_reduction"]
+__all__ = [
+    "ImportanceEstimate",
+    "Reduced",
+    "ReweightedDistribution",
+    "importance_estimate",
+    "log_evidence_change",
+    "reduce",
+    "reduced_posterior",
+    "register_reduction",
+]

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import Delta, ImproperUniform
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.evidence.importance import reduce_by_importance
+from pyro_bmrs.evidence.line import support_interval
+from pyro_bmrs.evidence.quadrature import reduce_by_quadrature
 from pyro_bmrs.evidence.registry import Reduced, find_rules
 from pyro_bmrs.evidence.wrappers import ROLES, Triple, shared_bijection, transform_posterior, unwrap
 
@@ -132,7 +135,11 @@ def _reduce_bare(triple: Triple, method: str, num_samples: int) -> Reduced:
                 f"There is no exact rule for {_types(triple)}. Take method='quadrature' (one-dimensional continuous "
                 "elements), method='importance', or give a rule with pyro_bmrs.evidence.register_reduction."
             )
-    raise ReductionError(f"There is no exact rule for {_types(triple)}.")
+    _check_comparable(triple)
+    check_parameters(*triple)
+    if method == "quadrature" or (method == "auto" and all(support_interval(d) is not None for d in triple)):
+        return reduce_by_quadrature(*triple)
+    return reduce_by_importance(*triple, num_samples)
 
 
 def _reduce_exactly(posterior: Distribution, prior: Distribution, reduced_prior: Distribution) -> Reduced | None:
@@ -178,6 +185,21 @@ def _check_density(triple: Triple) -> None:
                 f"The {role} is a point (Delta) and has no density, so no evidence can be had from it. Fit a guide "
                 "with a density, such as AutoNormal, in place of AutoDelta."
             )
+
+
+def _check_comparable(triple: Triple) -> None:
+    posterior, prior, reduced_prior = triple
+    if isinstance(reduced_prior, Delta):
+        raise ReductionError("A point (Delta) as the reduced prior has an exact rule only. Take method='exact'.")
+    for distribution, role in zip(triple[1:], ROLES[1:]):
+        if isinstance(distribution, ImproperUniform):
+            raise ReductionError(f"The {role} is improper, so evidence under it is arbitrary. Give a proper prior.")
+    if len({d.support.is_discrete for d in triple}) > 1:  # type: ignore[union-attr]
+        kinds = ", ".join(
+            f"the {role} ({type(d).__name__}) is {'discrete' if d.support.is_discrete else 'continuous'}"  # type: ignore[union-attr]
+            for d, role in zip(triple, ROLES)
+        )
+        raise ReductionError(f"Discrete and continuous distributions cannot be compared: {kinds}.")
 
 
 def _check_finite(delta_evidence: Tensor) -> None:

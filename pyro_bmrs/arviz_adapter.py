@@ -1,0 +1,120 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+All that the package asks of ArviZ, alike for its versions 0.23 (InferenceData) and 1.x (DataTree).
+
+ArviZ is imported on first use: it brings a plotting library with it, and most reductions have a closed form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+FEWEST_DRAWS = 25  # below this, the tail that Pareto smoothing fits has fewer than five draws
+
+
+def smooth_log_weights(log_weights: np.ndarray, relative_efficiency: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Pareto-smooth importance weights (Vehtari et al. 2024, https://arxiv.org/abs/1507.02646).
+
+    :param log_weights: shape ``(..., num_draws)``; minus infinity is a weight of 0.
+    :param relative_efficiency: effective sample size of the draws over their number, below 1 for a Markov chain.
+    :return: the smoothed log weights, on the scale of ``log_weights`` (not normalised), and the shape k of their tail,
+        of shape ``(...)``: minus infinity where the largest weight recurs so often that there is no tail to fit,
+        infinity where there are too few draws to tell.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from pyro_bmrs.arviz_adapter import smooth_log_weights
+        >>> smoothed, k = smooth_log_weights(0.1 * np.random.default_rng(0).standard_normal(1000))
+        >>> smoothed.shape, bool(k < 0.7)
+        ((1000,), True)
+    """
+    flat = np.array(log_weights, dtype=np.float64).reshape(-1, log_weights.shape[-1])
+    tails = np.full(len(flat), np.inf)
+    for row, draws in enumerate(flat):
+        tails[row] = _smooth(draws, relative_efficiency)
+    return flat.reshape(log_weights.shape), tails.reshape(log_weights.shape[:-1])
+
+
+def _smooth(draws: np.ndarray, relative_efficiency: float) -> float:
+    """Smooth one row in place and return the shape of its tail."""
+    count, largest = len(draws), draws.max()
+    if count < FEWEST_DRAWS or largest == -np.inf:
+        return math.inf
+    tail = math.ceil(min(count / 5, 3 * math.sqrt(count / relative_efficiency)))
+    if (draws == largest).sum() >= tail:
+        return -math.inf
+    smoothed, shape = _psislw(draws, relative_efficiency)
+    if not np.isfinite(shape):
+        return math.inf
+    # Both versions can normalise only; the smallest weight is in the body, which smoothing leaves alone.
+    body = np.argmin(np.where(np.isfinite(draws), draws, np.inf))
+    draws[:] = smoothed + (draws[body] - smoothed[body])
+    return float(shape)
+
+
+def _psislw(draws: np.ndarray, relative_efficiency: float) -> tuple[np.ndarray, np.ndarray]:
+    import arviz
+
+    if hasattr(arviz, "psislw"):
+        return arviz.psislw(draws, reff=relative_efficiency)
+    from arviz_stats.base import array_stats
+
+    return array_stats.psislw(-draws, r_eff=relative_efficiency)  # takes log likelihoods, the weights' reciprocals
+
+
+def to_arviz(groups: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
+    """
+    Arrays by group and variable as an ArviZ object.
+
+    :param groups: for groups of draws such as ``"posterior"``, arrays of shape ``(chain, draw, ...)``.
+    :return: an ``InferenceData`` with ArviZ 0.23, an ``xarray.DataTree`` with ArviZ 1.x.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from pyro_bmrs.arviz_adapter import to_arviz
+        >>> to_arviz({"posterior": {"weights": np.zeros((4, 100, 3))}})["posterior"]["weights"].shape
+        (4, 100, 3)
+    """
+    import arviz
+
+    nested: dict[str, Any] = {group: dict(variables) for group, variables in groups.items()}
+    if hasattr(arviz, "InferenceData"):
+        return arviz.from_dict(**nested)
+    return arviz.from_dict(nested)
+
+
+def has_posterior(data: object) -> bool:
+    """
+    Whether an object is ArviZ's, with a posterior group to read.
+
+    Example::
+
+        >>> from pyro_bmrs.arviz_adapter import has_posterior
+        >>> has_posterior({"posterior": {}})
+        False
+    """
+    return hasattr(getattr(data, "posterior", None), "data_vars")
+
+
+def posterior_draws(data: Any) -> dict[str, np.ndarray]:
+    """
+    The draws of the posterior group of an ``InferenceData`` or ``DataTree``, of shape ``(chain, draw, ...)`` each.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from pyro_bmrs.arviz_adapter import posterior_draws, to_arviz
+        >>> posterior_draws(to_arviz({"posterior": {"weights": np.zeros((4, 100, 3))}}))["weights"].shape
+        (4, 100, 3)
+    """
+    variables = data.posterior.data_vars
+    return {str(name): array.transpose("chain", "draw", ...).values for name, array in variables.items()}
