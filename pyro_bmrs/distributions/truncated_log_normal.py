@@ -72,7 +72,9 @@ class TruncatedLogNormal(LogIntervalDistribution):
                     f"{type(self).__name__} is positive, but has a low of {low.min():.6g}. low and high bound the "
                     "variable itself; only loc and scale are those of its logarithm."
                 )
-        base_dist = TruncatedNormal(loc, scale, low.log(), high.log(), validate_args=validate_args)
+        # An end at 0 has no influence, not even as a parameter: its logarithm has no gradient.
+        log_low = torch.where(low > 0, torch.where(low > 0, low, 1.0).log(), -torch.inf)
+        base_dist = TruncatedNormal(loc, scale, log_low, high.log(), validate_args=validate_args)
         super().__init__(base_dist, low, high, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: LogIntervalDistribution | None = None) -> TruncatedLogNormal:
@@ -93,14 +95,14 @@ class TruncatedLogNormal(LogIntervalDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        inside = (value >= self.low) & (value <= self.high)
-        log_value = value.log()
+        inside = (value >= self.low) & (value <= self.high) & (value > 0) & value.isfinite()
+        log_value = torch.where(inside, torch.where(inside, value, 1.0).log(), self.base_dist.mode)
         return torch.where(inside, self.base_dist._log_density(log_value) - log_value, -torch.inf)
 
     def cdf(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return self.base_dist._log_fractions(value.log())[0].exp()
+        return self.base_dist.cdf(torch.clamp(value.log(), self.base_dist.low, self.base_dist.high))
 
     @property
     def mode(self) -> Tensor:

@@ -17,12 +17,11 @@ from pyro_bmrs.distributions.normal_mass import (
     AboutMode,
     about_mode,
     energy,
-    log_fractions,
     log_mass,
     mean_and_variance,
     moments,
 )
-from pyro_bmrs.distributions.truncated_quantile import truncated_quantile
+from pyro_bmrs.distributions.truncated_quantile import truncated_cdf, truncated_quantile
 from pyro_bmrs.errors import ReductionError
 
 
@@ -102,8 +101,8 @@ class TruncatedNormal(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        inside = (value >= self.low) & (value <= self.high)
-        return torch.where(inside, self._log_density(value), -torch.inf)
+        inside = (value >= self.low) & (value <= self.high) & value.isfinite()
+        return torch.where(inside, self._log_density(torch.where(inside, value, self.mode)), -torch.inf)
 
     def _log_density(self, value: Tensor) -> Tensor:
         """The log density of a value that is known to lie in the interval, up to rounding."""
@@ -120,15 +119,18 @@ class TruncatedNormal(TorchDistribution):
     def cdf(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return self._log_fractions(value)[0].exp()
+        value = torch.clamp(value, self.low, self.high)
+        finite = value.isfinite()
+        inside = torch.where(finite, value, self.mode)
+        probability = truncated_cdf(inside, self.loc, self.scale, self.low, self.high)
+        return torch.where(finite, probability, (value > 0).to(probability.dtype))
 
     def icdf(self, value: Tensor) -> Tensor:
-        quantile = truncated_quantile(value, self.loc, self.scale, self.low, self.high)
-        return torch.where(value <= 0, self.low, torch.where(value >= 1, self.high, quantile))
-
-    def _log_fractions(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        about = self._about_mode
-        return log_fractions(torch.clamp(value, self.low, self.high) - about.mode, *about[1:])
+        # The ends are exact, and reached with a derivative of 0, not the infinite one of an unbounded tail.
+        at_low, at_high = value <= 0, value >= 1
+        inside = torch.where(at_low | at_high, 0.5, value)
+        quantile = truncated_quantile(inside, self.loc, self.scale, self.low, self.high)
+        return torch.where(at_low, self.low, torch.where(at_high, self.high, quantile))
 
     @property
     def mode(self) -> Tensor:

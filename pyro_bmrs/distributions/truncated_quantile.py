@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 r"""
-The quantile function of the truncated normal, and its analytic derivatives.
+The quantile function of the truncated normal and its distribution function, with analytic derivatives.
 
 Within 5 scales of the location, and on intervals not much narrower than the scale, the textbook quantile is accurate:
 interpolate the distribution function between the ends, from the side of the smaller tail, and invert it. Elsewhere it
@@ -29,7 +29,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["truncated_quantile"]
+from pyro_bmrs.distributions.normal_mass import about_mode, log_fractions
+
+__all__ = ["truncated_cdf", "truncated_quantile"]
 
 _ROOT_2 = math.sqrt(2)
 _ROOT_2_OVER_PI = math.sqrt(2 / math.pi)
@@ -68,19 +70,36 @@ def truncated_quantile(u: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high:
     return _TruncatedQuantile.apply(u, loc, scale, low, high)
 
 
+def truncated_cdf(value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """
+    The distribution function of the normal truncated to [``low``, ``high``], differentiable once in all arguments.
+
+    :param value: in [``low``, ``high``].
+    :param loc: with ``scale``, ``low`` and ``high``, as for :func:`truncated_quantile`.
+    :return: the probability of less than ``value``, of the broadcast shape; its relative accuracy holds down to 0.
+
+    Example::
+
+        >>> import torch
+        >>> value, loc, scale = torch.tensor(0.0173), torch.tensor(-40.0), torch.tensor(1.0)
+        >>> truncated_cdf(value, loc, scale, torch.tensor(0.0), torch.tensor(1.0))
+        tensor(0.4997)
+    """
+    return _TruncatedCdf.apply(value, loc, scale, low, high)
+
+
 class _TruncatedQuantile(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
         bulk = _Bulk.of(loc, scale, low, high)
         z = bulk.quantile(u)
         x = torch.addcmul(loc, scale, z).clamp_(low, high)
-        rest, t = None, None
-        if bulk.scarce.any():
-            rest = bulk.scarce.expand(x.shape).reshape(-1).nonzero().squeeze(-1)
+        rest, t = _rest(bulk, x.shape), None
+        if rest is not None:
             u_rest, loc_rest, scale_rest, low_rest, high_rest = _pick(rest, x.shape, u, loc, scale, low, high)
             t = _Tail.of(loc_rest, scale_rest, low_rest, high_rest).quantile(u_rest)
             mode = loc_rest.clamp(low_rest, high_rest)
-            x.view(-1)[rest] = torch.addcmul(mode, scale_rest, t).clamp_(low_rest, high_rest)
+            x = _put(rest, x, torch.addcmul(mode, scale_rest, t).clamp_(low_rest, high_rest))
         ctx.save_for_backward(u, loc, scale, low, high, z, *bulk, rest, t)
         return x
 
@@ -88,28 +107,65 @@ class _TruncatedQuantile(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, loc, scale, low, high, z, *bulk_fields, rest, t = ctx.saved_tensors
-        needed, bulk = ctx.needs_input_grad, _Bulk(*bulk_fields)
-        slopes = list(bulk.slopes(u, z))
-        if needed[0]:
-            slopes.append(bulk.spacing(z))
+        bulk, by_u = _Bulk(*bulk_fields), ctx.needs_input_grad[0]
+        below, above = u.log(), torch.log1p(-u)
+        slopes = bulk.slopes(below, above, z)
+        spacing = scale * bulk.spacing(z) if by_u else None
         if rest is not None:
-            u_rest, *parameters = _pick(rest, grad.shape, u, loc, scale, low, high)
+            below, above, *parameters = _pick(rest, grad.shape, below, above, loc, scale, low, high)
             tail = _Tail.of(*parameters)
-            tail_slopes = list(tail.slopes(u_rest, t))
-            if needed[0]:
-                tail_slopes.append(tail.spacing(t))
-            for slope, tail_slope in zip(slopes, tail_slopes):
-                slope.view(-1)[rest] = tail_slope
-        by_u = scale * slopes.pop() if needed[0] else None
-        return tuple(
-            (grad * slope).sum_to_size(argument.shape) if asked and slope is not None else None
-            for slope, argument, asked in zip([by_u, *slopes], (u, loc, scale, low, high), needed)
-        )
+            slopes = _Slopes(*(_put(rest, *pair) for pair in zip(slopes, tail.slopes(below, above, t))))
+            spacing = _put(rest, spacing, parameters[1] * tail.spacing(t)) if spacing is not None else None
+        return _gradients(ctx, grad, (u, loc, scale, low, high), (spacing, *slopes))
+
+
+class _TruncatedCdf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        about = about_mode(loc, scale.reciprocal().square(), low, high)
+        below, above = log_fractions(value - about.mode, *about[1:])
+        ctx.save_for_backward(value, loc, scale, low, high, below, above)
+        return below.exp()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        value, loc, scale, low, high, below, above = ctx.saved_tensors
+        bulk, z = _Bulk.of(loc, scale, low, high), (value - loc) / scale
+        slopes, spacing = bulk.slopes(below, above, z), scale * bulk.spacing(z)
+        rest = _rest(bulk, grad.shape)
+        if rest is not None:
+            rest_value, below, above, *parameters = _pick(rest, grad.shape, value, below, above, loc, scale, low, high)
+            loc_rest, scale_rest, low_rest, high_rest = parameters
+            tail, t = _Tail.of(*parameters), (rest_value - loc_rest.clamp(low_rest, high_rest)) / scale_rest
+            slopes = _Slopes(*(_put(rest, *pair) for pair in zip(slopes, tail.slopes(below, above, t))))
+            spacing = _put(rest, spacing, scale_rest * tail.spacing(t))
+        density = 1 / spacing
+        return _gradients(ctx, grad, (value, loc, scale, low, high), (density, *(-density * slope for slope in slopes)))
+
+
+def _rest(bulk: _Bulk, shape: torch.Size) -> Tensor | None:
+    """The flat positions of the elements that the textbook formulas do not serve, if any."""
+    return bulk.scarce.expand(shape).reshape(-1).nonzero().squeeze(-1) if bulk.scarce.any() else None
 
 
 def _pick(index: Tensor, shape: torch.Size, *tensors: Tensor) -> tuple[Tensor, ...]:
     """The elements at flat positions of tensors expanded to ``shape``."""
     return torch.stack([tensor.expand(shape) for tensor in tensors]).reshape(len(tensors), -1)[:, index].unbind()
+
+
+def _put(index: Tensor, tensor: Tensor, elements: Tensor) -> Tensor:
+    """The tensor with new elements at flat positions."""
+    return tensor.reshape(-1).index_copy(0, index, elements).reshape(tensor.shape)
+
+
+def _gradients(
+    ctx: Any, grad: Tensor, arguments: tuple[Tensor, ...], derivatives: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    return tuple(
+        (grad * derivative).sum_to_size(argument.shape) if needed and derivative is not None else None
+        for needed, argument, derivative in zip(ctx.needs_input_grad, arguments, derivatives)
+    )
 
 
 class _Slopes(NamedTuple):
@@ -146,12 +202,12 @@ class _Bulk(NamedTuple):
         above = torch.addcmul(self.beyond[1], 1 - u, self.mass)
         return torch.copysign(torch.special.ndtri(torch.minimum(below, above).mul_(0.5)), below - above)
 
-    def slopes(self, u: Tensor, z: Tensor) -> _Slopes:
-        """Derivatives at the quantile ``z``, in scales from the location."""
-        z = z.clamp(-_LAST_QUANTILE, _LAST_QUANTILE)
-        energy = 0.5 * z * z
-        by_low, by_high = torch.exp(energy - self.ends * self.ends)
-        by_low, by_high = (1 - u) * by_low, u * by_high
+    def slopes(self, log_below: Tensor, log_above: Tensor, z: Tensor) -> _Slopes:
+        """Derivatives at ``z``, in scales from the location, given the log probabilities of less and of more."""
+        low, high = self.ends
+        energy = 0.5 * z.clamp(-_LAST_QUANTILE, _LAST_QUANTILE).square()
+        by_low = torch.exp(log_above + energy - low * low)
+        by_high = torch.exp(log_below + energy - high * high)
         # An end beyond the last quantile has no influence; the bound keeps an infinite one from making a NaN of it.
         low, high = self.ends.clamp(max=_LAST_QUANTILE)
         return _Slopes(1 - by_low - by_high, z + _ROOT_2 * (low * by_low - high * by_high), by_low, by_high)
@@ -204,8 +260,8 @@ class _Tail(NamedTuple):
         t = torch.minimum(t, torch.where(is_right, self.right, self.left))
         return torch.where(is_right, t, -t)
 
-    def slopes(self, u: Tensor, t: Tensor) -> _Slopes:
-        """Derivatives at the displacement ``t`` from the mode."""
+    def slopes(self, log_below: Tensor, log_above: Tensor, t: Tensor) -> _Slopes:
+        """Derivatives at the displacement ``t`` from the mode, given the log probabilities of less and of more."""
         is_right = t >= 0
         start = self.slope.abs()
         start_hazard = _hazard(start)
@@ -213,7 +269,7 @@ class _Tail(NamedTuple):
         # influence; the bound keeps an infinite one from making NaNs of it.
         near, far = torch.where(is_right, self.right, self.left), torch.where(is_right, self.left, self.right)
         t, near, far = places = torch.stack([t.abs(), near, far]).clamp_(max=_LAST_QUANTILE)
-        inwards = torch.where(is_right, u, 1 - u)
+        inwards = torch.where(is_right, log_below, log_above).exp()
 
         cumulative, (hazard, near_hazard, far_hazard) = _cumulative_hazard(start, start_hazard, places)
         _, near_mass, far_mass = torch.expm1(-cumulative).neg_()
