@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 FEWEST_DRAWS = 25  # below this, the tail that Pareto smoothing fits has fewer than five draws
+NEGLIGIBLE = -720.0  # a log weight so far below the largest is beyond the least normal float
 
 
 def smooth_log_weights(log_weights: np.ndarray, relative_efficiency: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -51,12 +52,15 @@ def _smooth(draws: np.ndarray, relative_efficiency: float) -> float:
     tail = math.ceil(min(count / 5, 3 * math.sqrt(count / relative_efficiency)))
     if (draws == largest).sum() >= tail:
         return -math.inf
-    smoothed, shape = _psislw(draws, relative_efficiency)
+    # Weights that are nothing beside the largest are all alike to ArviZ, which takes none below the least normal float
+    # for part of the tail. So the smallest is in the body, which smoothing leaves alone, and near enough to the largest
+    # to measure by how much ArviZ, both of whose versions can normalise only, has moved them all.
+    floored = np.maximum(draws, largest + NEGLIGIBLE)
+    smoothed, shape = _psislw(floored.copy(), relative_efficiency)
     if not np.isfinite(shape):
         return math.inf
-    # Both versions can normalise only; the smallest weight is in the body, which smoothing leaves alone.
-    body = np.argmin(np.where(np.isfinite(draws), draws, np.inf))
-    draws[:] = smoothed + (draws[body] - smoothed[body])
+    body = np.argmin(floored)
+    draws[:] = np.where(draws < floored, draws, smoothed + (floored[body] - smoothed[body]))
     return float(shape)
 
 
