@@ -153,7 +153,11 @@ def _reduce_exactly(posterior: Distribution, prior: Distribution, reduced_prior:
     before, transforms = shared
     bare, layers = unwrap(*before)
     inner = _reduce_exactly(*bare)
-    return None if inner is None else transform_posterior(layers.put_back(inner), transforms)
+    return (
+        None
+        if inner is None
+        else transform_posterior(layers.put_back(inner), transforms, (posterior, prior, reduced_prior))
+    )
 
 
 def _types(triple: Triple) -> str:

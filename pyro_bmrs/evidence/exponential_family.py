@@ -55,12 +55,14 @@ class Family:
     :param growth: K: from the natural parameters, the same after a step, and the step, A(after) - A(before).
     :param valid: whether natural parameters belong to a distribution, of the batch shape.
     :param in_common: attributes in which distributions must agree to belong to the same family.
+    :param has_zeros: whether natural parameters are log probabilities, minus infinity where a probability is 0.
     """
 
     members: dict[type[Distribution], Member]
     growth: Callable[[Natural, Natural, Natural], Tensor]
     valid: Callable[[Natural], Tensor]
     in_common: tuple[str, ...] = ()
+    has_zeros: bool = False
 
     def member(self, *distributions: Distribution) -> Member:
         """The first member that all of the distributions are, else the last."""
@@ -76,8 +78,9 @@ class Family:
             if any(_differ(getattr(d, name), getattr(posterior, name)) for d in triple[1:]):
                 return NotImplemented
         q, p, r = (self.member(distribution).natural(distribution) for distribution in triple)
-        step = tuple(map(_difference, r, p))
-        s = tuple(map(_fourth, q, p, r, step))
+        difference = _log_difference if self.has_zeros else torch.sub
+        step, data = tuple(map(difference, r, p)), tuple(map(difference, q, p))
+        s = tuple(map(_add_smaller_last, q, r, step, data))
         valid = self.valid(s)
         if not valid.all():
             raise ReductionError(
@@ -103,14 +106,12 @@ def _differ(one: Any, other: Any) -> bool:
     return one != other
 
 
-def _difference(one: Tensor, other: Tensor) -> Tensor:
-    # Two probabilities of 0 differ by nothing; minus infinity from minus infinity would be NaN.
-    return torch.where(one == other, torch.zeros_like(one), one - other)
+def _log_difference(one: Tensor, other: Tensor) -> Tensor:
+    # Two probabilities of 0 differ by nothing. One where the other is 0 leaves no parameter, which NaN then says.
+    difference = torch.where(one == other, 0.0, one - other)
+    return torch.where(difference == torch.inf, torch.nan, difference)
 
 
-def _fourth(q: Tensor, p: Tensor, r: Tensor, step: Tensor) -> Tensor:
-    """q + r - p, the smaller of the differences added last: exactly r where q is p, and exactly q where r is p."""
-    data = _difference(q, p)
-    s = torch.where(step.abs() < data.abs(), q + step, r + data)
-    # A prior probability of 0 where the posterior or the reduced prior has mass leaves no parameter.
-    return torch.where(torch.maximum(step, data) == torch.inf, torch.full_like(s, torch.nan), s)
+def _add_smaller_last(q: Tensor, r: Tensor, step: Tensor, data: Tensor) -> Tensor:
+    """q + step = r + data: exactly r where q is the prior, and exactly q where r is the prior."""
+    return torch.where(step.abs() < data.abs(), q + step, r + data)

@@ -67,7 +67,7 @@ def _von_mises_growth(before: Natural, after: Natural, step: Natural) -> Tensor:
 
 def _norm(x: Tensor, y: Tensor) -> Tensor:
     zero = (x == 0) & (y == 0)
-    return torch.where(zero, torch.zeros_like(x), torch.hypot(torch.where(zero, torch.ones_like(x), x), y))
+    return torch.where(zero, 0.0, torch.hypot(torch.where(zero, 1.0, x), y))
 
 
 def _continuous_bernoulli_growth(before: Natural, after: Natural, step: Natural) -> Tensor:
@@ -78,7 +78,7 @@ def _log_sinhc(x: Tensor) -> Tensor:
     """log(sinh(x) / x)."""
     x = x.abs()
     small = x < 0.2
-    near, far = torch.where(small, x, torch.zeros_like(x)).square(), torch.where(small, torch.ones_like(x), x)
+    near, far = torch.where(small, x, 0.0).square(), torch.where(small, 1.0, x)
     series = near * (1 / 6 - near * (1 / 180 - near * (1 / 2835 - near * (1 / 37800 - near / 467775))))
     return torch.where(small, series, far + torch.log1p(-torch.exp(-2 * far)) - (2 * far).log())
 
@@ -101,13 +101,13 @@ def _wishart_valid(natural: Natural) -> Tensor:
 def _log(x: Tensor) -> Tensor:
     """The logarithm, with gradient 0 rather than NaN where x is 0."""
     positive = x > 0
-    return torch.where(positive, torch.where(positive, x, torch.ones_like(x)).log(), torch.full_like(x, -torch.inf))
+    return torch.where(positive, torch.where(positive, x, 1.0).log(), -torch.inf)
 
 
 def _log1m(x: Tensor) -> Tensor:
     """log(1 - x), with gradient 0 rather than NaN where x is 1."""
     below = x < 1
-    return torch.where(below, torch.log1p(-torch.where(below, x, torch.zeros_like(x))), torch.full_like(x, -torch.inf))
+    return torch.where(below, torch.log1p(-torch.where(below, x, 0.0)), -torch.inf)
 
 
 def _given_as_probs(distribution: Any) -> bool:
@@ -214,12 +214,14 @@ POISSON = Family(
     {td.Poisson: Member(lambda d: (_log(d.rate),), lambda d, s: dist.Poisson(s[0].exp()))},
     _poisson_growth,
     _below_infinity,
+    has_zeros=True,
 ).register()
 
 GEOMETRIC = Family(
     {td.Geometric: Member(lambda d: (_log_odds(d)[0],), lambda d, s: dist.Geometric(-torch.expm1(s[0])))},
     _geometric_growth,
     _negative,
+    has_zeros=True,
 ).register()
 
 NEGATIVE_BINOMIAL = Family(
@@ -227,12 +229,14 @@ NEGATIVE_BINOMIAL = Family(
     _geometric_growth,
     _negative,
     in_common=("total_count",),
+    has_zeros=True,
 ).register()
 
 BERNOULLI = Family(
     {td.Bernoulli: Member(_coin, lambda d, s: dist.Bernoulli(**_spelling(s)))},
     _categorical_growth,
     _weights_below_infinity,
+    has_zeros=True,
 ).register()
 
 BINOMIAL = Family(
@@ -240,18 +244,22 @@ BINOMIAL = Family(
     _categorical_growth,
     _weights_below_infinity,
     in_common=("total_count",),
+    has_zeros=True,
 ).register()
 
 CATEGORICAL = Family(
     {td.Categorical: Member(_log_weights, lambda d, s: dist.Categorical(logits=s[0]))},
     _categorical_growth,
     _weights_below_infinity,
+    in_common=("_num_events",),
+    has_zeros=True,
 ).register()
 
 ONE_HOT_CATEGORICAL = Family(
     {td.OneHotCategorical: Member(_log_weights, lambda d, s: dist.OneHotCategorical(logits=s[0]))},
     _categorical_growth,
     _weights_below_infinity,
+    has_zeros=True,
 ).register()
 
 MULTINOMIAL = Family(
@@ -259,6 +267,7 @@ MULTINOMIAL = Family(
     _categorical_growth,
     _weights_below_infinity,
     in_common=("total_count",),
+    has_zeros=True,
 ).register()
 
 CONTINUOUS_BERNOULLI = Family(

@@ -124,7 +124,7 @@ def reduce_by_importance(
     log_ratio = reduced_prior.log_prob(reachable) - prior.log_prob(draws)
     score = posterior.log_prob(draws)
     log_weights = log_ratio + (score - score.detach())
-    estimate = importance_estimate(torch.where(inside, log_weights, torch.full_like(log_weights, -torch.inf)))
+    estimate = importance_estimate(torch.where(inside, log_weights, -torch.inf))
 
     def build() -> Distribution:
         return Empirical(draws.movedim(0, len(shape)), estimate.log_weights.movedim(0, -1))

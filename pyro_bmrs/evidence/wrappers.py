@@ -29,7 +29,10 @@ from torch.distributions.transforms import (
     Transform,
 )
 
+from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal, TruncatedNormal
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.evidence.integrand import common_interval
+from pyro_bmrs.evidence.quadrature import ReweightedDistribution
 from pyro_bmrs.evidence.registry import Reduced
 
 Triple = tuple[Distribution, Distribution, Distribution]
@@ -65,7 +68,7 @@ class Layers:
             terms = terms.expand(self.shape)
         if self.mask is not True:
             mask = torch.as_tensor(self.mask, device=terms.device)
-            terms = torch.where(mask, terms, torch.zeros_like(terms))
+            terms = torch.where(mask, terms, 0.0)
         return terms.sum(tuple(range(-self.event_dims, 0))) if self.event_dims else terms
 
     def _wrap(self, posterior: Distribution) -> Distribution:
@@ -213,35 +216,41 @@ def _state(transform: Transform) -> dict[str, Any]:
     return {name: value for name, value in vars(transform).items() if name not in bookkeeping}
 
 
-def transform_posterior(reduced: Reduced, transforms: list[Transform]) -> Reduced:
-    """What a rule said of a triple, said of the triple under a shared bijection: only the posterior is another."""
+def transform_posterior(reduced: Reduced, transforms: list[Transform], triple: Triple) -> Reduced:
+    """What a rule said of a triple before a shared bijection, said of the triple itself: the posterior is another."""
     if not transforms:
         return reduced
-    return replace(reduced, build_posterior=lambda: _transformed(reduced.posterior, transforms))
+
+    def build() -> Distribution:
+        base = reduced.posterior
+        if isinstance(base, ReweightedDistribution):
+            return ReweightedDistribution(*triple, reduced.delta_evidence)
+        name = NATURAL_NAMES.get((type(base), *map(type, transforms)))
+        named = None if name is None else name(base, transforms, triple)
+        return dist.TransformedDistribution(base, transforms) if named is None else named
+
+    return replace(reduced, build_posterior=build)
 
 
-def _transformed(base: Distribution, transforms: list[Transform]) -> Distribution:
-    if isinstance(base, Independent) and not any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
-        inner = _transformed(base.base_dist, transforms)
-        return dist.Independent(inner, base.reinterpreted_batch_ndims)
-    named = _natural_name(base, transforms) if len(transforms) == 1 else None
-    return dist.TransformedDistribution(base, transforms) if named is None else named
+def _inverse_gamma(base: Any, transforms: list[Any], triple: Triple) -> Distribution | None:
+    return dist.InverseGamma(base.concentration, base.rate) if (transforms[0].exponent == -1).all() else None
 
 
-def _natural_name(base: Distribution, transforms: list[Transform]) -> Distribution | None:
-    for (base_type, transform_type), name in NATURAL_NAMES.items():
-        if type(base) is base_type and isinstance(transforms[0], transform_type):
-            return name(base, transforms[0])
-    return None
+def _truncated_log_normal(base: Any, transforms: list[Transform], triple: Triple) -> Distribution:
+    # The ends as they were given, not the exponentials of their logarithms.
+    ends = common_interval(*triple)
+    return TruncatedLogNormal(base.loc, base.scale, ends.low, ends.high)
 
 
-def _inverse_gamma(base: Any, transform: Any) -> Distribution | None:
-    if not bool((transform.exponent == -1).all()):
-        return None
-    return dist.InverseGamma(base.concentration, base.rate, validate_args=False)
+def _log_uniform(base: Any, transforms: list[Transform], triple: Triple) -> Distribution:
+    ends = common_interval(*triple)
+    return LogUniform(ends.low, ends.high)
 
 
-NATURAL_NAMES: dict[tuple[type[Distribution], type[Transform]], Callable[[Any, Any], Distribution | None]] = {
-    (dist.Normal, ExpTransform): lambda base, _: dist.LogNormal(base.loc, base.scale, validate_args=False),
+# The distributions that have a name of their own, by the types of their base and of its transforms.
+NATURAL_NAMES: dict[tuple[type, ...], Callable[[Any, list[Any], Triple], Distribution | None]] = {
+    (dist.Normal, ExpTransform): lambda base, _transforms, _triple: dist.LogNormal(base.loc, base.scale),
+    (TruncatedNormal, ExpTransform): _truncated_log_normal,
+    (dist.Uniform, ExpTransform): _log_uniform,
     (dist.Gamma, PowerTransform): _inverse_gamma,
 }
