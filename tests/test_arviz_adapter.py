@@ -11,7 +11,7 @@ from pyro_bmrs.arviz_adapter import smooth_log_weights
 
 
 def light_tailed(zeros: float, of_zeros: float = -np.inf) -> np.ndarray:
-    """20,000 log weights around -30, a share of them zeros. Of so light a tail, smoothing moves the mean within its error."""
+    """20,000 log weights around -30, a share of them zeros; smoothing so light a tail moves the mean little."""
     log_weights = 0.3 * np.random.default_rng(0).standard_normal(20_000) - 30.0
     log_weights[: int(zeros * len(log_weights))] = of_zeros
     return log_weights
