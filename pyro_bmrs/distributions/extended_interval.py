@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.transforms import Transform
+from torch.types import _size
 
 from pyro_bmrs.errors import ReductionError
 
@@ -101,6 +102,12 @@ class ExtendedIntervalTransform(Transform):
         )
 
     __hash__ = Transform.__hash__
+
+    def forward_shape(self, shape: _size) -> torch.Size:
+        return torch.broadcast_shapes(shape, self.low.shape, self.high.shape)
+
+    def inverse_shape(self, shape: _size) -> torch.Size:
+        return self.forward_shape(shape)
 
     def _ends(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The ends, with 0 for the infinite ones, and which elements are bounded on both sides, below or above only."""

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pyro_bmrs.distributions.normal_mass import about_mode, log_fractions
+from pyro_bmrs.distributions.normal_mass import about_mode, energy, log_mass
 
 __all__ = ["truncated_cdf", "truncated_quantile"]
 
@@ -122,8 +122,14 @@ class _TruncatedQuantile(torch.autograd.Function):
 class _TruncatedCdf(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        about = about_mode(loc, scale.reciprocal().square(), low, high)
-        below, above = log_fractions(value - about.mode, *about[1:])
+        precision = scale.reciprocal().square()
+        whole = about_mode(loc, precision, low, high)
+        # Each piece from its own mode, so that both probabilities keep their relative accuracy down to 0.
+        pieces = about_mode(loc, precision, low, value), about_mode(loc, precision, value, high)
+        below, above = (
+            log_mass(*piece[1:]) - energy(piece.mode - whole.mode, whole.slope, precision) - log_mass(*whole[1:])
+            for piece in pieces
+        )
         ctx.save_for_backward(value, loc, scale, low, high, below, above)
         return below.exp()
 
@@ -280,10 +286,7 @@ class _Tail(NamedTuple):
         by_far = share * far_density / hazard
 
         # dx/dloc is 1 less both of these: the same in differences of hazards, which do not cancel in the tail.
-        ends = start + torch.stack([torch.zeros_like(t), t, near])
-        excess = _hazard_excess(ends, torch.stack([start_hazard, hazard, near_hazard]))
-        rise = t + (excess[1] - excess[0])
-        near_rise = near + (excess[2] - excess[0])
+        rise, near_rise = _hazard_rise(start, start_hazard, places[:2], torch.stack([hazard, near_hazard]))
         across = share * (start_hazard * (1 + far_mass) - far_density)
         by_loc = (rise - inwards * left_over * near_rise + across) / hazard
         by_scale = start * by_loc + t + far * by_far - near * by_near
@@ -319,6 +322,19 @@ def _hazard_excess(z: Tensor, hazard: Tensor) -> Tensor:
     for k in range(8, 1, -1):
         fraction = z + k / fraction
     return torch.where(z > 16, 1 / fraction, hazard - z)
+
+
+def _hazard_rise(start: Tensor, start_hazard: Tensor, t: Tensor, hazard: Tensor) -> Tensor:
+    """The ``hazard`` at ``start + t`` less that at ``start``, to full relative accuracy; ``t`` has a leading dimension."""
+    ends = torch.cat([start[None], start + t])
+    hazards = torch.cat([start_hazard[None], hazard])
+    excess = _hazard_excess(ends, hazards)
+    long = t + (excess[1:] - excess[0])
+    # Where that cancels, by the derivatives at both ends: h' = h (h - z), h'' = h (h - z)(2 h - z) - h.
+    first = hazards * excess
+    second = first * (hazards + excess) - hazards
+    short = 0.5 * t * (first[0] + first[1:] + t * (second[0] - second[1:]) / 6)
+    return torch.where(t * hazard < torch.finfo(t.dtype).eps ** (1 / 5), short, long)
 
 
 def _cumulative_hazard(start: Tensor, start_hazard: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
