@@ -39,7 +39,7 @@ def check_ends(name: str, low: Tensor, high: Tensor) -> None:
         )
 
 
-class extended_interval(constraints.interval):
+class _ExtendedInterval(constraints.interval):
     """
     Constrain to [``lower_bound``, ``upper_bound``], where both are tensors that may hold infinities.
 
@@ -53,6 +53,10 @@ class extended_interval(constraints.interval):
         >>> biject_to(support)(torch.zeros(2))
         tensor([0.5000, 1.0000])
     """
+
+
+# Named as PyTorch names its constraints.
+extended_interval = _ExtendedInterval
 
 
 class ExtendedIntervalTransform(Transform):
@@ -86,7 +90,7 @@ class ExtendedIntervalTransform(Transform):
         self.high = high
 
     @property
-    def codomain(self) -> extended_interval:  # type: ignore[override]
+    def codomain(self) -> _ExtendedInterval:  # type: ignore[override]
         return extended_interval(self.low, self.high)
 
     def with_cache(self, cache_size: int = 1) -> ExtendedIntervalTransform:
@@ -142,5 +146,5 @@ class ExtendedIntervalTransform(Transform):
 
 @biject_to.register(extended_interval)
 @transform_to.register(extended_interval)
-def _transform_to_extended_interval(constraint: extended_interval) -> ExtendedIntervalTransform:
+def _transform_to_extended_interval(constraint: _ExtendedInterval) -> ExtendedIntervalTransform:
     return ExtendedIntervalTransform(constraint.lower_bound, constraint.upper_bound)

@@ -22,25 +22,34 @@ from torch import Tensor
 from torch.distributions import Distribution, HalfNormal, Normal, Uniform
 from torch.distributions.kl import register_kl
 
-from pyro_bmrs.distributions.normal_mass import AboutMode, about_mode, energy, log_mass, moments
+from pyro_bmrs.distributions.normal_mass import about_mode, energy, log_mass, moments
 from pyro_bmrs.distributions.truncated_normal import TruncatedNormal
 
 __all__: list[str] = []
 
 
-def _interval(distribution: Any) -> tuple[Tensor, Tensor]:
-    if isinstance(distribution, (TruncatedNormal, Uniform)):
-        return distribution.low, distribution.high
-    infinity = torch.full_like(distribution.scale, torch.inf)
-    return -infinity if isinstance(distribution, Normal) else torch.zeros_like(infinity), infinity
+class _IntervalNormal:
+    """A member of the family as seen from its mode; a uniform, which has closed forms of its own, from its low end."""
 
+    def __init__(self, distribution: Any) -> None:
+        self.is_uniform = isinstance(distribution, Uniform)
+        if isinstance(distribution, (TruncatedNormal, Uniform)):
+            self.low, self.high = distribution.low, distribution.high
+        else:
+            self.high = torch.full_like(distribution.scale, torch.inf)
+            self.low = -self.high if isinstance(distribution, Normal) else torch.zeros_like(self.high)
+        zero = torch.zeros_like(self.low)
+        loc = zero if isinstance(distribution, HalfNormal) else self.low if self.is_uniform else distribution.loc
+        precision = zero if self.is_uniform else distribution.scale.reciprocal().square()
+        self.about = about_mode(loc, precision, self.low, self.high)
 
-def _about_mode(distribution: Any) -> AboutMode:
-    low, high = _interval(distribution)
-    if isinstance(distribution, Uniform):
-        return about_mode(low, torch.zeros_like(low), low, high)
-    loc = torch.zeros_like(low) if isinstance(distribution, HalfNormal) else distribution.loc
-    return about_mode(loc, distribution.scale.reciprocal().square(), low, high)
+    def log_mass(self) -> Tensor:
+        return self.about.right.log() if self.is_uniform else log_mass(*self.about[1:])
+
+    def moments(self) -> tuple[Tensor, ...]:
+        """E[t] and E[t²] of the displacement from the mode."""
+        width = self.about.right
+        return (width / 2, width * width / 3) if self.is_uniform else moments(*self.about[1:], order=2)
 
 
 @register_kl(TruncatedNormal, TruncatedNormal)
@@ -53,15 +62,15 @@ def _about_mode(distribution: Any) -> AboutMode:
 @register_kl(Uniform, TruncatedNormal)
 @register_kl(Uniform, HalfNormal)
 def _kl_interval_normals(p: Distribution, q: Distribution) -> Tensor:
-    (p_low, p_high), (q_low, q_high) = _interval(p), _interval(q)
+    of_p, of_q = _IntervalNormal(p), _IntervalNormal(q)
     # Ends that were computed in two ways, as e^-20 and back, differ in their last places.
-    slack = 8 * torch.finfo(q_low.dtype).eps
-    leaves = (p_low < q_low - slack * q_low.abs()) | (p_high > q_high + slack * q_high.abs())
+    slack = 8 * torch.finfo(of_q.low.dtype).eps
+    leaves = (of_p.low < of_q.low - slack * of_q.low.abs()) | (of_p.high > of_q.high + slack * of_q.high.abs())
 
-    about_p, about_q = _about_mode(p), _about_mode(q)
+    about_p, about_q = of_p.about, of_q.about
     offset = about_p.mode - about_q.mode
     slope = about_q.slope + about_q.precision * offset - about_p.slope
     curvature = about_q.precision - about_p.precision
-    first, second = moments(*about_p[1:], order=2)
+    first, second = of_p.moments()
     excess = energy(offset, about_q.slope, about_q.precision) + slope * first + 0.5 * curvature * second
-    return torch.where(leaves, torch.inf, excess + log_mass(*about_q[1:]) - log_mass(*about_p[1:]))
+    return torch.where(leaves, torch.inf, excess + of_q.log_mass() - of_p.log_mass())

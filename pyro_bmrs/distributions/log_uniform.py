@@ -78,7 +78,8 @@ class LogUniform(LogIntervalDistribution):
     def cdf(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return ((value.log() - self.base_dist.low) / self._width).clamp(min=0, max=1)
+        log_value = torch.clamp(value, self.low, self.high).log()
+        return ((log_value - self.base_dist.low) / self._width).clamp(min=0, max=1)
 
     @property
     def mode(self) -> Tensor:

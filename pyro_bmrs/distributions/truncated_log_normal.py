@@ -102,7 +102,8 @@ class TruncatedLogNormal(LogIntervalDistribution):
     def cdf(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        return self.base_dist.cdf(torch.clamp(value.log(), self.base_dist.low, self.base_dist.high))
+        log_value = torch.clamp(value, self.low, self.high).log()
+        return self.base_dist.cdf(torch.clamp(log_value, self.base_dist.low, self.base_dist.high))
 
     @property
     def mode(self) -> Tensor:

@@ -325,7 +325,7 @@ def _hazard_excess(z: Tensor, hazard: Tensor) -> Tensor:
 
 
 def _hazard_rise(start: Tensor, start_hazard: Tensor, t: Tensor, hazard: Tensor) -> Tensor:
-    """The ``hazard`` at ``start + t`` less that at ``start``, to full relative accuracy; ``t`` has a leading dimension."""
+    """The ``hazard`` at ``start + t`` less that at ``start``, accurately; ``t`` and it have a leading dimension."""
     ends = torch.cat([start[None], start + t])
     hazards = torch.cat([start_hazard[None], hazard])
     excess = _hazard_excess(ends, hazards)
