@@ -65,7 +65,7 @@ def about_mode(loc: Tensor, precision: Tensor, low: Tensor, high: Tensor) -> Abo
         >>> about.mode, about.slope, about.left, about.right
         (tensor(1.), tensor(-8.), tensor(1.), tensor(0.))
     """
-    mode = torch.maximum(torch.minimum(loc, high), low)
+    mode = loc.clamp(low, high)
     return AboutMode(mode, precision * (mode - loc), precision, mode - low, high - mode)
 
 
@@ -99,7 +99,8 @@ def log_mass(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor) -> T
         >>> log_mass(torch.tensor(1e6), one, zero, inf)  # the tail beyond a million scales: 1 / slope
         tensor(-13.8155)
     """
-    return _LogMass.apply(*_aligned(slope, precision, left, right))
+    arguments = _aligned(slope, precision, left, right)
+    return _LogMass.apply(*arguments) if _needs_graph(arguments) else _log_mass(*arguments)
 
 
 def moments(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor, order: int) -> tuple[Tensor, ...]:
@@ -120,7 +121,11 @@ def moments(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor, order
         >>> moments(torch.tensor(1e3), one, zero, inf, 2)
         (tensor(0.0010), tensor(2.0000e-06))
     """
-    return _Moments.apply(*_aligned(slope, precision, left, right), order).unbind(0)
+    arguments = _aligned(slope, precision, left, right)
+    if _needs_graph(arguments):
+        return _Moments.apply(*arguments, order).unbind(0)
+    slope, precision, left, right = arguments
+    return _moments(slope, precision, left, right, order).unbind(0)
 
 
 def mean_and_variance(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,40 +170,61 @@ def log_fractions(t: Tensor, slope: Tensor, precision: Tensor, left: Tensor, rig
     return torch.where(beyond, body, tail), torch.where(beyond, tail, body)
 
 
-def _aligned(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _aligned(*tensors: Tensor) -> list[Tensor]:
     """The tensors with one shape and one dtype."""
-    tensors = torch.broadcast_tensors(*tensors)
     dtype = max((tensor.dtype for tensor in tensors), key=lambda dtype: torch.finfo(dtype).bits)
-    return tuple(tensor.to(dtype) for tensor in tensors)
+    return [tensor.to(dtype) for tensor in torch.broadcast_tensors(*tensors)]
+
+
+def _needs_graph(tensors: list[Tensor]) -> bool:
+    # An autograd function costs as much as a thousand elements: it is not entered in vain.
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _log_mass(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Values of :func:`log_mass`, without a graph."""
+    """Values of :func:`log_mass`, without a graph; in place and by index, since this is the inner loop of pruning."""
     shape = slope.shape
-    slope, precision, left, right = [tensor.reshape(-1) for tensor in (slope, precision, left, right)]
-    root = (0.5 * precision).sqrt()
-    mass = torch.erf(left * root).add_(torch.erf(right * root)).mul_(_HALF_ROOT_PI).div_(root)
-    interior = (slope == 0) & (precision > 0)
-    rest = (~interior).nonzero().squeeze(-1)
+    slope, precision, left, right = (tensor.reshape(-1) for tensor in (slope, precision, left, right))
+    half = 0.5 * precision
+    unit = half.rsqrt()
+    root = half.mul_(unit)
+    mass = (left * root).erf_().add_((right * root).erf_()).mul_(unit).mul_(_HALF_ROOT_PI)
+    outside = slope != 0
+    if torch.isnan(mass.sum()):  # a precision that is not positive has no root
+        outside |= mass.isnan()
+    rest = outside.nonzero().squeeze(-1)
     if len(rest):
-        mass[rest] = _end_mass(slope[rest], precision[rest], left[rest], right[rest])
+        parts = (tensor.index_select(0, rest) for tensor in (slope, precision, left, right, unit, root))
+        mass.scatter_(0, rest, _end_mass(*parts))
     return mass.log_().reshape(shape)
 
 
-def _end_mass(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def _end_mass(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor, unit: Tensor, root: Tensor) -> Tensor:
     """The mass where the mode is an end of the interval, or the precision is not positive; 1-D."""
     length = torch.where(slope < 0, left, right)
-    fall = energy(length, slope.abs(), precision)
-    root = (0.5 * precision).sqrt()
-    start = 0.5 * slope.abs() / root
-    tail = torch.exp(-fall) * torch.special.erfcx(start + length * root)
-    mass = (torch.special.erfcx(start) - tail) * _HALF_ROOT_PI / root
-    # With less than one e-fold between the ends the two terms cancel.
-    flat = (~((precision > 0) & (slope != 0) & (fall > 1) & (root > 0))).nonzero().squeeze(-1)
+    mass, fall = scaled_tail((0.5 * slope.abs()).mul_(unit), length * root)
+    mass.mul_(unit).mul_(_HALF_ROOT_PI)
+    # With less than one e-fold between the ends the two terms cancel; a NaN says that there is no root.
+    flat = (~((slope != 0) & (fall > 1))).nonzero().squeeze(-1)
     if len(flat):
         unit, integrals = quadrature_moments(slope[flat], precision[flat], left[flat], right[flat], order=0)
         mass[flat] = unit * integrals[0]
     return mass
+
+
+def scaled_tail(start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    exp(start²) (erfc(start) - erfc(start + length)), and by how many e-folds the second is the smaller; 1-D, no graph.
+
+    Full relative accuracy for ``start >= 0`` where the second number is above 1; below, the difference cancels.
+    """
+    fall = length * (length + 2 * start)
+    tail = torch.special.erfcx(start)
+    near = (fall < 40).nonzero().squeeze(-1)
+    if len(near):
+        end = start.index_select(0, near).add_(length.index_select(0, near))
+        tail[near] -= torch.special.erfcx(end).mul_(fall.index_select(0, near).neg_().exp_())
+    return tail, fall
 
 
 def _moments(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor, order: int) -> Tensor:
