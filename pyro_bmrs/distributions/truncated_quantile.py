@@ -29,16 +29,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pyro_bmrs.distributions.normal_hazard import cumulative_hazard, hazard, hazard_rise
 from pyro_bmrs.distributions.normal_mass import about_mode, energy, log_mass
 
 __all__ = ["truncated_cdf", "truncated_quantile"]
 
 _ROOT_2 = math.sqrt(2)
-_ROOT_2_OVER_PI = math.sqrt(2 / math.pi)
-# Intervals with less than this fraction of the mass beyond their modes, and those more than about 5 scales away (where
-# twice that mass falls below the second number), are solved for in cumulative hazard.
-_LEAST_MASS = 0.1
-_LEAST_TAIL = 6e-7
+# Intervals with less than this share of the mass beyond their modes, and those more than about 5 scales away, with
+# less than this of (twice) the normal's mass, are solved for in cumulative hazard.
+_LEAST_SHARE = 0.1
+_LEAST_MASS = 6e-7
 # How fast the mean curvature of the cumulative hazard approaches 1: with this rate the first solution of H(t) = L is
 # within 1% of t, and the second within 4e-9, for every distance from the location and L up to 40.
 _CURVATURE_RATE = 0.3
@@ -193,30 +193,35 @@ class _Bulk(NamedTuple):
 
     @classmethod
     def of(cls, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> _Bulk:
-        ends = torch.stack([loc - low, high - loc]).div_(_ROOT_2 * scale)
-        # The distance to the interval is that to its mode: half the normal is beyond it where the mode is interior.
-        outside = ends.amin(0).clamp_(max=0)
-        low_beyond, high_beyond, half = beyond = torch.erfc(torch.cat([ends, -outside[None]]))
-        mass = torch.where(outside < 0, half - torch.minimum(low_beyond, high_beyond), 2 - low_beyond - high_beyond)
-        scarce = (mass < _LEAST_MASS * half) | (half < _LEAST_TAIL)
-        return cls(ends, beyond[:2], mass, scarce)
+        unit = scale * _ROOT_2
+        below, above = (loc - low).div_(unit), (high - loc).div_(unit)
+        # How far the location is outside the interval: beyond its mode lies as much as beyond this.
+        outside = torch.minimum(below, above).clamp_(max=0).neg_()
+        ends = torch.stack([below, above, outside])
+        below_low, above_high, half = beyond = torch.erfc(ends)
+        # The mass from the mode to one end, and to the other, without which it would cancel in the tail.
+        mass = (half - torch.minimum(below_low, above_high)).add_(
+            torch.maximum(below_low, above_high).neg_().add_(1).clamp_(min=0)
+        )
+        return cls(ends[:2], beyond[:2], mass, mass < (half * _LEAST_SHARE).clamp_(min=_LEAST_MASS))
 
     def quantile(self, u: Tensor) -> Tensor:
         """In scales from the location."""
         # Sums of positive terms: the smaller of the two keeps its relative accuracy far into the tail.
         below = torch.addcmul(self.beyond[0], u, self.mass)
-        above = torch.addcmul(self.beyond[1], 1 - u, self.mass)
-        return torch.copysign(torch.special.ndtri(torch.minimum(below, above).mul_(0.5)), below - above)
+        above = torch.addcmul(self.beyond[1], torch.rsub(u, 1), self.mass)
+        return torch.special.ndtri(torch.minimum(below, above).mul_(0.5)).copysign_(below - above)
 
     def slopes(self, log_below: Tensor, log_above: Tensor, z: Tensor) -> _Slopes:
         """Derivatives at ``z``, in scales from the location, given the log probabilities of less and of more."""
         low, high = self.ends
-        energy = 0.5 * z.clamp(-_LAST_QUANTILE, _LAST_QUANTILE).square()
-        by_low = torch.exp(log_above + energy - low * low)
-        by_high = torch.exp(log_below + energy - high * high)
+        energy = z.clamp(-_LAST_QUANTILE, _LAST_QUANTILE).square_().mul_(0.5)
+        by_low = torch.addcmul(energy + log_above, low, low, value=-1).exp_()
+        by_high = torch.addcmul(energy + log_below, high, high, value=-1).exp_()
         # An end beyond the last quantile has no influence; the bound keeps an infinite one from making a NaN of it.
         low, high = self.ends.clamp(max=_LAST_QUANTILE)
-        return _Slopes(1 - by_low - by_high, z + _ROOT_2 * (low * by_low - high * by_high), by_low, by_high)
+        by_scale = torch.add(z, torch.addcmul(low * by_low, high, by_high, value=-1), alpha=_ROOT_2)
+        return _Slopes((by_low + by_high).neg_().add_(1), by_scale, by_low, by_high)
 
     def spacing(self, z: Tensor) -> Tensor:
         """dx/du in scales, the reciprocal of the density."""
@@ -245,24 +250,25 @@ class _Tail(NamedTuple):
     def quantile(self, u: Tensor) -> Tensor:
         """The displacement from the mode, in scales."""
         start = self.slope.abs()
-        start_hazard = _hazard(start)
-        cumulative, _ = _cumulative_hazard(start, start_hazard, torch.stack([self.left, self.right]))
-        mass = torch.expm1(-cumulative).neg_()
+        start_hazard = hazard(start)
+        cumulative, _ = cumulative_hazard(start, start_hazard, torch.stack([self.left, self.right]))
         beyond_left, beyond_right = torch.exp(-cumulative)
+        left, right = torch.expm1(-cumulative).neg_()
         # The mass between the mode and the quantile, signed, and all the mass beyond, as fractions of the half normal.
-        between = torch.lerp(-mass[0], mass[1], u)
+        between = torch.lerp(-left, right, u)
         is_right = between >= 0
-        between = between.abs()
-        beyond = torch.where(is_right, 1 - u, u) * mass.sum(0) + torch.where(is_right, beyond_right, beyond_left)
-        level = -torch.where(between < 0.5, torch.log1p(-between), torch.log(beyond))
+        between.abs_()
+        beyond = torch.where(is_right, beyond_right, beyond_left)
+        beyond.addcmul_(torch.where(is_right, torch.rsub(u, 1), u), left.add_(right))
+        level = torch.where(between < 0.5, between.neg_().log1p_(), beyond.log_()).neg_()
 
-        ratio = level / start_hazard
-        curvature = 1 - (1 - start_hazard * (start_hazard - start)) * torch.rsqrt(1 + _CURVATURE_RATE * level)
-        t = 2 * ratio / (1 + torch.sqrt(1 + 2 * ratio * curvature / start_hazard))
+        # The mean curvature of the cumulative hazard, relative to that at infinity, rises with the level.
+        flatness = torch.rsub(start_hazard * (start_hazard - start), 1)
+        curvature = torch.rsub((level * _CURVATURE_RATE).add_(1).rsqrt_().mul_(flatness), 1)
+        t = _quadratic_step(level / start_hazard, curvature.div_(start_hazard))
         for _ in range(1 if torch.finfo(t.dtype).bits <= 32 else 2):
-            reached, hazard = _cumulative_hazard(start, start_hazard, t)
-            ratio = (level - reached) / hazard
-            t = t + 2 * ratio / (1 + torch.sqrt(1 + 2 * ratio * (hazard - start - t)))
+            reached, hazard_there = cumulative_hazard(start, start_hazard, t)
+            t = t + _quadratic_step((level - reached).div_(hazard_there), hazard_there - start - t)
         t = torch.minimum(t, torch.where(is_right, self.right, self.left))
         return torch.where(is_right, t, -t)
 
@@ -270,26 +276,27 @@ class _Tail(NamedTuple):
         """Derivatives at the displacement ``t`` from the mode, given the log probabilities of less and of more."""
         is_right = t >= 0
         start = self.slope.abs()
-        start_hazard = _hazard(start)
+        start_hazard = hazard(start)
         # The end beyond the quantile, as seen from the mode, and the other one. An end beyond the last quantile has no
         # influence; the bound keeps an infinite one from making NaNs of it.
         near, far = torch.where(is_right, self.right, self.left), torch.where(is_right, self.left, self.right)
         t, near, far = places = torch.stack([t.abs(), near, far]).clamp_(max=_LAST_QUANTILE)
         inwards = torch.where(is_right, log_below, log_above).exp()
 
-        cumulative, (hazard, near_hazard, far_hazard) = _cumulative_hazard(start, start_hazard, places)
+        cumulative, (there, near_hazard, far_hazard) = cumulative_hazard(start, start_hazard, places)
         _, near_mass, far_mass = torch.expm1(-cumulative).neg_()
-        left_over = torch.exp(cumulative[0] - cumulative[1])
-        share = torch.expm1(cumulative[0] - cumulative[1]).neg_() / (near_mass + far_mass)
-        far_density = far_hazard * (1 - far_mass)
-        by_near = inwards * left_over * near_hazard / hazard
-        by_far = share * far_density / hazard
+        difference = cumulative[0] - cumulative[1]
+        weight = inwards * difference.exp()
+        share = difference.expm1_().neg_().div_(near_mass + far_mass)
+        far_density = far_hazard * torch.rsub(far_mass, 1)
+        by_near = weight * near_hazard / there
+        by_far = share * far_density / there
 
         # dx/dloc is 1 less both of these: the same in differences of hazards, which do not cancel in the tail.
-        rise, near_rise = _hazard_rise(start, start_hazard, places[:2], torch.stack([hazard, near_hazard]))
-        across = share * (start_hazard * (1 + far_mass) - far_density)
-        by_loc = (rise - inwards * left_over * near_rise + across) / hazard
-        by_scale = start * by_loc + t + far * by_far - near * by_near
+        rise, near_rise = hazard_rise(start, start_hazard, places[:2], torch.stack([there, near_hazard]))
+        across = torch.addcmul(start_hazard, start_hazard, far_mass).sub_(far_density).mul_(share)
+        by_loc = across.add_(rise).addcmul_(weight, near_rise, value=-1).div_(there)
+        by_scale = torch.addcmul(t, start, by_loc).addcmul_(far, by_far).addcmul_(near, by_near, value=-1)
 
         half = 0.5 * (near + far)
         is_narrow = half * (start + half) < _narrow_limit(t.dtype)
@@ -303,55 +310,16 @@ class _Tail(NamedTuple):
     def spacing(self, t: Tensor) -> Tensor:
         """dx/du in scales, the reciprocal of the density."""
         start = self.slope.abs()
-        start_hazard = _hazard(start)
+        start_hazard = hazard(start)
         places = torch.stack([t.abs(), self.left, self.right])
-        cumulative, (hazard, *_) = _cumulative_hazard(start, start_hazard, places)
+        cumulative, (there, *_) = cumulative_hazard(start, start_hazard, places)
         mass = -torch.expm1(-cumulative[1:]).sum(0)
-        return mass * torch.exp(cumulative[0]) / hazard
+        return mass * torch.exp(cumulative[0]) / there
 
 
-def _hazard(z: Tensor) -> Tensor:
-    """Density over mass beyond ``z`` of the standard normal, for z >= 0."""
-    return _ROOT_2_OVER_PI / torch.special.erfcx(z / _ROOT_2)
-
-
-def _hazard_excess(z: Tensor, hazard: Tensor) -> Tensor:
-    """``hazard - z``, to full relative accuracy."""
-    # Laplace's continued fraction, where the difference would cancel.
-    fraction = z
-    for k in range(8, 1, -1):
-        fraction = z + k / fraction
-    return torch.where(z > 16, 1 / fraction, hazard - z)
-
-
-def _hazard_rise(start: Tensor, start_hazard: Tensor, t: Tensor, hazard: Tensor) -> Tensor:
-    """The ``hazard`` at ``start + t`` less that at ``start``, accurately; ``t`` and it have a leading dimension."""
-    ends = torch.cat([start[None], start + t])
-    hazards = torch.cat([start_hazard[None], hazard])
-    excess = _hazard_excess(ends, hazards)
-    long = t + (excess[1:] - excess[0])
-    # Where that cancels, by the derivatives at both ends: h' = h (h - z), h'' = h (h - z)(2 h - z) - h.
-    first = hazards * excess
-    second = first * (hazards + excess) - hazards
-    short = 0.5 * t * (first[0] + first[1:] + t * (second[0] - second[1:]) / 6)
-    return torch.where(t * hazard < torch.finfo(t.dtype).eps ** (1 / 5), short, long)
-
-
-def _cumulative_hazard(start: Tensor, start_hazard: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """H(``start``, t), and the hazard at ``start + t``, given that at ``start``."""
-    end = start + t
-    hazard = _hazard(end)
-    # The derivatives of the hazard at both ends, each times its power of t: h' = h (h - z), h'' = h' (2 h - z) - h.
-    first, last = t * start_hazard, t * hazard
-    first_excess, last_excess = first - t * start, last - t * end
-    square = t * t
-    change = first * first_excess - last * last_excess
-    first_bend = first * (first_excess * (first + first_excess) - square)
-    last_bend = last * (last_excess * (last + last_excess) - square)
-    # By a Taylor expansion at both ends where the logarithm of the ratio of the hazards would cancel.
-    short = (first + last) / 2 + change / 10 + (first_bend + last_bend) / 120
-    long = t * (start + t / 2) + torch.log(hazard / start_hazard)
-    return torch.where(last < torch.finfo(t.dtype).eps ** (1 / 12), short, long), hazard
+def _quadratic_step(ratio: Tensor, curvature: Tensor) -> Tensor:
+    """The root t of ``t + curvature * t**2 / 2 = ratio`` that is near 0."""
+    return 2 * ratio / (ratio * curvature).mul_(2).add_(1).sqrt_().add_(1)
 
 
 def _narrow_slopes(start: Tensor, t: Tensor, near: Tensor, far: Tensor) -> tuple[Tensor, Tensor]:
