@@ -4,7 +4,8 @@
 """Bayesian model reduction for Pyro: change priors after the fit, without refitting."""
 
 from pyro_bmrs.errors import ReductionError, ReductionWarning
+from pyro_bmrs.reduction import Reduction, reduce_model
 
 __version__ = "0.1.0"
 
-__all__ = ["ReductionError", "ReductionWarning", "__version__"]
+__all__ = ["Reduction", "ReductionError", "ReductionWarning", "__version__", "reduce_model"]

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.types import _size
 
+from pyro_bmrs.distributions.parameters import ParameterMap, map_parameters
 from pyro_bmrs.errors import ReductionWarning
 from pyro_bmrs.evidence.integrand import Integrand, common_interval
 from pyro_bmrs.evidence.panels import nodes
@@ -121,6 +122,16 @@ class ReweightedDistribution(TorchDistribution):
         new = ReweightedDistribution(posterior, prior, reduced_prior, evidence, validate_args=False)
         new._validate_args = self._validate_args
         return new
+
+    def _map_parameters(self, function: ParameterMap, prefix: str) -> ReweightedDistribution:
+        # Its normaliser belongs to just these parameters: none of them can be moved by itself.
+        def fixed(path: str, *described: Any) -> Tensor:
+            return function(path + "_fixed", *described)
+
+        names = ("posterior", "prior", "reduced_prior")
+        parts = [map_parameters(getattr(self, name), fixed, f"{prefix}{name}_") for name in names]
+        evidence = fixed(prefix + "log_evidence", self.log_evidence, constraints.real, 0)
+        return ReweightedDistribution(*parts, evidence, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density."""

@@ -1,0 +1,89 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A reduction as a table, and as ArviZ data."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Distribution
+
+from . import arviz_adapter
+from .posteriors import FittedGuide
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .reduction import Reduction
+
+# Draws for the moments of a posterior that has no closed form for them.
+_NUM_DRAWS = 4000
+
+
+def element_labels(name: str, shape: torch.Size) -> list[str]:
+    """Labels of a site's elements, as ArviZ writes them.
+
+    Example::
+
+        >>> element_labels("w", torch.Size([2]))
+        ['w[0]', 'w[1]']
+    """
+    indices = itertools.product(*map(range, shape))
+    return [f"{name}[{', '.join(map(str, index))}]" if index else name for index in indices]
+
+
+@torch.no_grad()
+def moments(distribution: Distribution | None, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each element; by draws where the distribution knows no closed form."""
+    missing = torch.full(shape, torch.nan)
+    if distribution is None or distribution.batch_shape + distribution.event_shape != shape:
+        return missing, missing
+    try:
+        return distribution.mean, distribution.stddev
+    except NotImplementedError:
+        draws = distribution.sample(torch.Size([_NUM_DRAWS]))
+        return draws.mean(0), draws.std(0)
+
+
+def summarise(fitted: FittedGuide, reduction: Reduction) -> pd.DataFrame:
+    """The table behind :meth:`pyro_bmrs.Reduction.summary`."""
+    import pandas as pd
+
+    tables = []
+    for name in reduction.reduced_sites:
+        delta = reduction.elementwise[name].detach()
+        before = fitted.factor_of[name].posterior(name) if name in fitted.factor_of else None
+        mean, sd = moments(before, delta.shape)
+        reduced_mean, reduced_sd = moments(reduction.posterior.get(name), delta.shape)
+        columns = {
+            "mean": mean,
+            "sd": sd,
+            "reduced_mean": reduced_mean,
+            "reduced_sd": reduced_sd,
+            "delta_evidence": delta,
+            "probability": torch.sigmoid(delta),
+        }
+        flat = {label: column.detach().reshape(-1).cpu().numpy() for label, column in columns.items()}
+        tables.append(pd.DataFrame(flat, index=element_labels(name, delta.shape)))
+    return pd.concat(tables)
+
+
+@torch.no_grad()
+def to_arviz(fitted: FittedGuide, reduction: Reduction, num_samples: int) -> Any:
+    """The data behind :meth:`pyro_bmrs.Reduction.to_arviz`."""
+    guide = reduction.guide
+    draws: dict[str, list[np.ndarray]] = {}
+    for _ in range(num_samples):
+        trace = poutine.trace(guide).get_trace(*fitted.args, **fitted.kwargs)
+        for name in fitted.sites:
+            draws.setdefault(name, []).append(trace.nodes[name]["value"].cpu().numpy())
+    stacked = {name: np.stack(values)[None] for name, values in draws.items()}
+    data = arviz_adapter.to_arviz({"posterior": stacked})
+    data.posterior.attrs.update(delta_evidence=float(reduction.delta_evidence), method=reduction.method)
+    return data
