@@ -36,7 +36,7 @@ class Interval:
 
     def constraint(self) -> constraints.Constraint:
         """The support of a distribution on this interval."""
-        if self == Interval():
+        if not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor) and self == Interval():
             return constraints.real
         low, high = (torch.as_tensor(bound) for bound in (self.low, self.high))
         return extended_interval(*torch.broadcast_tensors(low, high))
