@@ -207,8 +207,9 @@ def _end_mass(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor, uni
     # With less than one e-fold between the ends the two terms cancel; a NaN says that there is no root.
     flat = (~((slope != 0) & (fall > 1))).nonzero().squeeze(-1)
     if len(flat):
-        unit, integrals = quadrature_moments(slope[flat], precision[flat], left[flat], right[flat], order=0)
-        mass[flat] = unit * integrals[0]
+        slope, precision, left, right = (tensor[flat] for tensor in (slope, precision, left, right))
+        unit, integrals = quadrature_moments(slope, precision, left, right, order=0)
+        mass[flat] = torch.where((slope == 0) & (precision == 0), left + right, unit * integrals[0])
     return mass
 
 

@@ -155,7 +155,9 @@ def product_of_members(q: Member, p: Member, r: Member) -> NormalProduct:
     left, right = (distance.clamp(min=0).clamp(max=high - low) for distance in (from_low, from_high))
     slope = precision * ((-from_low).relu() - (-from_high).relu())
     if end is not None:
-        slope = torch.where(precision <= 0, tangent(end), slope)
+        falls = precision <= 0
+        left, right = torch.where(falls, end - low, left), torch.where(falls, high - end, right)
+        slope = torch.where(falls, tangent(end), slope)
 
     energies = each(lambda m, s: _rise(m, s.clamp(low - m.loc, high - m.loc), left, right, low, high), shifts)
     mass = log_mass(slope, precision, left, right)
