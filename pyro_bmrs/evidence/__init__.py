@@ -8,6 +8,7 @@ from pyro_bmrs.evidence import (  # noqa: F401  (they register their rules)
     interval_normal,
     masked_mixture,
     multivariate_normal,
+    normal,
     point,
 )
 from pyro_bmrs.evidence.dispatch import log_evidence_change, reduce, reduced_posterior

@@ -129,9 +129,9 @@ class ReweightedDistribution(TorchDistribution):
             return function(path + "_fixed", *described)
 
         names = ("posterior", "prior", "reduced_prior")
-        parts = [map_parameters(getattr(self, name), fixed, f"{prefix}{name}_") for name in names]
+        q, p, r = (map_parameters(getattr(self, name), fixed, f"{prefix}{name}_") for name in names)
         evidence = fixed(prefix + "log_evidence", self.log_evidence, constraints.real, 0)
-        return ReweightedDistribution(*parts, evidence, validate_args=False)
+        return ReweightedDistribution(q, p, r, evidence, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density."""
