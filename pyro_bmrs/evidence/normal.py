@@ -41,12 +41,12 @@ def reduce_normals(posterior: Normal, prior: Normal, reduced_prior: Normal) -> R
     # The difference that cancels is taken first.
     precision = (q - p) + r
     # A scale of infinity is no normal's; what is wrong with the parameters is then said before this.
-    converges = (precision > 0) & (q * p * r > 0)
+    converges = (precision > 0) & (q > 0) & (p > 0) & (r > 0)
     if not converges.all():
         raise ReductionError(
             f"The reduced prior is broader than the prior where the posterior still has mass, at "
-            f"{int((~converges).sum())} of {converges.numel()} elements, and the evidence diverges. A reduced prior has "
-            "to be the narrower of the two in the posterior's tails: give it a smaller scale, or bounds."
+            f"{int((~converges).sum())} of {converges.numel()} elements, and the evidence diverges. A reduced prior "
+            "has to be the narrower of the two in the posterior's tails: give it a smaller scale, or bounds."
         )
     to_q, to_p = posterior.loc - reduced_prior.loc, prior.loc - reduced_prior.loc
     apart = posterior.loc - prior.loc
