@@ -5,7 +5,16 @@
 
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.reduction import Reduction, reduce_model
+from pyro_bmrs.search import ModelSpace, search_models
 
 __version__ = "0.1.0"
 
-__all__ = ["Reduction", "ReductionError", "ReductionWarning", "__version__", "reduce_model"]
+__all__ = [
+    "ModelSpace",
+    "Reduction",
+    "ReductionError",
+    "ReductionWarning",
+    "__version__",
+    "reduce_model",
+    "search_models",
+]

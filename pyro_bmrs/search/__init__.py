@@ -1,0 +1,9 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Spaces of reduced models: search, posterior probabilities and averages over models, from one fit."""
+
+from pyro_bmrs.search.model_space import ModelSpace
+from pyro_bmrs.search.search import search_models
+
+__all__ = ["ModelSpace", "search_models"]

@@ -1,0 +1,146 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Groups of elements that take their full or their reduced prior together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.priors import name_of_unknown
+from pyro_bmrs.summaries import element_labels
+
+GroupsLike = str | Mapping[str, str | Sequence[str] | Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """
+    Which elements of which sites switch together.
+
+    :param names: a name for each group.
+    :param labels: for each site, the group that each element belongs to, of the shape of its elements; -1 for elements
+        that belong to none and keep their full prior.
+    """
+
+    names: tuple[str, ...]
+    labels: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def spread(self, values: Tensor, ungrouped: float) -> dict[str, Tensor]:
+        """
+        A value for each group as a value for each element of each site.
+
+        :param values: shape ``(..., num_groups)``.
+        :param ungrouped: the value of elements that belong to no group.
+        """
+        padded = torch.cat([values, values.new_full((*values.shape[:-1], 1), ungrouped)], -1)
+        # The label -1 picks what was appended.
+        return {name: padded[..., label] for name, label in self.labels.items()}
+
+    def total(self, values: Mapping[str, Tensor]) -> Tensor:
+        """
+        A value for each element of each site, added up over the elements of each group.
+
+        :param values: for each site, of the shape of its elements.
+        :return: shape ``(num_groups,)``.
+        """
+        total = next(iter(values.values())).new_zeros(len(self) + 1, dtype=torch.double)
+        for name, label in self.labels.items():
+            total.index_add_(0, label.reshape(-1) % len(total), values[name].reshape(-1).double())
+        return total[:-1]
+
+
+def read_groups(groups: GroupsLike, shapes: Mapping[str, torch.Size], device: torch.device | None = None) -> Groups:
+    """
+    The groups that a user states.
+
+    :param groups: ``"element"`` (each element by itself), ``"site"`` (each site as a whole), or a mapping from the
+        name of a group to what is in it: a site, several sites, or a mapping from site to an index of its elements
+        (anything that indexes a tensor of the site's shape: a number, a slice, a list, a boolean mask, a tuple of
+        these).
+    :param shapes: shape of the elements of each site that has a reduced prior.
+    :param device: where the labels are to lie.
+    :raises ReductionError: for a group that is empty, names an unknown site, leaves a site's shape or overlaps another;
+        for a space without groups; for a site with a reduced prior but in no group.
+
+    Example::
+
+        >>> groups = read_groups({"first two": {"w": [0, 1]}, "rest": {"w": 2, "b": ...}}, {"w": (3,), "b": ()})
+        >>> groups.labels["w"], groups.labels["b"]
+        (tensor([0, 0, 1]), tensor(1))
+    """
+    shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
+    if not any(shape.numel() for shape in shapes.values()) or (isinstance(groups, Mapping) and not groups):
+        raise ReductionError("the space of models is empty: there is no group of elements to reduce")
+    if groups == "element":
+        return _each_element(shapes, device)
+    if groups == "site":
+        return Groups(
+            tuple(shapes), {name: torch.full(s, i, device=device) for i, (name, s) in enumerate(shapes.items())}
+        )
+    if not isinstance(groups, Mapping):
+        raise ReductionError(
+            f"groups is {groups!r}; give 'element', 'site', or a mapping from the name of a group to its elements"
+        )
+    labels = {name: torch.full(shape, -1, device=device) for name, shape in shapes.items()}
+    for number, (group, content) in enumerate(groups.items()):
+        _place(group, number, _members(group, content), labels, list(groups))
+    for name, label in labels.items():
+        if not (label >= 0).any():
+            raise ReductionError(f"site {name!r} has a reduced prior, but no group holds any of its elements")
+    return Groups(tuple(groups), labels)
+
+
+def _each_element(shapes: Mapping[str, torch.Size], device: torch.device | None) -> Groups:
+    names: list[str] = []
+    labels = {}
+    for name, shape in shapes.items():
+        labels[name] = torch.arange(len(names), len(names) + shape.numel(), device=device).reshape(shape)
+        names += element_labels(name, shape)
+    return Groups(tuple(names), labels)
+
+
+def _members(group: str, content: Any) -> dict[str, Any]:
+    if isinstance(content, str):
+        return {content: ...}
+    if isinstance(content, Mapping):
+        return dict(content)
+    if isinstance(content, Sequence) and all(isinstance(site, str) for site in content):
+        return dict.fromkeys(content, ...)
+    raise ReductionError(
+        f"group {group!r} is {content!r}; give a site, a list of sites, or a mapping from site to an index of its "
+        "elements"
+    )
+
+
+def _place(group: str, number: int, content: Mapping[str, Any], labels: dict[str, Tensor], names: list[str]) -> None:
+    """Writes the number of a group upon its elements."""
+    found = 0
+    for site, index in content.items():
+        if site not in labels:
+            raise name_of_unknown(site, labels, f"group {group!r}: the reduced prior")
+        chosen = torch.zeros_like(labels[site], dtype=torch.bool)
+        try:
+            chosen[index] = True
+        except (IndexError, TypeError, RuntimeError) as error:
+            raise ReductionError(
+                f"group {group!r}: {index!r} does not index the elements of site {site!r}, of shape "
+                f"{tuple(chosen.shape)}: {error}"
+            ) from error
+        taken = labels[site][chosen]
+        if (taken >= 0).any():
+            other = names[int(taken.max())]
+            raise ReductionError(f"groups {other!r} and {group!r} overlap in site {site!r}; an element is in one group")
+        labels[site][chosen] = number
+        found += int(chosen.sum())
+    if not found:
+        raise ReductionError(f"group {group!r} is empty; leave it out or put elements into it")

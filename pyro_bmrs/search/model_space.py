@@ -1,0 +1,261 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a search finds: :class:`ModelSpace`."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_bmrs.arviz_adapter import to_arviz
+from pyro_bmrs.mixed_priors import mix
+from pyro_bmrs.posteriors import FittedGuide
+from pyro_bmrs.reduction import Reduction, reduce_model
+from pyro_bmrs.summaries import element_labels, moments
+
+from .groups import Groups
+from .model_average import AveragedPosterior, ModelAverage
+from .models import ModelPosterior, Models
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_MOST_NAMED = 8
+
+
+class Candidates(NamedTuple):
+    """
+    What may be reduced.
+
+    :param fitted: the fitted guide.
+    :param priors: prior of each site that may be reduced.
+    :param reduced_priors: reduced prior of each, of the same shapes.
+    """
+
+    fitted: FittedGuide
+    priors: Mapping[str, Distribution]
+    reduced_priors: Mapping[str, Distribution]
+
+    @property
+    def example(self) -> Tensor:
+        """A value of one of the sites, for its device and dtype."""
+        return self.fitted.traces[1].nodes[next(iter(self.priors))]["value"]
+
+
+class ModelSpace:
+    """
+    The models in which some groups of elements take a reduced prior, with their posterior probabilities. Made by
+    :func:`search_models`.
+
+    After a greedy search, only the models around the best are known: all that the dozen least decided groups can form
+    while the others stay as they are in the best. Probabilities are then relative to these, and the inclusion
+    probability of any other group is the one that it has while the rest is as in the best model.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoMultivariateNormal
+        >>> from pyro_bmrs import search_models
+        >>> def model():
+        ...     pyro.sample("weights", dist.Normal(torch.zeros(3), 1.).to_event(1))
+        >>> pyro.clear_param_store()
+        >>> guide = AutoMultivariateNormal(model, init_scale=0.1); _ = guide()
+        >>> with torch.no_grad():
+        ...     _ = guide.loc.copy_(torch.tensor([0.02, 0.2, 2.0]))
+        >>> space = search_models(guide, {"weights": dist.Normal(0., 0.01)}, groups={"tail": {"weights": [1, 2]}})
+        >>> space.table()[["reduced", "probability"]].round(3)
+             reduced  probability
+        rank
+        1                     1.0
+        2       tail          0.0
+    """
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        groups: Groups,
+        models: ModelPosterior,
+        posterior: AveragedPosterior,
+        strategy: str,
+    ) -> None:
+        self._fitted, self._priors, self._reduced_priors = candidates
+        self._groups, self._models, self._posterior, self._strategy = groups, models, posterior, strategy
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups that switch between their full and their reduced prior."""
+        return self._groups.names
+
+    @property
+    def strategy(self) -> str:
+        """How the models were found: ``"factorised"`` (from each group by itself), ``"exhaustive"`` or ``"greedy"``."""
+        return self._strategy
+
+    @property
+    def num_models(self) -> int:
+        """How many models have a probability here: all 2^n, or those around the best after a greedy search."""
+        return self._models.num_models
+
+    def top(self, num_models: int = 20) -> Models:
+        """
+        The most probable models.
+
+        :return: which groups are reduced in each (shape ``(num_models, num_groups)``, boolean), and the log evidence
+            less that of the full model (nats) and the posterior probability of each.
+        """
+        return self._models.top(num_models)
+
+    @property
+    def delta_evidence(self) -> dict[str, Tensor]:
+        """For each site, the change in log evidence (nats) of reducing each element's group alone; 0 in no group."""
+        return self._groups.spread(self._models.alone, 0.0)
+
+    @property
+    def inclusion_probability(self) -> dict[str, Tensor]:
+        """For each site, the posterior probability that each of its elements keeps its full prior; 1 in no group."""
+        return self._groups.spread(self._models.inclusion_probability, 1.0)
+
+    @property
+    def reduced(self) -> dict[str, Tensor]:
+        """For each site, which of its elements take their reduced prior in the most probable model."""
+        return self._groups.spread(self.top(1).reduced[0], False)
+
+    @cached_property
+    def best(self) -> Reduction:
+        """The most probable model."""
+        return self.reduction(self.top(1).reduced[0])
+
+    def reduction(self, reduced: Tensor | Sequence[bool]) -> Reduction:
+        """
+        One of the models.
+
+        :param reduced: which groups are reduced, shape ``(num_groups,)``, boolean; a row of ``top().reduced``.
+        """
+        sides = self._groups.spread(torch.as_tensor(reduced), False)
+        stated = {name: mix(prior, self._reduced_priors[name], sides[name]) for name, prior in self._priors.items()}
+        changed = {name: prior for name, prior in stated.items() if sides[name].any()}
+        fitted = self._fitted
+        return reduce_model(fitted.guide, changed or stated, model=fitted.model, args=fitted.args, kwargs=fitted.kwargs)
+
+    def average(self, num_models: int | None = None) -> dict[str, Distribution]:
+        """
+        The posterior of each site, averaged over the models with their probabilities.
+
+        Exact for a factorised posterior. For a joint normal one, a mixture of normals over the most probable models.
+        Where a reduced prior is a point the average has mass there, and ``log_prob`` at the point is the logarithm of
+        this mass. Sites that do not depend on the models are as in the fitted guide.
+
+        :param num_models: over how many models, by default as many as need no more than some 100 MB.
+        :warns ReductionWarning: where the models averaged hold less than 99 % of the probability.
+        """
+        others = {name: factor.posterior(name) for name, factor in self._fitted.factor_of.items()}
+        return others | self._average(num_models).sites()
+
+    @torch.no_grad()
+    def _average(self, num_models: int | None) -> ModelAverage:
+        return self._posterior.average(self._models, num_models)
+
+    def table(self, num_models: int = 20) -> pd.DataFrame:
+        """
+        A table of the most probable models, one row a model.
+
+        ``reduced`` names the groups that take their reduced prior, ``delta_evidence`` is in nats.
+        """
+        import pandas as pd
+
+        top = self.top(num_models)
+        columns = {
+            "reduced": [self._name(row) for row in top.reduced],
+            "num_reduced": top.reduced.sum(-1).cpu().numpy(),
+            "delta_evidence": top.delta_evidence.cpu().numpy(),
+            "probability": top.probability.cpu().numpy(),
+        }
+        return pd.DataFrame(columns, index=pd.RangeIndex(1, len(top.reduced) + 1, name="rank"))
+
+    def _name(self, reduced: Tensor) -> str:
+        chosen = [self.groups[place] for place in reduced.nonzero().squeeze(-1).tolist()]
+        hidden = len(chosen) - _MOST_NAMED
+        return ", ".join(chosen if hidden <= 1 else [*chosen[:_MOST_NAMED], f"and {hidden:,} more"])
+
+    def summary(self) -> pd.DataFrame:
+        """
+        A table of the elements, one row each.
+
+        ``mean`` and ``sd`` are of the fitted posterior, ``delta_evidence`` is of reducing the element's group alone
+        (nats), ``inclusion_probability`` the probability that it keeps its full prior, and ``reduced`` whether it takes
+        the reduced prior in the best model. Moments are NaN where elements cannot be parted.
+        """
+        import pandas as pd
+
+        named = torch.arange(len(self.groups))
+        tables = []
+        for name, group in self._groups.spread(named, -1).items():
+            mean, sd = moments(self._fitted.factor_of[name].posterior(name), group.shape)
+            columns = {
+                "group": [self.groups[number] if number >= 0 else "" for number in group.reshape(-1).tolist()],
+                "mean": _flat(mean),
+                "sd": _flat(sd),
+                "delta_evidence": _flat(self.delta_evidence[name]),
+                "inclusion_probability": _flat(self.inclusion_probability[name]),
+                "reduced": _flat(self.reduced[name]),
+            }
+            tables.append(pd.DataFrame(columns, index=element_labels(name, group.shape)))
+        return pd.concat(tables)
+
+    def to_arviz(self, num_samples: int = 1000, num_models: int | None = None) -> Any:
+        """
+        Draws from the averaged posterior as ArviZ data, with what the best model is among the attributes.
+
+        :param num_samples: how many draws.
+        :param num_models: over how many models, as for :meth:`average`.
+        :return: an ``InferenceData`` (ArviZ before 1.0) or a ``DataTree``, with the sites that depend on the models.
+        """
+        draws = self._average(num_models).draw(num_samples)
+        data = to_arviz({"posterior": {name: values.cpu().numpy()[None] for name, values in draws.items()}})
+        best = self.top(1)
+        data.posterior.attrs.update(
+            best_model=self._name(best.reduced[0]),
+            best_delta_evidence=float(best.delta_evidence),
+            best_probability=float(best.probability),
+            strategy=self.strategy,
+        )
+        return data
+
+    def plot(self, **options: Any) -> Figure:
+        """The probabilities of models and of elements as a figure; see :func:`pyro_bmrs.plotting.plot_model_space`."""
+        from pyro_bmrs.plotting import plot_model_space
+
+        return plot_model_space(self, **options)
+
+    def __repr__(self) -> str:
+        return f"ModelSpace({self._size()}): {self._headline()}"
+
+    def _size(self) -> str:
+        count = len(self.groups)
+        models = f"2^{count}" if self.num_models > 10**9 else f"{self.num_models:,}"
+        return f"{count:,} groups, {models} models, {self.strategy}"
+
+    def _headline(self) -> str:
+        best = self.top(1)
+        name = self._name(best.reduced[0]) or "nothing"
+        numbers = f"ΔF = {float(best.delta_evidence):.2f} nats, probability {float(best.probability):.3f}"
+        return f"the best reduces {name}; {numbers}"
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<p><b>ModelSpace</b> ({self._size()}): {html.escape(self._headline())}</p>"
+            f"{self.table(5).to_html()}{self.summary().to_html(max_rows=20)}"
+        )
+
+
+def _flat(values: Tensor) -> np.ndarray:
+    return values.detach().reshape(-1).cpu().numpy()
