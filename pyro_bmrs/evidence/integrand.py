@@ -125,13 +125,13 @@ class Integrand:
         first, last = panels.log_edges
         near = torch.maximum(panels.log_mass, torch.maximum(first.roll(-1, 0), last.roll(1, 0)))
         near[0], near[-1] = first[0], last[-1]
-        least = panels.total + math.log(self.tolerance) - _SPARE_NATS
+        least = panels.total + math.log(self.tolerance)
         diverges = (unseen & (near > least)).any(0) | (panels.broken.any(0) & (panels.total == -torch.inf))
         if diverges.any():
             raise ReductionError(
                 f"The evidence integral diverges, or has mass beyond floating point, at {int(diverges.sum())} of "
-                f"{diverges.numel()} elements: the reduced prior is broader than the prior where the posterior still "
-                "has mass. Give a reduced prior no broader than the prior."
+                f"{diverges.numel()} elements: most often because the reduced prior is broader than the prior where the "
+                "posterior still has mass. Give a reduced prior no broader than the prior."
             )
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -51,13 +52,12 @@ def reduce_multivariate_normal(posterior: Distribution, prior: Distribution, red
         >>> log_evidence_change(posterior, prior, reduced_prior)
         tensor(0.8045)
     """
-    factors = [_factor(distribution) for distribution in (posterior, prior, reduced_prior)]
-    if any(factor is None for factor in factors):
+    triple = (posterior, prior, reduced_prior)
+    if not all(map(_is_normal, triple)):
         return NotImplemented
-    q, p, r = factors
-    if isinstance(posterior, LowRankMultivariateNormal) and p.is_diagonal and r.is_diagonal:  # type: ignore[union-attr]
-        return _reduce_in_rank(posterior, p, r)  # type: ignore[arg-type]
-    return _reduce_in_full(q, p, r)  # type: ignore[arg-type]
+    if isinstance(posterior, LowRankMultivariateNormal) and all(isinstance(d, Independent) for d in triple[1:]):
+        return _reduce_in_rank(posterior, _factor(prior), _factor(reduced_prior))
+    return _reduce_in_full(*map(_factor, triple))
 
 
 _TYPES = (MultivariateNormal, LowRankMultivariateNormal, Independent)
@@ -84,13 +84,16 @@ class _Factor:
         return diagonal.log().sum(-1)
 
 
-def _factor(distribution: Distribution) -> _Factor | None:
-    if isinstance(distribution, (MultivariateNormal, LowRankMultivariateNormal)):
-        return _Factor(distribution.loc, distribution.scale_tril, False)
-    base = distribution.base_dist  # type: ignore[attr-defined]
-    if isinstance(base, Normal) and distribution.reinterpreted_batch_ndims == 1:  # type: ignore[attr-defined]
-        return _Factor(base.loc, base.scale, True)
-    return None
+def _is_normal(distribution: Distribution) -> bool:
+    if not isinstance(distribution, Independent):
+        return True
+    return isinstance(distribution.base_dist, Normal) and distribution.reinterpreted_batch_ndims == 1
+
+
+def _factor(distribution: Any) -> _Factor:
+    if isinstance(distribution, Independent):
+        return _Factor(distribution.base_dist.loc, distribution.base_dist.scale, True)
+    return _Factor(distribution.loc, distribution.scale_tril, False)
 
 
 def _reduce_in_full(q: _Factor, p: _Factor, r: _Factor) -> Reduced:

@@ -150,14 +150,21 @@ def _urgency(panels: Panels, settled: Tensor, tolerance: float) -> Tensor:
     # density differs between the two nodes nearest to the common end.
     order = panels.left.argsort(0)
     widths, edges = width.gather(0, order), panels.log_edges.gather(1, order.expand_as(panels.log_edges))
+    broken = panels.broken.gather(0, order)
     wide = torch.full_like(widths, -torch.inf)
     differ = ~((edges[1, :-1] - edges[0, 1:]).abs() < 0.5)
-    spill_up, spill_down = edges[1, :-1] + widths[1:].log(), edges[0, 1:] + widths[:-1].log()
-    wide[1:] = torch.where(differ & (widths[1:] > 2.5 * widths[:-1]), spill_up, wide[1:])
-    wide[:-1] = torch.where(differ & (widths[:-1] > 2.5 * widths[1:]), torch.maximum(spill_down, wide[:-1]), wide[:-1])
+    # What cannot be evaluated may go on as far as it likes; else what hides is no wider than the panel.
+    log_widths = torch.where(broken, 0.0, widths.log())
+    spill_up, spill_down = edges[1, :-1] + log_widths[1:], edges[0, 1:] + log_widths[:-1]
+    wide[1:] = torch.where((differ & (widths[1:] > 2.5 * widths[:-1])) | broken[1:], spill_up, wide[1:])
+    wide[:-1] = torch.where(
+        (differ & (widths[:-1] > 2.5 * widths[1:])) | broken[:-1], torch.maximum(spill_down, wide[:-1]), wide[:-1]
+    )
     wide = torch.empty_like(wide).scatter(0, order, wide)
     settled = settled | (panels.log_error < panels.log_noise)
     error = torch.where(settled, -torch.inf, panels.log_error)
+    # Where a part cannot be evaluated, part it from what can.
+    error = torch.where(panels.broken, torch.maximum(error, panels.log_mass), error)
     urgency = torch.maximum(error, wide) - total
     floor = torch.finfo(width.dtype).eps * 8 * torch.maximum(panels.left.abs(), panels.right.abs())
     return torch.where(
