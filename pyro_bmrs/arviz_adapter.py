@@ -15,16 +15,21 @@ from typing import Any
 
 import numpy as np
 
+from .errors import ReductionError
+
 FEWEST_DRAWS = 25  # below this, the tail that Pareto smoothing fits has fewer than five draws
 NEGLIGIBLE = -720.0  # a log weight so far below the largest is beyond the least normal float
 
 
-def smooth_log_weights(log_weights: np.ndarray, relative_efficiency: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def smooth_log_weights(
+    log_weights: np.ndarray, relative_efficiency: float | np.ndarray = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Pareto-smooth importance weights (Vehtari et al. 2024, https://arxiv.org/abs/1507.02646).
 
     :param log_weights: shape ``(..., num_draws)``; minus infinity is a weight of 0.
-    :param relative_efficiency: effective sample size of the draws over their number, below 1 for a Markov chain.
+    :param relative_efficiency: effective sample size of the draws over their number, of shape ``(...)``; 1 where they
+        are independent, and below for most Markov chains.
     :return: the smoothed log weights, on the scale of ``log_weights`` (not normalised), and the shape k of their tail,
         of shape ``(...)``: minus infinity where the largest weight recurs so often that there is no tail to fit,
         infinity where there are too few draws to tell.
@@ -39,8 +44,9 @@ def smooth_log_weights(log_weights: np.ndarray, relative_efficiency: float = 1.0
     """
     flat = np.array(log_weights, dtype=np.float64).reshape(-1, log_weights.shape[-1])
     tails = np.full(len(flat), np.inf)
-    for row, draws in enumerate(flat):
-        tails[row] = _smooth(draws, relative_efficiency)
+    efficiencies = np.broadcast_to(relative_efficiency, log_weights.shape[:-1]).reshape(-1)
+    for row, (draws, efficiency) in enumerate(zip(flat, efficiencies)):
+        tails[row] = _smooth(draws, float(efficiency))
     return flat.reshape(log_weights.shape), tails.reshape(log_weights.shape[:-1])
 
 
@@ -67,11 +73,39 @@ def _smooth(draws: np.ndarray, relative_efficiency: float) -> float:
 def _psislw(draws: np.ndarray, relative_efficiency: float) -> tuple[np.ndarray, np.ndarray]:
     import arviz
 
-    if hasattr(arviz, "psislw"):
-        return arviz.psislw(draws, reff=relative_efficiency)
-    from arviz_stats.base import array_stats
+    with np.errstate(over="ignore"):  # on its way to weights that are 0
+        if hasattr(arviz, "psislw"):
+            return arviz.psislw(draws, reff=relative_efficiency)
+        from arviz_stats.base import array_stats
 
-    return array_stats.psislw(-draws, r_eff=relative_efficiency)  # takes log likelihoods, the weights' reciprocals
+        return array_stats.psislw(-draws, r_eff=relative_efficiency)  # takes log likelihoods, the weights' reciprocals
+
+
+def relative_efficiency(values: np.ndarray) -> np.ndarray:
+    """
+    Effective sample size of the mean of Markov chains, over the number of their draws.
+
+    From the autocorrelation within chains and the variance between them (Vehtari, Gelman, Simpson, Carpenter and
+    Bürkner 2021, https://arxiv.org/abs/1903.08008).
+
+    :param values: shape ``(num_chains, num_draws, ...)``, at least four draws a chain.
+    :return: shape ``(...)``; 1 for independent draws, NaN where a value is.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from pyro_bmrs.arviz_adapter import relative_efficiency
+        >>> noise = np.random.default_rng(0).standard_normal((4, 1000))
+        >>> bool(relative_efficiency(np.cumsum(noise, 1)) < 0.1)
+        True
+    """
+    import arviz
+
+    columns = values.reshape(values.shape[:2] + (-1,))
+    count = columns[:, :, 0].size
+    # Not ArviZ's relative=True, which is the number of draws itself where all values are alike.
+    sizes = [float(arviz.ess(columns[:, :, column], method="mean")) for column in range(columns.shape[-1])]
+    return np.asarray(np.reshape(sizes, values.shape[2:]) / count)
 
 
 def to_arviz(groups: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
@@ -113,6 +147,8 @@ def posterior_draws(data: Any) -> dict[str, np.ndarray]:
     """
     The draws of the posterior group of an ``InferenceData`` or ``DataTree``, of shape ``(chain, draw, ...)`` each.
 
+    :raises ReductionError: where a variable has no dimension of that name.
+
     Example::
 
         >>> import numpy as np
@@ -121,4 +157,10 @@ def posterior_draws(data: Any) -> dict[str, np.ndarray]:
         (4, 100, 3)
     """
     variables = data.posterior.data_vars
+    for name, array in variables.items():
+        if missing := {"chain", "draw"} - set(array.dims):
+            raise ReductionError(
+                f"variable {name!r} of the ArviZ posterior has dimensions {array.dims} and lacks {sorted(missing)}; "
+                "give draws of shape (chain, draw, ...): posterior.expand_dims('chain') makes one chain of them"
+            )
     return {str(name): array.transpose("chain", "draw", ...).values for name, array in variables.items()}

@@ -61,6 +61,7 @@ class ReducedFactor:
     method: str = "exact"
     standard_error: Tensor | None = None
     pareto_k: Tensor | None = None
+    effective_sample_size: Tensor | None = None
 
     @cached_property
     def statement(self) -> Distribution:
@@ -112,6 +113,12 @@ def largest(values: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack(known).max() if known else None
 
 
+def smallest(values: Sequence[Tensor | None]) -> Tensor | None:
+    """The smallest of the values that are known; None where none is."""
+    known = [value.min() for value in values if value is not None]
+    return torch.stack(known).min() if known else None
+
+
 @contextmanager
 def naming(site: str) -> Iterator[None]:
     """Puts the site's name before what a rule, which knows only distributions, says is wrong."""
@@ -160,6 +167,7 @@ class SiteFactor:
             reduced.method,
             add_in_quadrature([reduced.standard_error]),
             largest([reduced.pareto_k]),
+            smallest([reduced.effective_sample_size]),
         )
 
     def elementwise(self, name: str, prior: Distribution, reduced_prior: Distribution, how: How) -> Tensor:
@@ -228,6 +236,7 @@ class PackedFactor:
             least_exact([factor.method for factor in factors]),
             add_in_quadrature([factor.standard_error for factor in factors]),
             largest([factor.pareto_k for factor in factors]),
+            smallest([factor.effective_sample_size for factor in factors]),
         )
 
 
@@ -313,6 +322,7 @@ class JointNormalFactor:
             reduced.method,
             add_in_quadrature([reduced.standard_error]),
             largest([reduced.pareto_k]),
+            smallest([reduced.effective_sample_size]),
         )
 
     def _reduce_in_pieces(self, priors: Priors, reduced_priors: Priors, how: How) -> ReducedFactor:
@@ -345,6 +355,7 @@ class JointNormalFactor:
             second.method,
             second.standard_error,
             second.pareto_k,
+            second.effective_sample_size,
         )
         return factor
 

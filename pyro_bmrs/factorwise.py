@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .coordinates import is_point
-from .factors import Factor, How, ReducedFactor, add_in_quadrature, largest, least_exact
+from .factors import Factor, How, ReducedFactor, add_in_quadrature, largest, least_exact, smallest
 from .guides import ReducedGuide
 from .posteriors import FittedGuide
 from .priors import ReducedPriors, match_prior
@@ -50,6 +50,7 @@ class FactorwiseReduction:
             [None if f.standard_error is None else scale * f.standard_error for scale, f in zip(scales, done)]
         )
         self.pareto_k = largest([factor.pareto_k for factor in done])
+        self.effective_sample_size = smallest([factor.effective_sample_size for factor in done])
 
     @cached_property
     def elementwise(self) -> dict[str, Tensor]:
@@ -58,6 +59,11 @@ class FactorwiseReduction:
             name: self._fitted.factor_of[name].elementwise(name, self._priors[name], reduced_prior, self._how)
             for name, reduced_prior in self._reduced_priors.items()
         }
+
+    @property
+    def fitted_posterior(self) -> dict[str, Distribution]:
+        """The posterior of each site as it was fitted."""
+        return {name: factor.posterior(name) for name, factor in self._fitted.factor_of.items()}
 
     @cached_property
     def posterior(self) -> dict[str, Distribution]:

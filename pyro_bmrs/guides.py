@@ -219,14 +219,27 @@ class DrawsGuide:
 
     :param model: the reduced model.
     :param draws: values of each site, the draws along the first dimension.
-    :param log_weights: normalised, shape ``(num_draws,)``.
+    :param log_weights: shape ``(num_draws,)``, normalised or not.
+    :param default_arguments: arguments and keyword arguments that the model was fitted with.
     """
 
-    def __init__(self, model: Callable[..., Any], draws: Mapping[str, Tensor], log_weights: Tensor) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        draws: Mapping[str, Tensor],
+        log_weights: Tensor,
+        default_arguments: tuple[tuple, dict[str, Any]] = ((), {}),
+    ) -> None:
         self.model, self.draws, self.log_weights = model, draws, log_weights.detach()
+        self.default_arguments = default_arguments
 
     def __repr__(self) -> str:
         return f"DrawsGuide({len(self.log_weights)} draws of {', '.join(self.draws)})"
+
+    def resample(self, num_samples: int) -> dict[str, Tensor]:
+        """Joint draws of all sites with replacement, by weight, along the first dimension."""
+        chosen = dist.Categorical(logits=self.log_weights).sample(torch.Size([num_samples]))
+        return {name: draws[chosen] for name, draws in self.draws.items()}
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws one of the weighted draws; takes the arguments of the model and needs none of them."""

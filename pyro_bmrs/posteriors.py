@@ -37,7 +37,7 @@ from .dependencies import track, upstream_sites
 from .distributions.parameters import map_parameters
 from .errors import ReductionError
 from .factors import Factor, JointNormalFactor, PackedFactor, SiteFactor
-from .guides import ReducedGuide, packed_statement
+from .guides import DrawsGuide, ReducedGuide, packed_statement
 from .priors import accepts, latent_nodes
 
 
@@ -50,6 +50,8 @@ class FittedGuide:
     :param args: the arguments that model and guide are run with.
     :param kwargs: likewise.
     """
+
+    noun = "the guide"
 
     def __init__(self, guide: Any, model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
         self.guide, self.model, self.args, self.kwargs = guide, model, args, kwargs
@@ -82,7 +84,7 @@ class FittedGuide:
     def prior(self, name: str) -> Distribution:
         """The prior of a site, at the size of the whole data where the guide's posterior is."""
         site: Any = self.traces[1].nodes[name]
-        plates = _subsampled(site)
+        plates = subsampled_plates(site)
         return site["fn"] if not plates or self.is_local(name) else _widen(name, site["fn"], plates)
 
     def is_local(self, name: str) -> bool:
@@ -92,7 +94,7 @@ class FittedGuide:
 
     def scale(self, name: str) -> float:
         """How many elements each element of a subsampled site stands for: plate size over subsample size."""
-        return prod(size / subsample for _, subsample, size in _subsampled(self.traces[1].nodes[name]))
+        return prod(size / subsample for _, subsample, size in subsampled_plates(self.traces[1].nodes[name]))
 
     def upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
         """For each site, the other latent sites that its prior, or its posterior in a traced guide, depends on."""
@@ -120,7 +122,8 @@ def read_guide(
     """
     if not callable(guide):
         raise ReductionError(
-            f"guide is a {type(guide).__name__}; give an autoguide, a GuideMessenger, or a callable with sample sites"
+            f"guide is a {type(guide).__name__}; give an autoguide, a GuideMessenger, a callable with sample sites, a "
+            "finished MCMC run, or an ArviZ posterior with the dimensions chain and draw"
         )
     model = bare_model(getattr(guide, "model", None) if model is None else model)
     if model is None:
@@ -139,7 +142,7 @@ def read_guide(
 
 
 def _default_arguments(guide: Any) -> tuple[tuple, dict[str, Any]]:
-    if isinstance(guide, ReducedGuide):
+    if isinstance(guide, (ReducedGuide, DrawsGuide)):
         return guide.default_arguments
     if isinstance(guide, AutoGuide) and guide.prototype_trace is not None:
         first = guide.prototype_trace.nodes["_INPUT"]
@@ -183,7 +186,7 @@ def _replay(model: Callable[..., Any], guide_trace: Any) -> Callable[..., Any]:
     """The model at the guide's values, but for those of one subsample, where the model may take another."""
     values = guide_trace.copy()
     for name, site in latent_nodes(guide_trace).items():
-        if _subsampled(site):
+        if subsampled_plates(site):
             values.remove_node(name)
     return poutine.replay(model, trace=values)
 
@@ -208,7 +211,7 @@ def _track_guide(guide: Any, args: tuple, kwargs: dict[str, Any]) -> poutine.Tra
     return guide.get_traces()[1] if isinstance(guide, GuideMessenger) else tracked
 
 
-def _subsampled(site: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+def subsampled_plates(site: Mapping[str, Any]) -> list[tuple[int, int, int]]:
     """The subsampled plates around a site: batch dimension, subsample size and size of each."""
     frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
     return [(f.dim, f.size, f.full_size) for f in frames if f.full_size and f.full_size != f.size]

@@ -62,7 +62,7 @@ def match_prior(name: str, reduced_prior: Distribution, prior: Distribution) -> 
 
 def _at_home(reduced_prior: Distribution, prior: Distribution) -> Distribution:
     """The reduced prior in the dtype and on the device of the prior, as a number in a formula would be."""
-    own, like = _tensor_of(reduced_prior), _tensor_of(prior)
+    own, like = tensor_of(reduced_prior), tensor_of(prior)
     if own is None or like is None or (own.dtype == like.dtype and own.device == like.device):
         return reduced_prior
 
@@ -72,7 +72,8 @@ def _at_home(reduced_prior: Distribution, prior: Distribution) -> Distribution:
     return map_parameters(reduced_prior, move)
 
 
-def _tensor_of(distribution: Any) -> Tensor | None:
+def tensor_of(distribution: Any) -> Tensor | None:
+    """One of the floating point tensors in a distribution, for its dtype and device; None where there is none."""
     while not is_leaf(distribution) and hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     held = (value for value in vars(distribution).values() if isinstance(value, Tensor) and value.is_floating_point())

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .draws import DrawnReduction, draw
+from .chains import FittedDraws, read_posterior
+from .draws import DrawnReduction, Draws, draw
 from .errors import ReductionError
 from .evidence.dispatch import METHODS, NUM_SAMPLES
 from .factorwise import FactorwiseReduction
-from .posteriors import FittedGuide, read_guide
+from .posteriors import FittedGuide
 from .priors import ReducedPriorLike, ReducedPriors, name_of_unknown, read_reduced_priors, reduced_model
 from .summaries import summarise, to_arviz
 
@@ -47,19 +48,22 @@ def reduce_model(
     the guide is: exact if the guide is the posterior.
 
     :param guide: a fitted guide: any Pyro autoguide or GuideMessenger, or a callable with sample sites (then ``model``
-        is needed).
+        is needed); or draws from the posterior: a finished ``pyro.infer.MCMC``, or an ArviZ posterior
+        (``InferenceData`` or ``DataTree``; ``model`` is needed).
     :param reduced_prior: a distribution (where there is one latent site), a mapping from site name to distribution, or
         a Pyro program whose sample sites are the reduced priors. ``dist.Delta(x0)`` fixes a site at ``x0``.
     :param model: the model, where the guide does not know it.
-    :param args: arguments of model and guide, as given to ``svi.step``; autoguides remember those of their first run.
+    :param args: arguments of model and guide, as given to ``svi.step``; autoguides and an MCMC run remember theirs.
     :param kwargs: likewise.
     :param method: ``"auto"`` takes the exact rule where there is one, else quadrature for one-dimensional elements,
         else importance sampling; ``"exact"``, ``"quadrature"`` and ``"importance"`` insist on one.
-    :param num_samples: draws for importance sampling.
+    :param num_samples: draws for importance sampling from a guide; of draws that are there already, all are used.
     :param progress: whether to show a progress bar while drawing.
     :return: the :class:`Reduction`.
     :raises ReductionError: for what the caller can mend: an unknown site, shapes that do not fit, a reduced prior
-        broader than the prior or outside its support, a guide that is not fitted or has no density.
+        broader than the prior or outside its support, a guide that is not fitted or has no density, draws that are
+        not finite or not of the model's sites.
+    :warns ReductionWarning: where the importance weights' Pareto k is above 0.7.
 
     Example::
 
@@ -84,19 +88,36 @@ def reduce_model(
         raise ReductionError(f"method must be one of {', '.join(map(repr, METHODS))}, not {method!r}")
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ReductionError(f"num_samples must be a positive integer, not {num_samples!r}")
-    fitted = read_guide(guide, model, args, kwargs)
+    fitted = read_posterior(guide, model, args, kwargs)
+    return reduce_posterior(fitted, reduced_prior, method, num_samples, progress)
+
+
+def reduce_posterior(
+    fitted: FittedGuide | FittedDraws,
+    reduced_prior: ReducedPriorLike,
+    method: str = "auto",
+    num_samples: int = NUM_SAMPLES,
+    progress: bool = False,
+    draws: Draws | None = None,
+) -> Reduction:
+    """
+    What :func:`reduce_model` does once the posterior has been read.
+
+    :param fitted: the posterior, read.
+    :param draws: draws from it to use where importance sampling has to be, rather than new ones.
+    """
     priors = read_reduced_priors(reduced_prior, fitted.latent, fitted.args, fitted.kwargs)
     for name in priors.sites - fitted.sites:
-        raise name_of_unknown(name, fitted.sites, "the guide")
+        raise name_of_unknown(name, fitted.sites, fitted.noun)
     upstream = fitted.upstream(priors.sites)
     for name, sites in upstream.items():
         if sites - fitted.sites:
             raise ReductionError(
-                f"the prior of site {name!r} depends on {sorted(sites - fitted.sites)}, which the guide does not draw "
-                "(enumerated sites are summed out); reduce the guide's own sites, or draw these in the guide too"
+                f"the prior of site {name!r} depends on {sorted(sites - fitted.sites)}, which {fitted.noun} does not "
+                "hold (enumerated sites are summed out); reduce other sites, or have these drawn too"
             )
     factorwise = all(name in fitted.factor_of and not upstream[name] | priors.upstream[name] for name in priors.sites)
-    if factorwise:
+    if isinstance(fitted, FittedGuide) and factorwise:
         how = {"method": method, "num_samples": num_samples}
         return Reduction(fitted, priors, FactorwiseReduction(fitted, priors, how))
     if method not in ("auto", "importance"):
@@ -104,7 +125,8 @@ def reduce_model(
             f"method={method!r} cannot be had: the posterior or the prior of a reduced site depends on other sites, or "
             "has no density of its own; take method='auto' or 'importance'"
         )
-    return Reduction(fitted, priors, DrawnReduction(draw(fitted, priors, num_samples, progress)))
+    draws = draw(fitted, sorted(priors.sites), num_samples, progress) if draws is None else draws
+    return Reduction(fitted, priors, DrawnReduction(draws, priors, (fitted.args, fitted.kwargs)))
 
 
 class Reduction:
@@ -132,7 +154,10 @@ class Reduction:
     """
 
     def __init__(
-        self, fitted: FittedGuide, reduced_priors: ReducedPriors, result: FactorwiseReduction | DrawnReduction
+        self,
+        fitted: FittedGuide | FittedDraws,
+        reduced_priors: ReducedPriors,
+        result: FactorwiseReduction | DrawnReduction,
     ) -> None:
         self._fitted, self._reduced_priors, self._result = fitted, reduced_priors, result
 
@@ -191,6 +216,15 @@ class Reduction:
         return self._result.pareto_k
 
     @property
+    def effective_sample_size(self) -> Tensor | None:
+        """
+        How many independent draws of the reduced posterior the weighted ones are worth. None without sampling.
+
+        Where several sites are sampled one by one, the smallest number of them.
+        """
+        return self._result.effective_sample_size
+
+    @property
     def reduced_sites(self) -> tuple[str, ...]:
         """Names of the sites whose prior was reduced."""
         return tuple(sorted(self._reduced_priors.sites))
@@ -205,6 +239,8 @@ class Reduction:
         if self.pareto_k is not None:
             warning = " > 0.7: not to be trusted" if self.pareto_k > 0.7 else ""
             how += f", Pareto k {float(self.pareto_k):.2f}{warning}"
+        if self.effective_sample_size is not None:
+            how += f", effective sample size {float(self.effective_sample_size):.0f}"
         with torch.no_grad():
             return f"ΔF = {self.delta_evidence:.2f} nats ({how}), probability {self.probability:.3f}"
 
@@ -221,11 +257,15 @@ class Reduction:
         ``delta_evidence`` and ``probability`` are of reducing the element alone; ``reduced_mean`` and ``reduced_sd``
         are under the reduction of all. Moments are NaN where elements cannot be parted.
         """
-        return summarise(self._fitted, self)
+        return summarise(self, self._result.fitted_posterior)
 
     def to_arviz(self, num_samples: int = 1000) -> Any:
         """
         Draws from the reduced posterior as ArviZ data, with the change in log evidence among its attributes.
+
+        They are independent and in one chain. After importance sampling they are drawn with replacement from the
+        weighted draws, so that chains are given up; the weighted draws themselves are ``guide.draws``, with
+        ``guide.log_weights``.
 
         :param num_samples: how many draws.
         :return: an ``InferenceData`` (ArviZ before 1.0) or a ``DataTree``.

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
 from . import arviz_adapter
+from .chains import FittedDraws
+from .guides import DrawsGuide
 from .posteriors import FittedGuide
 
 if TYPE_CHECKING:
@@ -51,15 +53,14 @@ def moments(distribution: Distribution | None, shape: torch.Size) -> tuple[Tenso
         return draws.mean(0), draws.std(0)
 
 
-def summarise(fitted: FittedGuide, reduction: Reduction) -> pd.DataFrame:
+def summarise(reduction: Reduction, fitted_posterior: Mapping[str, Distribution]) -> pd.DataFrame:
     """The table behind :meth:`pyro_bmrs.Reduction.summary`."""
     import pandas as pd
 
     tables = []
     for name in reduction.reduced_sites:
         delta = reduction.elementwise[name].detach()
-        before = fitted.factor_of[name].posterior(name) if name in fitted.factor_of else None
-        mean, sd = moments(before, delta.shape)
+        mean, sd = moments(fitted_posterior.get(name), delta.shape)
         reduced_mean, reduced_sd = moments(reduction.posterior.get(name), delta.shape)
         columns = {
             "mean": mean,
@@ -75,15 +76,24 @@ def summarise(fitted: FittedGuide, reduction: Reduction) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def to_arviz(fitted: FittedGuide, reduction: Reduction, num_samples: int) -> Any:
+def to_arviz(fitted: FittedGuide | FittedDraws, reduction: Reduction, num_samples: int) -> Any:
     """The data behind :meth:`pyro_bmrs.Reduction.to_arviz`."""
     guide = reduction.guide
-    draws: dict[str, list[np.ndarray]] = {}
+    draws = guide.resample(num_samples) if isinstance(guide, DrawsGuide) else _run_guide(fitted, guide, num_samples)
+    chain = {name: values.unsqueeze(0).cpu().numpy() for name, values in draws.items()}
+    data = arviz_adapter.to_arviz({"posterior": chain})
+    data.posterior.attrs["method"] = reduction.method
+    for attribute in ("delta_evidence", "standard_error", "pareto_k", "effective_sample_size"):
+        value = getattr(reduction, attribute)
+        if value is not None:
+            data.posterior.attrs[attribute] = float(value)
+    return data
+
+
+def _run_guide(fitted: FittedGuide | FittedDraws, guide: Any, num_samples: int) -> dict[str, Tensor]:
+    draws: dict[str, list[Tensor]] = {}
     for _ in range(num_samples):
         trace = poutine.trace(guide).get_trace(*fitted.args, **fitted.kwargs)
         for name in fitted.sites:
-            draws.setdefault(name, []).append(trace.nodes[name]["value"].cpu().numpy())
-    stacked = {name: np.stack(values)[None] for name, values in draws.items()}
-    data = arviz_adapter.to_arviz({"posterior": stacked})
-    data.posterior.attrs.update(delta_evidence=float(reduction.delta_evidence), method=reduction.method)
-    return data
+            draws.setdefault(name, []).append(trace.nodes[name]["value"])
+    return {name: torch.stack(values) for name, values in draws.items()}

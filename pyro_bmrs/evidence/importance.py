@@ -35,22 +35,25 @@ class ImportanceEstimate:
     :param delta_evidence: log of the mean weight, in nats.
     :param standard_error: of ``delta_evidence``, in nats, by the delta method.
     :param pareto_k: shape of the tail of the weights; above 0.7 neither of the two above is to be trusted.
+    :param effective_sample_size: how many independent draws of the reduced posterior the weighted ones are worth.
     :param log_weights: the Pareto-smoothed log weights, of the shape of those given.
     """
 
     delta_evidence: Tensor
     standard_error: Tensor
     pareto_k: Tensor
+    effective_sample_size: Tensor
     log_weights: Tensor
 
 
-def importance_estimate(log_weights: Tensor, *, relative_efficiency: float = 1.0) -> ImportanceEstimate:
+def importance_estimate(log_weights: Tensor, *, relative_efficiency: float | Tensor = 1.0) -> ImportanceEstimate:
     """
     The log evidence change from log r(x) - log p(x) at draws x of the posterior.
 
     :param log_weights: shape ``(num_samples, *batch_shape)``; minus infinity where r has no mass. Gradients flow
         through all weights.
-    :param relative_efficiency: effective sample size of the draws over their number, below 1 for a Markov chain.
+    :param relative_efficiency: effective sample size of the draws over their number, of shape ``batch_shape``; 1 where
+        they are independent, and below for most Markov chains.
     :raises ReductionError: where a log weight is NaN or infinity.
     :warns ReductionWarning: where the Pareto k is above 0.7.
 
@@ -64,13 +67,9 @@ def importance_estimate(log_weights: Tensor, *, relative_efficiency: float = 1.0
         >>> abs(estimate.delta_evidence - 0.0928) < 3 * estimate.standard_error
         tensor(True)
     """
-    wrong = torch.isnan(log_weights) | (log_weights == torch.inf)
-    if wrong.any():
-        raise ReductionError(
-            f"{int(wrong.sum())} of {wrong.numel()} log weights are NaN or infinite: at these draws from the posterior "
-            "the prior has no density, or a density is NaN."
-        )
-    rows, tails = smooth_log_weights(log_weights.detach().movedim(0, -1).cpu().numpy(), relative_efficiency)
+    check_log_weights(log_weights)
+    efficiency = torch.as_tensor(relative_efficiency).to(log_weights).expand(log_weights.shape[1:])
+    rows, tails = smooth_log_weights(log_weights.detach().movedim(0, -1).cpu().numpy(), efficiency.cpu().numpy())
     smoothed = torch.from_numpy(rows).to(log_weights).movedim(-1, 0)
     pareto_k = torch.from_numpy(tails).to(log_weights)
     # The value of the smoothed weights with the gradient of the given ones (none flows where a weight is 0).
@@ -78,10 +77,25 @@ def importance_estimate(log_weights: Tensor, *, relative_efficiency: float = 1.0
     smoothed = torch.where(zero, log_weights, smoothed + log_weights - log_weights.detach())
     total = torch.logsumexp(smoothed, 0)
     count = len(log_weights)
-    shares = (smoothed - total).exp()
-    variance = (shares - 1 / count).square().sum(0) * (count / (count - 1))
+    shares = (smoothed - total).detach().exp()
+    variance = (shares - 1 / count).square().sum(0) * (count / (count - 1)) / efficiency
+    effective = efficiency / shares.square().sum(0)
     _warn_of_heavy_tails(pareto_k)
-    return ImportanceEstimate(total - math.log(count), variance.sqrt().detach(), pareto_k, smoothed)
+    return ImportanceEstimate(total - math.log(count), variance.sqrt(), pareto_k, effective, smoothed)
+
+
+def check_log_weights(log_weights: Tensor) -> None:
+    """
+    Whether log weights are numbers or minus infinity, all of them.
+
+    :raises ReductionError: with the count of those that are not.
+    """
+    wrong = torch.isnan(log_weights) | (log_weights == torch.inf)
+    if wrong.any():
+        raise ReductionError(
+            f"{int(wrong.sum())} of {wrong.numel()} log weights are NaN or infinite: at these draws from the posterior "
+            "the prior has no density, or a density is NaN."
+        )
 
 
 def _warn_of_heavy_tails(pareto_k: Tensor) -> None:
@@ -129,4 +143,11 @@ def reduce_by_importance(
     def build() -> Distribution:
         return Empirical(draws.movedim(0, len(shape)), estimate.log_weights.movedim(0, -1))
 
-    return Reduced(estimate.delta_evidence, build, "importance", estimate.standard_error, estimate.pareto_k)
+    return Reduced(
+        estimate.delta_evidence,
+        build,
+        "importance",
+        estimate.standard_error,
+        estimate.pareto_k,
+        estimate.effective_sample_size,
+    )

@@ -30,6 +30,7 @@ class Reduced:
     :param standard_error: standard error of ``delta_evidence`` in nats, where it is a Monte Carlo estimate.
     :param pareto_k: shape of the tail of the importance weights (Vehtari et al. 2024, arXiv:1507.02646); above 0.7
         the estimate is not to be trusted.
+    :param effective_sample_size: how many independent draws of the reduced posterior the weighted ones are worth.
     """
 
     delta_evidence: Tensor
@@ -37,6 +38,7 @@ class Reduced:
     method: str = "exact"
     standard_error: Tensor | None = None
     pareto_k: Tensor | None = None
+    effective_sample_size: Tensor | None = None
 
     @cached_property
     def posterior(self) -> Distribution:

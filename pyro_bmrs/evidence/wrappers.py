@@ -56,12 +56,14 @@ class Layers:
     def put_back(self, reduced: Reduced) -> Reduced:
         """What the rule said of the bare triple, said of the wrapped one."""
         delta_evidence = self._sum(reduced.delta_evidence)
-        error, k = reduced.standard_error, reduced.pareto_k
+        error, k, effective = reduced.standard_error, reduced.pareto_k, reduced.effective_sample_size
         if error is not None:
             error = self._sum(error.square()).sqrt()
         if k is not None and self.event_dims:
             k = k.expand(self.shape).flatten(-self.event_dims).amax(-1)
-        return Reduced(delta_evidence, lambda: self._wrap(reduced.posterior), reduced.method, error, k)
+        if effective is not None and self.event_dims:
+            effective = effective.expand(self.shape).flatten(-self.event_dims).amin(-1)
+        return Reduced(delta_evidence, lambda: self._wrap(reduced.posterior), reduced.method, error, k, effective)
 
     def _sum(self, terms: Tensor) -> Tensor:
         if terms.shape != self.shape:
