@@ -64,9 +64,9 @@ class LogIntervalDistribution(TransformedDistribution):
         return torch.where(value <= 0, self.low, torch.where(value >= 1, self.high, quantile))
 
     def _exp(self, log_value: Tensor) -> Tensor:
-        # exp(log(low)) may round to less than low. The gradient is the exponential's nevertheless.
-        value = log_value.exp()
-        return value + (value.clamp(self.low, self.high) - value).detach()
+        # exp(log(low)) may round to less than low. The derivatives are the exponential's nevertheless.
+        constant = log_value.detach()
+        return constant.exp().clamp(self.low, self.high).detach() * (log_value - constant).exp()
 
     @property
     def mean(self) -> Tensor:

@@ -189,7 +189,7 @@ def test_everything_is_finite_in_values_and_gradients(dtype, place, log_scale, l
         "mean": distribution.mean,
         "mode": distribution.mode,
         "variance": distribution.variance,
-        "snr": distribution.mean / distribution.stddev,
+        "stddev": distribution.stddev,
         "entropy": distribution.entropy(),
         "divergence": kl_divergence(distribution, prior),
     }
@@ -199,6 +199,7 @@ def test_everything_is_finite_in_values_and_gradients(dtype, place, log_scale, l
         assert all(gradient is None or gradient.isfinite().all() for gradient in gradients), name
     for name in ("rsample", "mean", "mode"):
         assert ((distribution.low <= statistics[name]) & (statistics[name] <= distribution.high)).all(), name
+    assert (distribution.mean / distribution.stddev).isfinite()
     assert statistics["divergence"] > -64 * torch.finfo(dtype).eps * width
 
 
@@ -214,3 +215,10 @@ def test_everything_is_finite_in_values_and_gradients(dtype, place, log_scale, l
 def test_wrong_ends_are_refused(arguments, message):
     with pytest.raises(ReductionError, match=message):
         TruncatedLogNormal(*arguments)
+
+
+def test_samples_that_overflow_are_infinite_and_have_no_density():
+    distribution = TruncatedLogNormal(torch.tensor(200.0), 1.0, 1.0, math.inf)
+    sample = distribution.sample((3,))
+    assert (sample == math.inf).all() and (distribution.log_prob(sample) == -math.inf).all()
+    assert (distribution.cdf(sample) == 1).all()

@@ -3,6 +3,7 @@
 
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -138,3 +139,19 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
     (slope,) = torch.autograd.grad(x.square().sum(), loc, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
+
+
+def test_a_traced_quantile_still_takes_the_formula_that_its_parameters_need():
+    u, one, zero = torch.tensor([0.3, 0.7]), torch.ones(2), torch.zeros(2)
+
+    def quantile(loc):
+        return truncated_quantile(u, loc, one, zero, one)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's own
+        traced = torch.jit.trace(quantile, (torch.tensor([0.2, 0.3], requires_grad=True),), check_trace=False)
+    for numbers in ([0.5, 0.1], [-30.0, 40.0], [0.5, -40.0]):
+        loc = torch.tensor(numbers, requires_grad=True)
+        torch.testing.assert_close(traced(loc), quantile(loc))
+        slopes = (torch.autograd.grad(function(loc).sum(), loc)[0] for function in (traced, quantile))
+        torch.testing.assert_close(*slopes)
