@@ -70,10 +70,12 @@ def reduce(
     _check_density(bare)
     try:
         reduced = _reduce_bare(bare, method, num_samples)
-        _check_finite(reduced.delta_evidence)
     except ReductionError:
         check_parameters(*bare)  # what a rule objects to may be a NaN: then that is the thing to say
         raise
+    if not torch.isfinite(reduced.delta_evidence).all():
+        check_parameters(*bare)
+        _check_defined(reduced.delta_evidence)
     return layers.put_back(reduced)
 
 
@@ -206,11 +208,8 @@ def _check_comparable(triple: Triple) -> None:
         raise ReductionError(f"Discrete and continuous distributions cannot be compared: {kinds}.")
 
 
-def _check_finite(delta_evidence: Tensor) -> None:
-    finite = torch.isfinite(delta_evidence)
-    if finite.all():
-        return
-    # minus infinity is an answer: the reduced prior has no mass where the posterior has any
+def _check_defined(delta_evidence: Tensor) -> None:
+    # Minus infinity is an answer: the reduced prior has no mass where the posterior has any
     wrong = torch.isnan(delta_evidence) | (delta_evidence == torch.inf)
     if wrong.any():
         raise ReductionError(

@@ -130,8 +130,8 @@ class Integrand:
         if diverges.any():
             raise ReductionError(
                 f"The evidence integral diverges, or has mass beyond floating point, at {int(diverges.sum())} of "
-                f"{diverges.numel()} elements: most often because the reduced prior is broader than the prior where the "
-                "posterior still has mass. Give a reduced prior no broader than the prior."
+                f"{diverges.numel()} elements: most often because the reduced prior is broader than the prior where "
+                "the posterior still has mass. Give a reduced prior no broader than the prior."
             )
 
 

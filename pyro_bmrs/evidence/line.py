@@ -9,9 +9,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import AffineTransform, Distribution, TransformedDistribution, VonMises, constraints
+from torch.distributions import Distribution, TransformedDistribution, VonMises, constraints
+from torch.distributions.transforms import AffineTransform, ExpTransform, Transform
 
 from pyro_bmrs.distributions.extended_interval import ExtendedIntervalTransform, extended_interval
 
@@ -71,22 +73,25 @@ def support_interval(distribution: Distribution) -> Interval | None:
         return None
     if isinstance(distribution, VonMises):
         return Interval(-math.pi, math.pi)  # the density is periodic; torch calls the support real
-    if isinstance(distribution, TransformedDistribution):
-        transforms = distribution.transforms
-        if transforms and isinstance(transforms[-1], AffineTransform):
-            # The codomain of an affine transform is the real line, whatever the base's support.
-            before = TransformedDistribution(distribution.base_dist, transforms[:-1])
-            return _affine_image(support_interval(before), transforms[-1])
-        if not transforms:
-            return support_interval(distribution.base_dist)
-    return _constraint_interval(distribution.support)
+    declared = _constraint_interval(distribution.support)
+    if declared is None or not isinstance(distribution, TransformedDistribution):
+        return declared
+    # Torch takes the codomain of the last transform for the support, however bounded the base distribution is.
+    image = support_interval(distribution.base_dist)
+    for transform in distribution.transforms:
+        image = None if image is None else _image(image, transform)
+    return declared if image is None else declared.intersection(image)
 
 
-def _affine_image(interval: Interval | None, transform: AffineTransform) -> Interval | None:
-    if interval is None:
-        return None
-    ends = [transform.loc + transform.scale * end for end in (interval.low, interval.high)]
-    return Interval(-_largest(-ends[0], -ends[1]), _largest(ends[0], ends[1]))
+def _image(interval: Interval, transform: Transform) -> Interval | None:
+    if isinstance(transform, AffineTransform):
+        ends = [transform.loc + transform.scale * end for end in (interval.low, interval.high)]
+        return Interval(-_largest(-ends[0], -ends[1]), _largest(ends[0], ends[1]))
+    if isinstance(transform, ExpTransform):
+        return Interval(
+            *(end.exp() if isinstance(end, Tensor) else float(np.exp(end)) for end in (interval.low, interval.high))
+        )
+    return None
 
 
 def _constraint_interval(constraint: Any) -> Interval | None:
