@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import Tensor
 
 from .errors import ReductionError
 from .summaries import element_labels
@@ -56,40 +56,14 @@ def plot_reduction(
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['weights[0]', 'weights[1]', 'weights[2]']
     """
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("Figures need matplotlib: pip install pyro_bmrs[plot]") from error
-
     elementwise = {site: delta.detach().cpu() for site, delta in reduction.elementwise.items()}
-    labels = dict(labels or {})
-    if unknown := labels.keys() - elementwise.keys():
-        raise ReductionError(f"labels names the sites {sorted(unknown)}, but the reduction has {sorted(elementwise)}")
-    names = [name for site, delta in elementwise.items() for name in _names(site, delta.shape, labels.get(site))]
-    values = [value for delta in elementwise.values() for value in delta.flatten().tolist()]
-
+    names, values = _names(elementwise, labels), _flat(elementwise)
     if ax is None:
-        _, ax = plt.subplots(figsize=(6.4, 1.2 + 0.25 * min(len(values), _MOST_NAMED_BARS)), layout="constrained")
-    places = range(len(values))
-    for color, wanted, meaning in ((REDUCED_COLOR, True, "reduced prior"), (FULL_COLOR, False, "full prior")):
-        chosen = [place for place in places if (values[place] > 0) is wanted]
-        if chosen:
-            ax.barh(chosen, [values[place] for place in chosen], height=0.8, color=color, label=f"for the {meaning}")
+        _, ax = _pyplot().subplots(figsize=(6.4, _height(len(names))), layout="constrained")
+    _draw_bars(ax, names, values, [value > 0 for value in values], ("for the reduced prior", "for the full prior"))
     ax.axvline(0.0, color="black", linewidth=0.8)
     ax.set_xlabel("change in log evidence (nats)")
-    step = -(-len(values) // _MOST_NAMED_BARS)
-    ax.set_yticks(places[::step], names[::step])
-    ax.set_ylim(len(values) - 0.5, -0.5)
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, borderaxespad=0.0)
     return ax
-
-
-def _names(site: str, shape: torch.Size, labels: Sequence[str] | None) -> list[str]:
-    if labels is None:
-        return element_labels(site, shape)
-    if len(labels) != shape.numel():
-        raise ReductionError(f"labels has {len(labels)} names for the {shape.numel()} elements of site {site!r}")
-    return list(labels)
 
 
 def plot_model_space(
@@ -121,36 +95,60 @@ def plot_model_space(
         >>> len(models.patches), len(elements.patches)
         (8, 3)
     """
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("Figures need matplotlib: pip install pyro_bmrs[plot]") from error
-
     inclusion = {site: probability.cpu() for site, probability in space.inclusion_probability.items()}
-    labels = dict(labels or {})
-    if unknown := labels.keys() - inclusion.keys():
-        raise ReductionError(f"labels names the sites {sorted(unknown)}, but the space has {sorted(inclusion)}")
-    names = [name for site, values in inclusion.items() for name in _names(site, values.shape, labels.get(site))]
-    places = range(len(names))
-    height = 1.2 + 0.25 * min(max(len(names), 10), _MOST_NAMED_BARS)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, height), layout="constrained")
+    names = _names(inclusion, labels)
+    size = (9.0, _height(max(len(names), 10)))
+    figure, (left, right) = _pyplot().subplots(1, 2, figsize=size, layout="constrained")
 
     top = space.top(num_models)
     left.bar(range(1, len(top.probability) + 1), top.probability.tolist(), color="tab:gray")
     left.set_xlabel("model, the most probable first")
     left.set_ylabel("posterior probability")
     left.xaxis.get_major_locator().set_params(integer=True)
-    probabilities = [probability for values in inclusion.values() for probability in values.flatten().tolist()]
-    sides = [side for site in inclusion for side in space.reduced[site].flatten().tolist()]
-    for color, wanted, meaning in ((FULL_COLOR, False, "full prior"), (REDUCED_COLOR, True, "reduced prior")):
-        chosen = [place for place in places if sides[place] is wanted]
-        if chosen:
-            lengths = [probabilities[place] for place in chosen]
-            right.barh(chosen, lengths, height=0.8, color=color, label=f"{meaning} in the best model")
+    reduced = _flat({site: space.reduced[site] for site in inclusion})
+    meanings = ("reduced prior in the best model", "full prior in the best model")
+    _draw_bars(right, names, _flat(inclusion), reduced, meanings)
     right.set_xlim(0.0, 1.0)
     right.set_xlabel("probability of the full prior")
-    step = -(-len(names) // _MOST_NAMED_BARS)
-    right.set_yticks(places[::step], names[::step])
-    right.set_ylim(len(names) - 0.5, -0.5)
-    right.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, borderaxespad=0.0)
     return figure
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot
+    except ImportError as error:
+        raise ImportError("Figures need matplotlib: pip install pyro_bmrs[plot]") from error
+    return matplotlib.pyplot
+
+
+def _flat(values: Mapping[str, Tensor]) -> list[Any]:
+    return [element for tensor in values.values() for element in tensor.flatten().tolist()]
+
+
+def _names(values: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]] | None) -> list[str]:
+    names = {site: element_labels(site, tensor.shape) for site, tensor in values.items()}
+    for site, given in (labels or {}).items():
+        if site not in names:
+            raise ReductionError(f"labels names the site {site!r}, but there are {sorted(names)}")
+        if len(given) != len(names[site]):
+            raise ReductionError(f"labels has {len(given)} names for the {len(names[site])} elements of site {site!r}")
+        names[site] = list(given)
+    return [name for site_names in names.values() for name in site_names]
+
+
+def _height(bars: int) -> float:
+    return 1.2 + 0.25 * min(bars, _MOST_NAMED_BARS)
+
+
+def _draw_bars(
+    ax: Axes, names: Sequence[str], lengths: Sequence[float], reduced: Sequence[bool], meanings: tuple[str, str]
+) -> None:
+    """Named bars from the top, in one colour where ``reduced`` is true and in another where it is not."""
+    for color, wanted, meaning in zip((REDUCED_COLOR, FULL_COLOR), (True, False), meanings):
+        places = [place for place, side in enumerate(reduced) if side is wanted]
+        if places:
+            ax.barh(places, [lengths[place] for place in places], height=0.8, color=color, label=meaning)
+    step = -(-len(names) // _MOST_NAMED_BARS)
+    ax.set_yticks(range(len(names))[::step], names[::step])
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, borderaxespad=0.0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 from torch import Tensor
 from torch.distributions import Distribution
@@ -82,7 +82,9 @@ def register_reduction(
     triple = (posterior_type, prior_type, reduced_prior_type)
     for type_ in triple:
         if not (isinstance(type_, type) and issubclass(type_, Distribution)):
-            raise TypeError(f"register_reduction takes three subclasses of torch.distributions.Distribution, got {type_!r}")
+            raise TypeError(
+                f"register_reduction takes three subclasses of torch.distributions.Distribution, got {type_!r}"
+            )
 
     def decorate(rule: Rule) -> Rule:
         _RULES[triple] = rule
@@ -92,7 +94,7 @@ def register_reduction(
     return decorate
 
 
-@lru_cache(maxsize=None)
+@cache
 def find_rules(
     posterior_type: type[Distribution],
     prior_type: type[Distribution],
