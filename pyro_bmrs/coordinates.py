@@ -20,6 +20,7 @@ from torch.distributions import Distribution, Independent, Transform, Transforme
 
 from .distributions.packed import Packed
 from .errors import ReductionError
+from .evidence.wrappers import flat_transforms
 
 
 @dataclass(frozen=True)
@@ -44,31 +45,28 @@ class Block:
 
 
 def drop_identity(transform: Transform) -> Transform | None:
-    """A transform without its parts that do nothing; None if nothing is left."""
-    if isinstance(transform, transforms.IndependentTransform):
-        # Which dimensions belong to the event is the distribution's affair.
-        return drop_identity(transform.base_transform)
-    if isinstance(transform, transforms.ComposeTransform):
-        parts = [part for part in map(drop_identity, transform.parts) if part is not None]
-        if len(parts) > 1:
-            return transforms.ComposeTransform(parts)
-        return parts[0] if parts else None
-    if isinstance(transform, transforms.AffineTransform) and _equals(transform.loc, 0) and _equals(transform.scale, 1):
-        return None
-    return transform
+    """
+    A transform without its parts that do nothing; None if nothing is left.
+
+    Which dimensions belong to the event is the distribution's affair, not the transform's.
+    """
+    return _compose([transform])
 
 
-def _equals(value: Tensor | float, number: float) -> bool:
-    return bool((torch.as_tensor(value) == number).all())
-
-
-def _compose(parts: Sequence[Transform]) -> Transform | None:
-    return drop_identity(transforms.ComposeTransform(list(parts)))
+def _compose(transforms_: Sequence[Transform]) -> Transform | None:
+    parts = flat_transforms(transforms_)
+    if len(parts) > 1:
+        return transforms.ComposeTransform(parts)
+    return parts[0] if parts else None
 
 
 def push_forward(distribution: Distribution, transform: Transform | None) -> Distribution:
     """The distribution of ``transform(x)`` for ``x`` from ``distribution``."""
-    return distribution if transform is None else dist.TransformedDistribution(distribution, [transform])
+    if transform is None:
+        return distribution
+    if type(distribution) is dist.Normal and isinstance(transform, transforms.ExpTransform):
+        return dist.LogNormal(distribution.loc, distribution.scale)
+    return dist.TransformedDistribution(distribution, [transform])
 
 
 def pull_back(distribution: Distribution, transform: Transform | None) -> Distribution:
@@ -106,7 +104,7 @@ def elements(distribution: Distribution) -> Distribution | None:
     if isinstance(distribution, Independent):
         return elements(distribution.base_dist)
     if isinstance(distribution, dist.Delta):
-        return dist.Delta(distribution.v) if _equals(distribution.log_density, 0) else None
+        return dist.Delta(distribution.v) if (distribution.log_density == 0).all() else None
     if isinstance(distribution, dist.torch_distribution.ExpandedDistribution):
         base = elements(distribution.base_dist)
         return None if base is None else base.expand(distribution.batch_shape + distribution.event_shape)

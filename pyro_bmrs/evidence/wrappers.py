@@ -11,7 +11,7 @@ does not know of a bijection applied to all three, and is 0 where a mask takes t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,7 +126,7 @@ def _peel(distribution: Distribution) -> _Peeled:
     while True:
         if isinstance(core, TransformedDistribution) and isinstance(core.base_dist, Independent):
             # An elementwise transform of independent elements is independent elements, each transformed.
-            transforms = _flatten(core.transforms)
+            transforms = flat_transforms(core.transforms)
             if any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
                 break
             inner = core.base_dist
@@ -175,7 +175,7 @@ def shared_bijection(
     triple = (posterior, prior, reduced_prior)
     if not all(isinstance(d, TransformedDistribution) for d in triple):
         return None
-    flat = [_flatten(d.transforms) for d in triple]  # type: ignore[attr-defined]
+    flat = [flat_transforms(d.transforms) for d in triple]  # type: ignore[attr-defined]
     count = 0
     for last in zip(*(reversed(transforms) for transforms in flat)):
         if not (last[0].bijective and _same(last[0], last[1]) and _same(last[0], last[2])):
@@ -190,13 +190,14 @@ def shared_bijection(
     return (before[0], before[1], before[2]), flat[0][len(flat[0]) - count :]
 
 
-def _flatten(transforms: list[Transform]) -> list[Transform]:
+def flat_transforms(transforms: Sequence[Transform]) -> list[Transform]:
+    """The transforms one by one: out of compositions and independent views, and without those that do nothing."""
     flat: list[Transform] = []
     for transform in transforms:
         if isinstance(transform, ComposeTransform):
-            flat += _flatten(transform.parts)
+            flat += flat_transforms(transform.parts)
         elif isinstance(transform, IndependentTransform):
-            flat += _flatten([transform.base_transform])
+            flat += flat_transforms([transform.base_transform])
         elif not _is_identity(transform):
             flat.append(transform)
     return flat
