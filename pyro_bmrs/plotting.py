@@ -106,7 +106,7 @@ def plot_model_space(
     left.set_ylabel("posterior probability")
     left.xaxis.get_major_locator().set_params(integer=True)
     reduced = _flat({site: space.reduced[site] for site in inclusion})
-    meanings = ("reduced prior in the best model", "full prior in the best model")
+    meanings = ("reduced in best model", "full in best model")
     _draw_bars(right, names, _flat(inclusion), reduced, meanings)
     right.set_xlim(0.0, 1.0)
     right.set_xlabel("probability of the full prior")
