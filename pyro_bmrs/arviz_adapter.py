@@ -52,21 +52,21 @@ def smooth_log_weights(
 
 def _smooth(draws: np.ndarray, relative_efficiency: float) -> float:
     """Smooth one row in place and return the shape of its tail."""
-    count, largest = len(draws), draws.max()
-    if count < FEWEST_DRAWS or largest == -np.inf:
+    # The tail is one of weights: where most draws have none, it is not to reach down to those.
+    weighty = draws > max(draws.max() + NEGLIGIBLE, -np.finfo(float).max)
+    count = int(weighty.sum())
+    if count < FEWEST_DRAWS:
         return math.inf
-    tail = math.ceil(min(count / 5, 3 * math.sqrt(count / relative_efficiency)))
-    if (draws == largest).sum() >= tail:
+    raw = draws[weighty]
+    tail = math.floor(min(count / 5, 3 * math.sqrt(count / relative_efficiency)))
+    if (raw == raw.max()).sum() >= tail:
         return -math.inf
-    # Weights that are nothing beside the largest are all alike to ArviZ, which takes none below the least normal float
-    # for part of the tail. So the smallest is in the body, which smoothing leaves alone, and near enough to the largest
-    # to measure by how much ArviZ, both of whose versions can normalise only, has moved them all.
-    floored = np.maximum(draws, largest + NEGLIGIBLE)
-    smoothed, shape = _psislw(floored.copy(), relative_efficiency)
+    smoothed, shape = _psislw(raw.copy(), relative_efficiency)
     if not np.isfinite(shape):
         return math.inf
-    body = np.argmin(floored)
-    draws[:] = np.where(draws < floored, draws, smoothed + (floored[body] - smoothed[body]))
+    # Both versions of ArviZ can normalise only; the smallest weight is in the body, which smoothing leaves alone.
+    body = raw.argmin()
+    draws[weighty] = smoothed + (raw[body] - smoothed[body])
     return float(shape)
 
 
@@ -74,7 +74,7 @@ def _psislw(draws: np.ndarray, relative_efficiency: float) -> tuple[np.ndarray, 
     import arviz
 
     with np.errstate(over="ignore"):  # on its way to weights that are 0
-        if hasattr(arviz, "psislw"):
+        if "psislw" in vars(arviz):
             return arviz.psislw(draws, reff=relative_efficiency)
         from arviz_stats.base import array_stats
 
@@ -101,7 +101,7 @@ def relative_efficiency(values: np.ndarray) -> np.ndarray:
     """
     import arviz
 
-    columns = values.reshape(values.shape[:2] + (-1,))
+    columns: np.ndarray = values.reshape(*values.shape[:2], -1)
     count = columns[:, :, 0].size
     # Not ArviZ's relative=True, which is the number of draws itself where all values are alike.
     sizes = [float(arviz.ess(columns[:, :, column], method="mean")) for column in range(columns.shape[-1])]
@@ -125,7 +125,7 @@ def to_arviz(groups: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
     import arviz
 
     nested: dict[str, Any] = {group: dict(variables) for group, variables in groups.items()}
-    if hasattr(arviz, "InferenceData"):
+    if "InferenceData" in vars(arviz):  # merely to ask for the attribute makes ArviZ 1.x warn
         return arviz.from_dict(**nested)
     return arviz.from_dict(nested)
 

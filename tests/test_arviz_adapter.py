@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from pyro_bmrs.arviz_adapter import smooth_log_weights
+from pyro_bmrs.arviz_adapter import has_posterior, posterior_draws, smooth_log_weights, to_arviz
 
 
 def light_tailed(zeros: float, of_zeros: float = -np.inf) -> np.ndarray:
@@ -33,3 +33,40 @@ def test_a_weight_next_to_nothing_is_as_good_as_none(tiny: float) -> None:
     assert smoothed[2:] == pytest.approx(without[2:], abs=1e-10)
     assert (smoothed[:2] == tiny).all()
     assert k == pytest.approx(k_without, abs=1e-12)
+
+
+def test_too_few_weights_tell_nothing_of_their_tail() -> None:
+    for log_weights in (light_tailed(0.999), np.full(100, -np.inf), np.zeros(10)):
+        smoothed, k = smooth_log_weights(log_weights)
+        assert k == np.inf
+        assert (smoothed == log_weights).all()
+
+
+def test_weights_with_a_largest_value_that_recurs_have_no_tail() -> None:
+    log_weights = np.where(np.random.default_rng(0).random(1000) < 0.3, 5.0, -np.inf)
+    smoothed, k = smooth_log_weights(log_weights)
+    assert k == -np.inf
+    assert (smoothed == log_weights).all()
+
+
+def test_draws_go_into_an_arviz_object_and_come_out_again() -> None:
+    draws = {"weights": np.arange(24.0).reshape(2, 3, 4), "scale": np.arange(6.0).reshape(2, 3)}
+    data = to_arviz({"posterior": draws, "log_likelihood": {"y": np.zeros((2, 3, 5))}})
+    assert has_posterior(data)
+    assert data["log_likelihood"]["y"].shape == (2, 3, 5)
+    read = posterior_draws(data)
+    assert read.keys() == draws.keys()
+    for name, values in draws.items():
+        assert (read[name] == values).all()
+
+
+def test_draws_are_read_chain_first_whatever_their_order() -> None:
+    data = to_arviz({"posterior": {"weights": np.arange(24.0).reshape(2, 3, 4)}})
+    turned = to_arviz({"posterior": {"weights": np.arange(24.0).reshape(2, 3, 4)}})
+    turned.posterior["weights"] = turned.posterior["weights"].transpose(..., "draw", "chain")
+    assert (posterior_draws(turned)["weights"] == posterior_draws(data)["weights"]).all()
+
+
+@pytest.mark.parametrize("other", [{"posterior": {}}, None, np.zeros(3), to_arviz({"prior": {"x": np.zeros((1, 2))}})])
+def test_what_holds_no_posterior_is_told_apart(other: object) -> None:
+    assert not has_posterior(other)
