@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 from torch import Tensor
 from torch.distributions import Distribution
@@ -46,7 +47,7 @@ class Reduced:
         return self.build_posterior()
 
 
-Rule = Callable[[Distribution, Distribution, Distribution], Reduced]
+Rule = Callable[[Any, Any, Any], Reduced]
 Triple = tuple[type[Distribution], type[Distribution], type[Distribution]]
 
 _RULES: dict[Triple, Rule] = {}
