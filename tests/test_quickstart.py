@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pyro
 import pytest
+from quickstart import PRIOR_SCALE, REDUCED_SCALE, load_study, main
 from scipy.stats import multivariate_normal
 
 from pyro_bmrs import Reduction
-from tutorials.quickstart import PRIOR_SCALE, REDUCED_SCALE, load_study, main
 
 STRONG = ["bmi", "s5", "bp", "sex"]
 NOISE = [f"noise {number}" for number in range(1, 6)]
