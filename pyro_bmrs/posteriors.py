@@ -24,6 +24,7 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
     AutoNormalMessenger,
+    AutoStructured,
 )
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.guide import GuideMessenger
@@ -173,7 +174,8 @@ def _check_fitted(guide: Any) -> None:
 def _run(
     guide: Any, model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
 ) -> tuple[poutine.Trace, poutine.Trace]:
-    if isinstance(guide, AutoGuide) and guide.prototype_trace is not None:
+    # A structured guide empties its prototype once it has read it.
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is not None and not isinstance(guide, AutoStructured):
         guide_trace = guide.prototype_trace
     else:
         guide_trace = _trace_guide(guide, args, kwargs)
