@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# The tensors are small: more threads than one only get in each other's way.
+export OMP_NUM_THREADS ?= 1
+
 .PHONY: help quickstart test lint docs bench dev clean
 
 help:
@@ -18,9 +21,8 @@ help:
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python tutorials/quickstart.py
 
-# One thread for each of the two workers: more threads than cores only get in each other's way.
 test: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check

@@ -35,6 +35,6 @@ myst_heading_anchors = 3
 # The pages with code are run when the site is built, so that what they show is what the code says.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_timeout = 900
 nb_output_stderr = "remove"
 nb_merge_streams = True
