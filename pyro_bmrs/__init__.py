@@ -3,6 +3,7 @@
 
 """Bayesian model reduction for Pyro: change priors after the fit, without refitting."""
 
+from pyro_bmrs.empirical_bayes import OptimizedPrior, optimize_reduced_prior
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.reduction import Reduction, reduce_model
 from pyro_bmrs.search import ModelSpace, search_models
@@ -11,10 +12,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ModelSpace",
+    "OptimizedPrior",
     "Reduction",
     "ReductionError",
     "ReductionWarning",
     "__version__",
+    "optimize_reduced_prior",
     "reduce_model",
     "search_models",
 ]
