@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, MixtureSameFamily, TransformedDistribution
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.evidence.line import Interval, Line, support_interval
 from pyro_bmrs.evidence.panels import Panels, nodes, resolve
 
-_PROBABILITIES = (1e-9, 1e-5, 1e-3, 0.05, 0.25, 0.5, 0.75, 0.95, 0.999, 1 - 1e-5, 1 - 1e-9)
-_DRAWS = 33
-_FIRST_PANELS = 24
+_PROBABILITIES = (1e-6, 0.01, 0.2, 0.5, 0.8, 0.99, 1 - 1e-6)
+_DRAWS = 25
+_FIRST_PANELS = 16
 _SPARE_NATS = 5.0
 
 
@@ -174,19 +175,31 @@ def _log_ratio(q: Tensor, p: Tensor, r: Tensor) -> Tensor:
     return torch.where(from_q.abs() < from_r.abs(), from_q + r, q + from_r)
 
 
-def _landmarks(distribution: Distribution, shape: torch.Size) -> Tensor:
-    """Where a distribution's mass and features may be: quantiles or draws, moments, and its location."""
+def _landmarks(distribution: Any, shape: torch.Size) -> Tensor:
+    """Where a distribution's mass and features may be, along a first dimension before those of a batch shape."""
+    points = _features(distribution)
+    points = points.reshape(points.shape[:1] + (1,) * (len(shape) + 1 - points.dim()) + points.shape[1:])
+    return points.expand(points.shape[:1] + shape)
+
+
+def _features(distribution: Any) -> Tensor:
+    if isinstance(distribution, TransformedDistribution):
+        points = _features(distribution.base_dist)
+        for transform in distribution.transforms:
+            points = transform(points)
+        return points
+    if isinstance(distribution, MixtureSameFamily):
+        return _features(distribution.component_distribution).movedim(-1, 0).flatten(0, 1)
     try:
-        probe = _like(distribution)
-        probabilities = torch.tensor(_PROBABILITIES, dtype=probe.dtype, device=probe.device)
-        points = distribution.icdf(probabilities.reshape((-1,) + (1,) * len(distribution.batch_shape)))
+        like = _draws(distribution, 1)
+        levels = torch.tensor(_PROBABILITIES, dtype=like.dtype, device=like.device)
+        points = distribution.icdf(levels.reshape((-1,) + (1,) * len(distribution.batch_shape)))
     except NotImplementedError:
         points = _draws(distribution, _DRAWS).sort(0).values
     location = getattr(distribution, "loc", None)
     if isinstance(location, Tensor) and location.shape == points.shape[1:]:
         points = torch.cat([points, location.unsqueeze(0)])
-    points = points.reshape(points.shape[:1] + (1,) * (len(shape) + 1 - points.dim()) + points.shape[1:])
-    return points.expand(points.shape[:1] + shape)
+    return points
 
 
 def _draws(distribution: Distribution, count: int) -> Tensor:
@@ -195,8 +208,3 @@ def _draws(distribution: Distribution, count: int) -> Tensor:
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
         return distribution.sample(torch.Size([count]))
-
-
-def _like(distribution: Distribution) -> Tensor:
-    """A tensor of the distribution's dtype and device."""
-    return _draws(distribution, 1)

@@ -67,7 +67,11 @@ class Panels:
 
     def sort(self) -> Panels:
         """The panels from left to right."""
-        return self.pick(self.left.argsort(0))
+        return self.pick(self.order())
+
+    def order(self) -> Tensor:
+        """The indices of the panels from left to right; one of no width comes before the next, which starts with it."""
+        return (self.left + self.right).argsort(0)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Panels:
         return Panels(*(function(getattr(self, name)) for name in self.__dataclass_fields__))
@@ -148,7 +152,7 @@ def _urgency(panels: Panels, settled: Tensor, tolerance: float) -> Tensor:
     width = panels.right - panels.left
     # A peak may hide between the end of a narrow panel and the first node of the wide panel next to it: then the
     # density differs between the two nodes nearest to the common end.
-    order = panels.left.argsort(0)
+    order = panels.order()
     widths, edges = width.gather(0, order), panels.log_edges.gather(1, order.expand_as(panels.log_edges))
     broken = panels.broken.gather(0, order)
     wide = torch.full_like(widths, -torch.inf)

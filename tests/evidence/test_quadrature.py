@@ -208,6 +208,20 @@ def gaussian_mean(q, p, r) -> float:
         return float(mp.fsum(w * mpf(m) for w, (m, _) in zip(weights, (q, r, p))) / mp.fsum(weights))
 
 
+def test_a_light_narrow_component_of_a_mixture_is_found() -> None:
+    weight, scale = 1e-3, 1e-7
+    components = dist.Normal(double(0.0, 0.6543), double(1.0, scale))
+    mixture = dist.MixtureSameFamily(dist.Categorical(double(1 - weight, weight)), components)
+    q, p = dist.Normal(scalar(0.3), 0.5), dist.Normal(scalar(0.0), 2.0)
+    broad = log_evidence_change(q, p, dist.Normal(scalar(0.0), 1.0))
+    narrow = log_evidence_change(q, p, dist.Normal(scalar(0.6543), scalar(scale)))
+    exact = torch.logaddexp(broad + math.log1p(-weight), narrow + math.log(weight))
+    torch.testing.assert_close(log_evidence_change(q, p, mixture), exact, rtol=0, atol=1e-8)
+    # ... and behind a transform that hides it
+    logs = [dist.TransformedDistribution(d, [torch.distributions.ExpTransform()]) for d in (q, p, mixture)]
+    torch.testing.assert_close(log_evidence_change(*logs, method="quadrature"), exact, rtol=0, atol=1e-8)
+
+
 def test_a_batch_holds_elements_of_every_scale() -> None:
     scale = torch.logspace(-6, 6, 13, dtype=torch.float64)
     q, p, r = dist.Cauchy(scale, scale), dist.Cauchy(0 * scale, 2 * scale), dist.Normal(0 * scale, 0.1 * scale)
