@@ -214,8 +214,9 @@ class ReweightedDistribution(TorchDistribution):
             step = t - excess / (self._integrand.at(t)[0] - log_total).exp()
             inside = (step > low) & (step < high)
             proposal = torch.where(inside, step, 0.5 * (low + high))
-            done = (proposal - t).abs() <= 4 * torch.finfo(t.dtype).eps * (1 + t.abs())
-            t = proposal
+            eps = torch.finfo(t.dtype).eps
+            done = (excess.abs() <= 32 * eps * value) | ((proposal - t).abs() <= 4 * eps * (1 + t.abs()))
+            t = torch.where(done, t, proposal)
             if done.all():
                 break
         return t
