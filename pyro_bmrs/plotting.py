@@ -97,8 +97,8 @@ def plot_model_space(
     """
     inclusion = {site: probability.cpu() for site, probability in space.inclusion_probability.items()}
     names = _names(inclusion, labels)
-    size = (9.0, _height(max(len(names), 10)))
-    figure, (left, right) = _pyplot().subplots(1, 2, figsize=size, layout="constrained")
+    size = (10.0, _height(max(len(names), 10)))
+    figure, (left, right) = _pyplot().subplots(1, 2, figsize=size, width_ratios=(2, 3), layout="constrained")
 
     top = space.top(num_models)
     left.bar(range(1, len(top.probability) + 1), top.probability.tolist(), color="tab:gray")
@@ -106,7 +106,7 @@ def plot_model_space(
     left.set_ylabel("posterior probability")
     left.xaxis.get_major_locator().set_params(integer=True)
     reduced = _flat({site: space.reduced[site] for site in inclusion})
-    meanings = ("reduced in best model", "full in best model")
+    meanings = ("reduced in the best", "full in the best")
     _draw_bars(right, names, _flat(inclusion), reduced, meanings)
     right.set_xlim(0.0, 1.0)
     right.set_xlabel("probability of the full prior")
