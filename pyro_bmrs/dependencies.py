@@ -12,11 +12,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.inspect import TrackProvenance
-from pyro.ops.provenance import detach_provenance, get_provenance
-from torch import Tensor
+from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
 from torch.distributions import Distribution, TransformedDistribution
 
-from .distributions.parameters import is_leaf, map_parameters
+from .distributions.parameters import is_leaf
 
 
 def upstream_sites(trace: poutine.Trace, names: Collection[str]) -> dict[str, frozenset[str]]:
@@ -36,27 +35,14 @@ def track(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> p
 
 
 def _provenance(site: Any) -> frozenset[str]:
-    found: set[str] = set()
-
-    def look(path: str, value: Tensor, *_: Any) -> Tensor:
-        found.update(get_provenance(value))
-        return value
-
     distribution: Distribution = site["fn"]
-    with torch.no_grad(), pyro.validation_enabled(False):
-        try:
-            map_parameters(distribution, look)
-            whole = not _has_transform(distribution)
-        except NotImplementedError:
-            whole = False
-        if not whole:
+    layers = [distribution]
+    while hasattr(layers[-1], "base_dist"):
+        layers.append(layers[-1].base_dist)
+    held = (value for layer in layers for value in vars(layer).values())
+    found = {name for value in held if isinstance(value, ProvenanceTensor) for name in get_provenance(value)}
+    outer = [layer for layer in layers if not is_leaf(layer)]
+    if len(outer) == len(layers) or any(isinstance(layer, TransformedDistribution) for layer in outer):
+        with torch.no_grad(), pyro.validation_enabled(False):
             found.update(get_provenance(distribution.log_prob(detach_provenance(site["value"]))))
     return frozenset(found)
-
-
-def _has_transform(distribution: Distribution) -> bool:
-    while not is_leaf(distribution) and hasattr(distribution, "base_dist"):
-        if isinstance(distribution, TransformedDistribution):
-            return True
-        distribution = distribution.base_dist
-    return False
