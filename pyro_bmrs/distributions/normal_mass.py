@@ -188,14 +188,14 @@ def _log_mass(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor) -> 
     half = 0.5 * precision
     unit = half.rsqrt()
     root = half.mul_(unit)
+    ends = (slope != 0) | ~(precision > 0)
+    if ends.all():
+        return _end_mass(slope, precision, left, right, unit, root).log_().reshape(shape)
     mass = (left * root).erf_().add_((right * root).erf_()).mul_(unit).mul_(_HALF_ROOT_PI)
-    outside = slope != 0
-    if torch.isnan(mass.sum()):  # a precision that is not positive has no root
-        outside |= mass.isnan()
-    rest = outside.nonzero().squeeze(-1)
+    rest = ends.nonzero().squeeze(-1)
     if len(rest):
         parts = (tensor.index_select(0, rest) for tensor in (slope, precision, left, right, unit, root))
-        mass.scatter_(0, rest, _end_mass(*parts))
+        mass.index_copy_(0, rest, _end_mass(*parts))
     return mass.log_().reshape(shape)
 
 

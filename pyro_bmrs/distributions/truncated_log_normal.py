@@ -11,6 +11,7 @@ from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 from torch.types import _size
 
+from pyro_bmrs.distributions.expanded import unexpanded
 from pyro_bmrs.distributions.extended_interval import check_ends
 from pyro_bmrs.distributions.log_interval import LogIntervalDistribution
 from pyro_bmrs.distributions.normal_mass import AboutMode
@@ -73,8 +74,9 @@ class TruncatedLogNormal(LogIntervalDistribution):
                     "variable itself; only loc and scale are those of its logarithm."
                 )
         # An end at 0 has no influence, not even as a parameter: its logarithm has no gradient.
-        log_low = torch.where(low > 0, torch.where(low > 0, low, 1.0).log(), -torch.inf)
-        base_dist = TruncatedNormal(loc, scale, log_low, high.log(), validate_args=validate_args)
+        end = unexpanded(low)
+        log_low = torch.where(end > 0, torch.where(end > 0, end, 1.0).log(), -torch.inf)
+        base_dist = TruncatedNormal(loc, scale, log_low, unexpanded(high).log(), validate_args=validate_args)
         super().__init__(base_dist, low, high, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: LogIntervalDistribution | None = None) -> TruncatedLogNormal:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from functools import singledispatch
 from itertools import product
-from typing import TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -20,12 +19,11 @@ from torch import Tensor
 from torch.distributions import Distribution, HalfNormal, Normal, Uniform
 
 from pyro_bmrs.distributions import TruncatedNormal
+from pyro_bmrs.distributions.expanded import unexpanded
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.evidence.normal_bulk import log_evidence
 from pyro_bmrs.evidence.normal_product import IntervalNormal, IntervalUniform, NormalProduct, normal_product
 from pyro_bmrs.evidence.registry import Reduced, register_reduction
-
-_Member = TypeVar("_Member", bound=tuple[Tensor, ...])
 
 
 @singledispatch
@@ -37,23 +35,23 @@ def interval_normal(distribution: Distribution) -> IntervalNormal | IntervalUnif
 @interval_normal.register
 def _normal(distribution: Normal) -> IntervalNormal:
     infinity = distribution.loc.new_tensor(torch.inf)
-    return IntervalNormal(distribution.loc, distribution.scale, -infinity, infinity)
+    return IntervalNormal(unexpanded(distribution.loc), unexpanded(distribution.scale), -infinity, infinity)
 
 
 @interval_normal.register
 def _half_normal(distribution: HalfNormal) -> IntervalNormal:
     zero = distribution.scale.new_zeros(())
-    return IntervalNormal(zero, distribution.scale, zero, zero + torch.inf)
+    return IntervalNormal(zero, unexpanded(distribution.scale), zero, zero + torch.inf)
 
 
 @interval_normal.register
 def _truncated_normal(distribution: TruncatedNormal) -> IntervalNormal:
-    return IntervalNormal(distribution.loc, distribution.scale, distribution.low, distribution.high)
+    return IntervalNormal(*map(unexpanded, (distribution.loc, distribution.scale, distribution.low, distribution.high)))
 
 
 @interval_normal.register
 def _uniform(distribution: Uniform) -> IntervalUniform:
-    return IntervalUniform(distribution.low, distribution.high)
+    return IntervalUniform(unexpanded(distribution.low), unexpanded(distribution.high))
 
 
 def reduce_interval_normals(posterior: Distribution, prior: Distribution, reduced_prior: Distribution) -> Reduced:
@@ -75,7 +73,7 @@ def reduce_interval_normals(posterior: Distribution, prior: Distribution, reduce
     """
     triple = (posterior, prior, reduced_prior)
     shape = torch.broadcast_shapes(*(distribution.batch_shape for distribution in triple))
-    q, p, r = (_unexpanded(interval_normal(distribution)) for distribution in triple)
+    q, p, r = (interval_normal(distribution) for distribution in triple)
     for member, role in ((q, "posterior"), (p, "prior"), (r, "reduced prior")):
         _check_parameters(member, role)
     _check_support(p, r)
@@ -95,11 +93,6 @@ def reduce_interval_normals(posterior: Distribution, prior: Distribution, reduce
 
 for _triple in product((Normal, HalfNormal, TruncatedNormal, Uniform), repeat=3):
     register_reduction(*_triple)(reduce_interval_normals)
-
-
-def _unexpanded(member: _Member) -> _Member:
-    """Without the copies that ``expand`` makes believe: of each run of them, one element stands for all."""
-    return type(member)(*(t[tuple(slice(1 if step == 0 else None) for step in t.stride())] for t in member))  # type: ignore[call-arg]
 
 
 def _check_parameters(member: IntervalNormal | IntervalUniform, role: str) -> None:

@@ -30,8 +30,9 @@ from pyro_bmrs.evidence.normal_product import (
     seen_from_mode,
 )
 
-_BLOCK = 65536
-_ROOT_HALF = math.sqrt(0.5)
+_BLOCK = 131072
+# A sum of two error functions that is at least this has lost no more than a digit if they cancel.
+_LEAST_SUM = 0.1
 
 _Record = TypeVar("_Record", bound=tuple[Tensor, ...])
 
@@ -57,9 +58,12 @@ def _in_blocks(q: IntervalNormal | IntervalUniform, p: Member, r: Member, size: 
     one_dtype = len({tensor.dtype for tensor in (*q, *p, *r)}) == 1
     if isinstance(q, IntervalUniform) or isinstance(p, NormalMember) or not q.loc.dim() or not one_dtype:
         return torch.cat([_in_general(_rows(q, block), _rows(p, block), _rows(r, block)) for block in blocks])
-    values, masks = zip(*(_in_closed_form(_rows(q, block), _rows(r, block)) for block in blocks))
-    out = torch.cat(values).add_(p.log_mass)
-    for rest in torch.cat(masks).nonzero().squeeze(-1).split(_BLOCK):
+    out = q.loc.new_empty(size)
+    remainders = []
+    for block in blocks:
+        members = _rows(q, block), _rows(p, block), _rows(r, block)
+        remainders.append(_in_closed_form(*members, out[block]) + block.start)
+    for rest in torch.cat(remainders).split(_BLOCK):
         out[rest] = _in_general(_rows(q, rest), _rows(p, rest), _rows(r, rest))
     return out
 
@@ -68,12 +72,13 @@ def _in_general(q: IntervalNormal | IntervalUniform, p: Member, r: Member) -> Te
     return product_of_members(seen_from_mode(q), p, r).log_evidence
 
 
-def _in_closed_form(q: IntervalNormal, r: Member) -> tuple[Tensor, Tensor]:
-    """log E_q[r], and where its closed form would lose digits."""
-    return _of_restriction(q, r) if isinstance(r, UniformMember) else _of_product(q, r)
+def _in_closed_form(q: IntervalNormal, p: UniformMember, r: Member, out: Tensor) -> Tensor:
+    """Write log E_q[r/p] into ``out``; return the elements to be done again, since here they lost digits."""
+    return _restricted(q, p, r, out) if isinstance(r, UniformMember) else _multiplied(q, p, r, out)
 
 
-def _of_product(q: IntervalNormal, r: NormalMember) -> tuple[Tensor, Tensor]:
+def _multiplied(q: IntervalNormal, p: UniformMember, r: NormalMember, out: Tensor) -> Tensor:
+    """Of two normals: from the masses of both and of their product, and the distance between them."""
     # Where the locations of q and r lie within the common interval they are the modes, and their weighted mean is that
     # of the product: masses are sums of error functions, and nothing cancels.
     low, high = torch.maximum(q.low, r.low), torch.minimum(q.high, r.high)
@@ -84,31 +89,42 @@ def _of_product(q: IntervalNormal, r: NormalMember) -> tuple[Tensor, Tensor]:
     weight, weight_r = precision / total, r.precision / total
     left, right = weight * left + weight_r * (r.loc - low), weight * right + weight_r * (high - r.loc)
     energy = (0.5 * r.precision) * weight * (r.loc - q.loc).square_()
-    root, root_q = total.mul_(0.5).sqrt_(), _ROOT_HALF / q.scale
+    root, root_q = total.mul_(0.5).sqrt_(), _half_root_precision(q.scale)
     mass = (left * root).erf_().add_((right * root).erf_()).div_(root)
     mass_q = ((q.loc - q.low) * root_q).erf_().add_(((q.high - q.loc) * root_q).erf_()).div_(root_q)
-    return mass.div_(mass_q).log_().sub_(energy).sub_(r.log_mass), outside
+    torch.log(mass.div_(mass_q), out=out).sub_(energy).add_(p.log_mass - r.log_mass)
+    return outside.nonzero().squeeze(-1)
 
 
-def _of_restriction(q: IntervalNormal, r: UniformMember) -> tuple[Tensor, Tensor]:
-    """The log of the fraction of q between the ends of r, over the width of r."""
+def _restricted(q: IntervalNormal, p: UniformMember, r: UniformMember, out: Tensor) -> Tensor:
+    """Of a normal and a uniform: from the fraction of the normal that lies between the ends of the uniform."""
     low, high = torch.maximum(q.low, r.low), torch.minimum(q.high, r.high)
-    left, right, root = q.loc - low, high - q.loc, _ROOT_HALF / q.scale
-    left_q, right_q = q.loc - q.low, q.high - q.loc
-    mass = (left * root).erf_().add_((right * root).erf_())
-    mass_q = (left_q * root).erf_().add_((right_q * root).erf_())
-    out = mass.div_(mass_q).log_()
-    nearer = torch.minimum(left, right)
-    outside = torch.minimum(left_q, right_q) < 0
-    beyond = (nearer < 0).nonzero().squeeze(-1)
-    if len(beyond):
+    left, right, root = q.loc - low, high - q.loc, _half_root_precision(q.scale)
+    below, above = torch.erf(left * root), torch.erf(right * root)
+    # Pruning mostly asks for an interval that has its low end in common with the posterior.
+    below_q = below if torch.equal(low, q.low) else torch.erf((q.loc - q.low) * root)
+    above_q = above if torch.equal(high, q.high) else torch.erf((q.high - q.loc) * root)
+    mass, mass_q = below + above, below_q + above_q
+    fraction = mass / mass_q
+    small = again = (mass < _LEAST_SUM).nonzero().squeeze(-1)
+    if len(small):
         # In the tail of q both error functions are near 1: scaled ones keep their difference.
-        start, root, mass_q = (t.expand_as(nearer).index_select(0, beyond) for t in (nearer, root, mass_q))
-        length = (high - low).expand_as(nearer).index_select(0, beyond).mul_(root)
-        tail, fall = scaled_tail(start.neg_().mul_(root), length)
-        out.index_copy_(0, beyond, tail.div_(mass_q).log_().sub_(start.square_()))
-        outside[beyond] |= fall < 1
-    return out.sub_(r.log_mass), outside
+        left, right, root, mass_q, width = (
+            tensor.expand_as(mass).index_select(0, small) for tensor in (left, right, root, mass_q, high - low)
+        )
+        start = torch.minimum(left, right).neg_().mul_(root)
+        tail, fall = scaled_tail(start, width.mul_(root))
+        fraction.index_copy_(0, small, tail.div_(mass_q))
+        again = small[(mass_q < _LEAST_SUM) | (fall < 1)]
+    torch.log(fraction, out=out).add_(p.log_mass - r.log_mass)
+    if len(small):
+        out.index_add_(0, small, start.square_(), alpha=-1)
+    return again
+
+
+def _half_root_precision(scale: Tensor) -> Tensor:
+    """The root of half the precision, by which a distance is multiplied to be the argument of an error function."""
+    return scale.new_tensor(math.sqrt(0.5)) / scale
 
 
 def _map(function: Callable[[Tensor], Tensor], record: _Record) -> _Record:
