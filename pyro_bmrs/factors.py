@@ -158,6 +158,9 @@ class SiteFactor:
 
     def reduce(self, priors: Priors, reduced_priors: Priors, how: How) -> ReducedFactor:
         name = self.name
+        if mixed_priors.is_mixed(reduced_priors[name]) and isinstance(self.distribution, JointNormal):
+            block = Block(name, slice(0, None), self.distribution.event_shape, self.transform)
+            return JointNormalFactor(self.statement, self.distribution, (block,)).reduce(priors, reduced_priors, how)
         with naming(name):
             reduced = evidence.reduce(self.posterior(name), priors[name], reduced_priors[name], **how)
         return ReducedFactor(

@@ -80,9 +80,9 @@ class SwitchingAverage(TorchDistribution):
         shape = full.shape[: full.dim() - self.label.dim()]
         label = self.label.reshape(-1) % (len(self.inclusion) + 1)
         log_weights = torch.stack([self.inclusion.log(), torch.log1p(-self.inclusion)])
-        log_weights = torch.cat([log_weights, log_weights.new_tensor([[0.0], [-torch.inf]])], -1)
+        log_weights = torch.cat([log_weights, log_weights.new_tensor([[0.0], [-torch.inf]])], -1).to(full)
         totals = [
-            weight.expand(*shape, -1).index_add(-1, label, density.reshape(*shape, -1).to(weight))
+            weight.expand(*shape, -1).index_add(-1, label, density.reshape(*shape, -1))
             for weight, density in zip(log_weights, (full, reduced))
         ]
         return torch.logaddexp(*totals).sum(-1)

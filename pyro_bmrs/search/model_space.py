@@ -73,10 +73,10 @@ class ModelSpace:
         ...     _ = guide.loc.copy_(torch.tensor([0.02, 0.2, 2.0]))
         >>> space = search_models(guide, {"weights": dist.Normal(0., 0.01)}, groups={"tail": {"weights": [1, 2]}})
         >>> space.table()[["reduced", "probability"]].round(3)
-             reduced  probability
+              reduced  probability
         rank
-        1                     1.0
-        2       tail          0.0
+        1     nothing          1.0
+        2        tail          0.0
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class ModelSpace:
     def _name(self, reduced: Tensor) -> str:
         chosen = [self.groups[place] for place in reduced.nonzero().squeeze(-1).tolist()]
         hidden = len(chosen) - _MOST_NAMED
-        return ", ".join(chosen if hidden <= 1 else [*chosen[:_MOST_NAMED], f"and {hidden:,} more"])
+        return ", ".join(chosen if hidden <= 1 else [*chosen[:_MOST_NAMED], f"and {hidden:,} more"]) or "nothing"
 
     def summary(self) -> pd.DataFrame:
         """
@@ -246,9 +246,8 @@ class ModelSpace:
 
     def _headline(self) -> str:
         best = self.top(1)
-        name = self._name(best.reduced[0]) or "nothing"
-        numbers = f"ΔF = {float(best.delta_evidence):.2f} nats, probability {float(best.probability):.3f}"
-        return f"the best reduces {name}; {numbers}"
+        numbers = f"ΔF = {float(best.delta_evidence):.2f} nats, probability {float(best.probability):.3g}"
+        return f"the best reduces {self._name(best.reduced[0])}; {numbers}"
 
     def _repr_html_(self) -> str:
         return (

@@ -38,7 +38,7 @@ from torch.distributions import Distribution, Independent, LowRankMultivariateNo
 
 from pyro_bmrs.coordinates import Block, elements, pull_back
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.factors import Factor, JointNormalFactor, PackedFactor, SiteFactor
+from pyro_bmrs.factors import Factor, JointNormalFactor, PackedFactor, SiteFactor, naming
 
 from .groups import Groups
 
@@ -197,11 +197,10 @@ def _is_no_normal(site: str) -> ReductionError:
 
 def _observations(block: Block, prior: Distribution, reduced_prior: Distribution) -> list[Tensor]:
     """Slope, noise, target and constant of each element of a site."""
-    p, r = (elements(pull_back(given, block.transform)) for given in (prior, reduced_prior))
+    with naming(block.name):
+        p, r = (elements(pull_back(given, block.transform)) for given in (prior, reduced_prior))
     if isinstance(r, dist.Delta) and p is not None:
-        point = r.v.double()
-        constant = -p.log_prob(r.v).double() - 0.5 * math.log(2 * math.pi)
-        columns = [torch.ones_like(point), torch.zeros_like(point), point, constant]
+        columns = _fixing(p, r.v)
     elif isinstance(p, Normal) and isinstance(r, Normal):
         columns = _narrowing(block.name, p, r)
     else:
@@ -210,6 +209,11 @@ def _observations(block: Block, prior: Distribution, reduced_prior: Distribution
             "prior must be independent normals, or the reduced prior a dist.Delta; take reduce_model for whole sites"
         )
     return [values.expand(block.shape).reshape(-1) for values in columns]
+
+
+def _fixing(prior: Distribution, point: Tensor) -> list[Tensor]:
+    constant = -prior.log_prob(point).double() - 0.5 * math.log(2 * math.pi)
+    return [torch.ones_like(constant), torch.zeros_like(constant), point.double().expand_as(constant), constant]
 
 
 def _narrowing(site: str, prior: Normal, reduced_prior: Normal) -> list[Tensor]:

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from pyro_bmrs import evidence
 from pyro_bmrs.coordinates import elements, marginals
+from pyro_bmrs.distributions.parameters import map_parameters
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.evidence.registry import Reduced
 from pyro_bmrs.factors import naming
@@ -168,7 +169,15 @@ def _switched(
         q, p, r = posterior, prior, reduced_prior
     with naming(name):
         reduced = evidence.reduce(q, p, r)
-    return q.expand(reduced.delta_evidence.shape), reduced
+    return _detached(q).expand(reduced.delta_evidence.shape), reduced
+
+
+def _detached(distribution: Distribution) -> Any:
+    """The distribution with parameters of its own, so that more SVI with the guide leaves it as it is."""
+    try:
+        return map_parameters(distribution, lambda path, value, *_: value.detach().clone())
+    except NotImplementedError:
+        return distribution
 
 
 def _read_log_odds(prior_log_odds: float | Tensor, groups: Tensor) -> Tensor:

@@ -119,6 +119,29 @@ def test_if_nothing_is_better_reduced_the_best_is_the_full_model():
     assert "the best reduces nothing" in repr(space)
 
 
+def weights_model():
+    pyro.sample("weights", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+
+
+def correlated_guide():
+    root = torch.tensor([[0.5, 0, 0, 0], [0.3, 0.2, 0, 0], [0.1, 0.1, 0.4, 0], [0.0, 0.2, 0.1, 0.3]])
+    loc = torch.tensor([0.1, 0.8, -0.2, 0.4])
+    pyro.sample("weights", dist.MultivariateNormal(loc, scale_tril=root))
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_a_hand_written_joint_normal_is_searched_as_an_autoguide_is(prior):
+    torch.set_default_dtype(torch.double)
+    space = search_models(correlated_guide, {"weights": prior}, model=weights_model)
+    posterior = pyro.poutine.trace(correlated_guide).get_trace().nodes["weights"]["fn"]
+    expected = search_models(install(AutoMultivariateNormal(weights_model), posterior), {"weights": prior})
+    for found, other in zip(space.top(16), expected.top(16)):
+        torch.testing.assert_close(found, other)
+    assert space.strategy == "exhaustive"
+    assert space.best.delta_evidence.item() == pytest.approx(space.top(1).delta_evidence.item(), abs=1e-9)
+    assert space.best.method == "exact"
+
+
 def noise_model():
     with pyro.plate("units", 5):
         return pyro.sample("noise", LogUniform(math.exp(-20.0), 1.0))
@@ -295,6 +318,17 @@ def test_posteriors_without_a_closed_form_are_refused(program, guide_type, messa
     guide(problem.x, problem.y)
     with pytest.raises(ReductionError, match=message):
         search_models(guide, {"weights": dist.Normal(0.0, 0.01)})
+
+
+def test_a_point_outside_the_support_is_refused():
+    guide = AutoMultivariateNormal(positive)
+    guide()
+    with pytest.raises(ReductionError, match="'rate': the point .* outside the prior's support"):
+        search_models(guide, {"rate": dist.Delta(torch.tensor([0.0, 1.0, 2.0]))})
+
+
+def positive():
+    pyro.sample("rate", dist.LogNormal(torch.zeros(3), 1.0).to_event(1))
 
 
 def two_kinds():
