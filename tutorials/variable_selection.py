@@ -145,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> tuple[ModelSpace, pd.DataFra
     parser.add_argument("--seed", type=int, default=0, help="of SVI and of the sample of models (%(default)s)")
     options = parser.parse_args(arguments)
 
+    pyro.clear_param_store()
     pyro.set_rng_seed(options.seed)
     names, covariates, malignant = load_study()
     guide = fit(covariates, malignant, options.steps)
