@@ -1,0 +1,9 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Structured pruning: noise on the units of a network, fitted with SVI, says which of them the data do not need."""
+
+from pyro_bmrs.pruning.attachment import NoiseSite, noise_sites
+from pyro_bmrs.pruning.noise import MultiplicativeNoise
+
+__all__ = ["MultiplicativeNoise", "NoiseSite", "noise_sites"]
