@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 
-import arviz
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_bmrs import ReductionError, ReductionWarning, optimize_reduced_prior
+from pyro_bmrs.arviz_adapter import to_arviz
 
 from . import conjugate
 
@@ -232,7 +232,7 @@ def test_draws_from_the_posterior_find_the_same_optimum():
     guide, x, y = exact_guide()
     posterior = conjugate.exact_posterior(x, y, *conjugate.prior(4))
     draws = posterior.sample((4, 1000)).numpy()
-    data = arviz.from_dict(posterior={"first": draws[..., :2], "rest": draws[..., 2:]})
+    data = to_arviz({"posterior": {"first": draws[..., :2], "rest": draws[..., 2:]}})
 
     def family(scale: Tensor) -> dict[str, dist.Distribution]:
         return {"first": dist.Normal(0.0, scale)}
