@@ -3,7 +3,7 @@
 
 """Structured pruning: noise on the units of a network, fitted with SVI, says which of them the data do not need."""
 
-from pyro_bmrs.pruning.attachment import NoiseSite, noise_sites
+from pyro_bmrs.pruning.attachment import NoiseSite, attach_noise, detach_noise, noise_sites
 from pyro_bmrs.pruning.noise import MultiplicativeNoise
 
-__all__ = ["MultiplicativeNoise", "NoiseSite", "noise_sites"]
+__all__ = ["MultiplicativeNoise", "NoiseSite", "attach_noise", "detach_noise", "noise_sites"]

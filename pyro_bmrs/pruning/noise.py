@@ -41,7 +41,7 @@ class MultiplicativeNoise(PyroModule):
 
     :param num_units: how many units share the input's dimension ``dim``.
     :param dim: the dimension of the input that counts the units: 1 for features and for the channels of images, -1 for
-        the features of sequences.
+        the features of sequences. None where the whole input is one unit.
     :param unit_size: how many consecutive elements of that dimension are one unit, such as the features of one
         attention head, or the pixels of one flattened channel.
     :param per_example: whether to draw for each example in training, rather than once.
@@ -68,7 +68,7 @@ class MultiplicativeNoise(PyroModule):
         self,
         num_units: int,
         *,
-        dim: int = 1,
+        dim: int | None = 1,
         unit_size: int = 1,
         per_example: bool = False,
         low: float = math.exp(-20),
@@ -76,9 +76,10 @@ class MultiplicativeNoise(PyroModule):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        if num_units < 1 or unit_size < 1:
+        if num_units < 1 or unit_size < 1 or (dim is None and num_units > 1):
             raise ReductionError(
-                f"noise needs at least one unit of at least one element, not {num_units} of {unit_size}"
+                f"noise needs at least one unit of at least one element, and one alone where dim is None; not "
+                f"{num_units} of {unit_size}"
             )
         if not 0 < low < high < math.inf:
             raise ReductionError(f"the noise's prior needs 0 < low < high < inf, not low={low!r} and high={high!r}")
@@ -109,6 +110,19 @@ class MultiplicativeNoise(PyroModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """The input times the noise, with 0 for units that are not kept."""
+        dim = self._unit_dim(input)
+        noise = self._draw(len(input)) if self.per_example and self.training else self._sample()
+        noise = torch.where(self.kept, noise, 0.0)
+        if self.unit_size > 1:
+            noise = noise.repeat_interleave(self.unit_size, dim=-1)
+        if noise.dim() > 1:
+            noise = noise.reshape(noise.shape[:-1] + (1,) * (dim - 1) + noise.shape[-1:])
+        return input * noise.reshape(noise.shape + (1,) * (input.dim() - 1 - dim))
+
+    def _unit_dim(self, input: Tensor) -> int:
+        """The dimension of the input along which the noise varies, counted from the left."""
+        if self.dim is None:
+            return input.dim() - 1
         dim = self.dim + input.dim() if self.dim < 0 else self.dim
         if dim >= input.dim() or input.shape[dim] != self.num_units * self.unit_size:
             units = f"{self.num_units} units" + (f" of {self.unit_size} elements" if self.unit_size > 1 else "")
@@ -116,12 +130,7 @@ class MultiplicativeNoise(PyroModule):
                 f"noise site {self.site_name!r} is for {units} in dimension {self.dim}, and its input has shape "
                 f"{tuple(input.shape)}"
             )
-        noise = self._draw(len(input)) if self.per_example and self.training else self._sample()
-        noise = torch.where(self.kept, noise, 0.0)
-        if self.unit_size > 1:
-            noise = noise.repeat_interleave(self.unit_size, dim=-1)
-        between = (1,) * (dim - 1) if noise.dim() > 1 else ()
-        return input * noise.reshape(noise.shape[:-1] + between + noise.shape[-1:] + (1,) * (input.dim() - 1 - dim))
+        return dim
 
     def _sample(self) -> Tensor:
         return pyro.sample(self.site_name, self.prior)
