@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -33,7 +34,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoGuide
-from pyro.infer.autoguide.initialization import init_to_feasible
+from pyro.infer.autoguide.initialization import init_to_median
 from pyro.optim import ClippedAdam
 from pyro.poutine.util import prune_subsample_sites
 from refitting_models import STUDIES, Study
@@ -49,6 +50,7 @@ PARTICLES_AT_ONCE = 1_000
 REPEATS = 5
 PATIENCE = 5.0
 LARGEST_K = 0.7
+PRIOR_DRAWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,10 @@ def fit(
     """
     Fits a guide from scratch, and draws from it: with the same noise for all models with the same sites.
 
-    It begins at 0 in unconstrained coordinates. Draws from the priors, where autoguides begin by default, can be so far
-    out that the scales collapse on the way in and take long to recover.
+    It begins at the prior medians. Those of a few draws, where autoguides begin by default, can be so far out that the
+    scales collapse on the way in and take long to recover.
     """
-    guide = guide_type(model, init_loc_fn=init_to_feasible)
+    guide = guide_type(model, init_loc_fn=partial(init_to_median, num_samples=PRIOR_DRAWS))
     elbo = Trace_ELBO(num_particles=settings.particles, vectorize_particles=True)
     rates = {"lr": settings.learning_rate, "lrd": settings.decay ** (1 / settings.steps), "betas": settings.betas}
     svi = SVI(model, guide, ClippedAdam(rates), elbo)
@@ -209,7 +211,7 @@ def markdown(table: pd.DataFrame) -> str:
         "reduced prior": table["reduced prior"],
         "ΔF": [f"{row['delta_evidence']:+.2f}" for row in rows],
         "method": [_method(row) for row in rows],
-        "ELBO difference": [f"{row['elbo_difference']:+.2f} ± {row['elbo_standard_error']:.2f}" for row in rows],
+        "ELBO difference": [f"{row['elbo_difference']:+.2f} ± {row['elbo_standard_error']:.3f}" for row in rows],
         "ΔF less that": [f"{row['discrepancy']:+.2f}" for row in rows],
         "evidence difference": [_evidence(row) for row in rows],
         "refit": [f"{row['refit_seconds']:.1f} s" for row in rows],
@@ -232,7 +234,7 @@ def _method(row: dict[Hashable, Any]) -> str:
 def _evidence(row: dict[Hashable, Any]) -> str:
     if row["evidence_pareto_k"] > LARGEST_K:
         return f"unknown (k = {row['evidence_pareto_k']:.2f})"
-    return f"{row['evidence_difference']:+.2f} ± {row['evidence_standard_error']:.2f}"
+    return f"{row['evidence_difference']:+.2f} ± {row['evidence_standard_error']:.3f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
