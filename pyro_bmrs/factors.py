@@ -229,7 +229,8 @@ class PackedFactor:
             return concatenate(flat)
 
         def posteriors() -> dict[str, Distribution]:
-            return {name: posterior for factor in done.values() for name, posterior in factor.posteriors.items()}
+            unchanged = {name: self.posterior(name) for name in self.sites if name not in done}
+            return unchanged | {name: factor.posteriors[name] for name, factor in done.items()}
 
         factors = list(done.values())
         return ReducedFactor(

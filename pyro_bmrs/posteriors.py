@@ -100,13 +100,17 @@ class FittedGuide:
     def upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
         """For each site, the other latent sites that its prior, or its posterior in a traced guide, depends on."""
         tracked = track(_replay(self.model, self.traces[0]), self.args, self.kwargs)
-        found = upstream_sites(tracked, names)
+        latent = frozenset(latent_nodes(tracked))
+        posterior = self.posterior_upstream(names)
+        return {name: (sites | posterior[name]) & latent for name, sites in upstream_sites(tracked, names).items()}
+
+    def posterior_upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
+        """For each site, the other sites that its posterior depends on, which happens in a traced guide."""
+        found: dict[str, frozenset[str]] = dict.fromkeys(names, frozenset())
         traced = [name for name in names if getattr(self.factor_of.get(name), "traced", False)]
         if traced:
-            for name, sites in upstream_sites(_track_guide(self.guide, self.args, self.kwargs), traced).items():
-                found[name] |= sites
-        latent = frozenset(latent_nodes(tracked))
-        return {name: sites & latent for name, sites in found.items()}
+            found.update(upstream_sites(_track_guide(self.guide, self.args, self.kwargs), traced))
+        return found
 
 
 def read_guide(

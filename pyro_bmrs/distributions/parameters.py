@@ -85,8 +85,12 @@ def map_parameters(distribution: Distribution, function: ParameterMap, prefix: s
 
         return dist.Independent(map_parameters(distribution.base_dist, shifted, prefix), count)
     if isinstance(distribution, dist.torch_distribution.ExpandedDistribution):
-        # A parameter shared by the expanded elements becomes one for each.
-        return map_parameters(distribution.base_dist.expand(distribution.batch_shape), function, prefix)
+        if not isinstance(distribution.base_dist, dist.MaskedMixture):
+            # A parameter shared by the expanded elements becomes one for each.
+            return map_parameters(distribution.base_dist.expand(distribution.batch_shape), function, prefix)
+        return _map_mixture(distribution.base_dist, distribution.batch_shape, function, prefix)
+    if isinstance(distribution, dist.MaskedMixture):
+        return _map_mixture(distribution, distribution.batch_shape, function, prefix)
     if isinstance(distribution, dist.MaskedDistribution):
         return dist.MaskedDistribution(map_parameters(distribution.base_dist, function, prefix), distribution._mask)
     if isinstance(distribution, dist.Delta):
@@ -108,3 +112,11 @@ def map_parameters(distribution: Distribution, function: ParameterMap, prefix: s
         base = map_parameters(distribution.base_dist, function, prefix)
         return dist.TransformedDistribution(base, distribution.transforms)
     raise NotImplementedError(f"{type(distribution).__name__} cannot be rebuilt from its parameters")
+
+
+def _map_mixture(mixture: Any, batch_shape: torch.Size, function: ParameterMap, prefix: str) -> Distribution:
+    sides = [
+        map_parameters(component.expand(batch_shape), function, f"{prefix}component{number}_")
+        for number, component in enumerate((mixture.component0, mixture.component1))
+    ]
+    return dist.MaskedMixture(mixture.mask.expand(batch_shape), *sides)
