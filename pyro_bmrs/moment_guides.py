@@ -103,8 +103,9 @@ def _(guide: AutoMultivariateNormal, draws: Mapping[str, Tensor], weights: Tenso
             f"the weighted draws are too few for the covariance of {len(loc)} coordinates; draw more with num_samples="
         )
     guide.loc.copy_(loc)
-    guide.scale = scale  # type: ignore[assignment]
-    guide.scale_tril = factor
+    # The guide's own factor has ones on its diagonal.
+    guide.scale = scale * factor.diagonal()  # type: ignore[assignment]
+    guide.scale_tril = factor / factor.diagonal().unsqueeze(-1)
 
 
 def _moments(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

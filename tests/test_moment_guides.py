@@ -38,15 +38,14 @@ def test_its_moments_are_those_of_the_weighted_draws(kind):
     mean = weights @ flat
     covariance = ((flat - mean) * weights.unsqueeze(-1)).mT @ (flat - mean)
     with torch.no_grad():
-        posterior = read_guide(guide).factor_of["effect"].posterior("effect")
-        assert torch.allclose(posterior.mean.reshape(-1), mean[1:])
-        assert torch.allclose(posterior.stddev.reshape(-1), covariance.diagonal()[1:].sqrt())
         if kind is AutoMultivariateNormal:
             assert torch.allclose(guide.get_posterior().mean, mean)
             assert torch.allclose(guide.get_posterior().covariance_matrix, covariance)
-        else:
-            rate = read_guide(guide).factor_of["rate"].posterior("rate")
-            assert torch.allclose(rate.base_dist.mean, mean[0])
+            return
+        rate, effect = (read_guide(guide).factor_of[name].posterior(name) for name in ("rate", "effect"))
+        assert torch.allclose(rate.base_dist.mean, mean[0])
+        assert torch.allclose(effect.mean.reshape(-1), mean[1:])
+        assert torch.allclose(effect.stddev.reshape(-1), covariance.diagonal()[1:].sqrt())
 
 
 def test_two_of_them_share_no_parameters():
