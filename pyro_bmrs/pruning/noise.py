@@ -19,6 +19,10 @@ from pyro_bmrs.distributions import LogUniform
 from pyro_bmrs.errors import ReductionError
 
 
+# By which handlers know the sites.
+_MARK: Any = {"is_noise": True}
+
+
 class MultiplicativeNoise(PyroModule):
     r"""
     Multiplies each unit of its input by a latent variable with a log-uniform prior.
@@ -91,7 +95,7 @@ class MultiplicativeNoise(PyroModule):
         self.low, self.high = low, high
         # Its dtype and device are the prior's.
         self.register_buffer("_like", torch.empty(0), persistent=False)
-        self._built: tuple[Tensor, Tensor, Independent] | None = None
+        self._built: tuple[Any, Any, tuple[LogUniform, Independent]] | None = None
 
     @property
     def site_name(self) -> str:
@@ -101,23 +105,35 @@ class MultiplicativeNoise(PyroModule):
     @property
     def prior(self) -> Independent:
         """The prior of the noise, masked where units are not kept; of event shape ``(num_units,)``."""
+        return self._priors[1]
+
+    @property
+    def unit_prior(self) -> LogUniform:
+        """The prior of each unit's noise, kept or not; of batch shape ``(num_units,)``."""
+        return self._priors[0]
+
+    @property
+    def _priors(self) -> tuple[LogUniform, Independent]:
         # Made once for the tensors it is made of: in a small network it would cost more than the layer.
-        if self._built is None or self._built[0] is not self.kept or self._built[1] is not self._like:
+        kept, like, built = self._buffers["kept"], self._buffers["_like"], self._built
+        if built is None or built[0] is not kept or built[1] is not like:
             low, high = self._like.new_tensor(self.low), self._like.new_tensor(self.high)
-            bare = LogUniform(low, high).expand((self.num_units,))
-            self._built = self.kept, self._like, MaskedDistribution(bare, self.kept).to_event(1)
-        return self._built[2]
+            units = LogUniform(low, high).expand((self.num_units,))
+            built = self._built = kept, like, (units, MaskedDistribution(units, kept).to_event(1))
+        return built[2]
 
     def forward(self, input: Tensor) -> Tensor:
         """The input times the noise, with 0 for units that are not kept."""
         dim = self._unit_dim(input)
         noise = self._draw(len(input)) if self.per_example and self.training else self._sample()
-        noise = torch.where(self.kept, noise, 0.0)
+        noise = noise * self.kept
         if self.unit_size > 1:
             noise = noise.repeat_interleave(self.unit_size, dim=-1)
-        if noise.dim() > 1:
-            noise = noise.reshape(noise.shape[:-1] + (1,) * (dim - 1) + noise.shape[-1:])
-        return input * noise.reshape(noise.shape + (1,) * (input.dim() - 1 - dim))
+        batch, trailing = noise.shape[:-1], input.dim() - 1 - dim
+        if batch or trailing:
+            between = (1,) * (dim - 1) if batch else ()
+            noise = noise.reshape(batch + between + noise.shape[-1:] + (1,) * trailing)
+        return input * noise
 
     def _unit_dim(self, input: Tensor) -> int:
         """The dimension of the input along which the noise varies, counted from the left."""
@@ -133,7 +149,7 @@ class MultiplicativeNoise(PyroModule):
         return dim
 
     def _sample(self) -> Tensor:
-        return pyro.sample(self.site_name, self.prior)
+        return pyro.sample(self.site_name, self.prior, infer=_MARK)
 
     def _draw(self, num_examples: int) -> Tensor:
         """A draw for each example, counted once in all."""

@@ -104,6 +104,11 @@ def encoder():
     return nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 3))
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
 IMAGES, SMALL_IMAGES = (2, 1, 28, 28), (2, 1, 12, 12)
 NETWORKS = {
     "mlp": (mlp, (3, 6)),

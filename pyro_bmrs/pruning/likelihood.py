@@ -1,0 +1,208 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Networks with noise as Pyro models, ready to be trained as any PyTorch module is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer.elbo import ELBOModule
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.guide import AutoTruncatedLogNormal
+from pyro_bmrs.pruning.noise import MultiplicativeNoise
+
+KLWeight: TypeAlias = "float | str | Callable[[int], float]"
+
+
+class WarmUp:
+    """
+    A KL weight that rises linearly from 0 to ``weight`` over the first training steps.
+
+    :param num_steps: how many steps it takes.
+    :param weight: where it ends; 1 is the ELBO.
+
+    Example::
+
+        >>> from pyro_bmrs.pruning import WarmUp
+        >>> [WarmUp(4)(step) for step in (0, 1, 4, 100)]
+        [0.25, 0.5, 1.0, 1.0]
+    """
+
+    def __init__(self, num_steps: int, weight: float = 1.0) -> None:
+        if num_steps < 1:
+            raise ReductionError(f"a warm-up takes at least one step, not {num_steps}")
+        self.num_steps, self.weight = num_steps, weight
+
+    def __call__(self, step: int) -> float:
+        """The weight in a step, counted from 0."""
+        return self.weight * min(1.0, (step + 1) / self.num_steps)
+
+
+class _Scales(Messenger):
+    """
+    Scales what latent sites contribute.
+
+    :param scale: for all of them.
+    :param weight: for noise besides, given its number of units.
+    """
+
+    def __init__(self, scale: float, weight: Callable[[int], float]) -> None:
+        super().__init__()
+        self.scale, self.weight = scale, weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["scale"] *= self.scale
+        if msg["infer"].get("is_noise"):
+            msg["scale"] *= self.weight(msg["fn"].event_shape[0])
+
+
+class Likelihood(nn.Module):
+    r"""
+    A network and its likelihood as a Pyro model; see :class:`Classification` and :class:`Regression`.
+
+    The loss of an ELBO is a mean per example: with N examples in all and B of them in a batch, the log likelihood is
+    scaled by 1 / B and the divergences by 1 / N, which is the ELBO of all the data over N.
+
+    :param net: the network.
+    :param num_examples: how many examples there are in the training data.
+    :param kl_weight: what the divergence of the noise is multiplied by: 1 is the ELBO; a number :math:`\beta` fits the
+        posterior under the likelihood to the power :math:`1/\beta`, as if N / :math:`\beta` examples had been seen;
+        ``"layer_mean"`` is the mean over sites and units, :math:`\beta = N / (L d_l)` for the l-th of L sites, with
+        :math:`d_l` units (D. Wright, C. Igel and R. Selvan (2024), https://arxiv.org/abs/2406.01345); a callable is
+        given the number of the training step, as :class:`WarmUp`.
+    :raises ReductionError: for fewer than one example, or a weight that is none of these.
+    """
+
+    _step: Tensor
+
+    def __init__(self, net: nn.Module, num_examples: int, *, kl_weight: KLWeight = 1.0) -> None:
+        super().__init__()
+        if num_examples < 1:
+            raise ReductionError(f"num_examples is the size of the training data, not {num_examples}")
+        is_number = isinstance(kl_weight, (int, float)) and kl_weight >= 0
+        if not (is_number or kl_weight == "layer_mean" or callable(kl_weight)):
+            raise ReductionError(
+                f"kl_weight is a number, not negative, 'layer_mean', or a callable of the step; not {kl_weight!r}"
+            )
+        noise = [module for module in net.modules() if isinstance(module, MultiplicativeNoise)]
+        if kl_weight == "layer_mean" and not noise:
+            raise ReductionError("kl_weight='layer_mean' is a mean over noise sites, and the network has none")
+        self.net, self.num_examples, self.kl_weight, self._num_sites = net, num_examples, kl_weight, len(noise)
+        self.register_buffer("_step", torch.zeros((), dtype=torch.long))
+
+    def noise_weight(self, num_units: int) -> float:
+        """
+        The present weight of the divergence of a noise site: the temperature of the posterior that is fitted.
+
+        :param num_units: how many units the site has.
+        """
+        weight: Any = self.kl_weight
+        if weight == "layer_mean":
+            return self.num_examples / (self._num_sites * num_units)
+        return float(weight(int(self._step)) if callable(weight) else weight)
+
+    def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
+        """
+        Runs the network, and observes ``y`` where it is given.
+
+        :param x: what the network is called with.
+        :param y: what was observed, the examples along the first dimension.
+        :return: the network's output.
+        """
+        with _Scales(1 / self.num_examples, self.noise_weight):
+            output = self.net(x)
+        with poutine.scale(scale=1 / len(output)), pyro.plate("data", len(output), dim=-1):
+            pyro.sample("y", self.observation(output), obs=y)
+        if self.training and y is not None:
+            self._step += 1
+        return output
+
+    def observation(self, output: Tensor) -> Any:
+        """The distribution of what is observed, given the network's output; of one batch dimension, the examples."""
+        raise NotImplementedError
+
+
+class Classification(Likelihood):
+    """
+    A network whose outputs are the logits of classes, as a Pyro model.
+
+    With a guide and an ELBO it is trained as any PyTorch module is.
+
+    :param net: the network, with noise; its outputs have shape ``(batch, classes)``.
+    :param num_examples: how many examples there are in the training data.
+    :param kl_weight: see :class:`Likelihood`.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro.infer import TraceMeanField_ELBO
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, attach_noise, parameter_groups
+        >>> x, y = torch.randn(200, 3), torch.randint(2, (200,))
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)))
+        >>> model = Classification(net, num_examples=200)
+        >>> elbo = TraceMeanField_ELBO()(model, AutoTruncatedLogNormal(model))
+        >>> optimizer = torch.optim.Adam(parameter_groups(elbo, lr=1e-3))
+        >>> for _ in range(3):
+        ...     loss = elbo(x, y)
+        ...     optimizer.zero_grad(); loss.backward(); optimizer.step()
+    """
+
+    def observation(self, output: Tensor) -> Any:
+        """A categorical distribution."""
+        return dist.Categorical(logits=output)
+
+
+class Regression(Likelihood):
+    """
+    A network whose outputs are the means of normal observations, as a Pyro model.
+
+    :param net: the network, with noise.
+    :param num_examples: how many examples there are in the training data.
+    :param scale: the standard deviation of the observations; by default it is learned.
+    :param kl_weight: see :class:`Likelihood`.
+    :raises ReductionError: also for a scale that is not positive.
+    """
+
+    def __init__(
+        self, net: nn.Module, num_examples: int, *, scale: float | None = None, kl_weight: KLWeight = 1.0
+    ) -> None:
+        super().__init__(net, num_examples, kl_weight=kl_weight)
+        if scale is not None and not scale > 0:
+            raise ReductionError(f"the scale of the observations is positive, not {scale}")
+        log_scale = torch.zeros(()) if scale is None else torch.tensor(scale).log()
+        self.log_scale = nn.Parameter(log_scale, requires_grad=scale is None)
+
+    def observation(self, output: Tensor) -> Any:
+        """A normal distribution, independent over outputs."""
+        return dist.Normal(output, self.log_scale.exp()).to_event(output.dim() - 1)
+
+
+def parameter_groups(elbo: ELBOModule, *, lr: float, noise_lr: float | None = None) -> list[dict[str, Any]]:
+    """
+    The parameters of a model and its guide in two groups for an optimiser: the noise's have their own learning rate.
+
+    :param elbo: what an ELBO returns for a model and an :class:`AutoTruncatedLogNormal`.
+    :param lr: learning rate of the weights, and of all else.
+    :param noise_lr: that of the noise; ten times the other by default.
+    :return: the groups, the weights first.
+    :raises ReductionError: for a guide without noise.
+    """
+    guide = elbo.guide
+    if not isinstance(guide, AutoTruncatedLogNormal) or not guide.noise:
+        raise ReductionError(
+            "the guide has no noise; give an ELBO of a network with noise and an AutoTruncatedLogNormal"
+        )
+    noise = [guide.noise_locs, guide.noise_log_scales]
+    known = set(map(id, noise))
+    others = [parameter for parameter in elbo.parameters() if id(parameter) not in known]
+    return [{"params": others, "lr": lr}, {"params": noise, "lr": 10 * lr if noise_lr is None else noise_lr}]

@@ -1,0 +1,180 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The posteriors of all the noise in a network, drawn and compared with their priors in one go.
+
+In a network of six layers of fifty units, what a training step costs is the number of operations, not their size. The
+noise of all layers is therefore one vector while a step lasts; each site sees its part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import Independent, MaskedDistribution
+from torch import Tensor
+from torch.distributions import kl_divergence
+from torch.distributions.kl import register_kl
+from torch.types import _size
+
+from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
+from pyro_bmrs.pruning.noise import MultiplicativeNoise
+from pyro_bmrs.pruning.noise_step import draw_log_normal, log_uniform_divergence
+
+
+class NoiseUnits:
+    """
+    All the units of a network that have noise, one site after the other.
+
+    :param noise: the noise modules, by site name; those of a model, which a copy of the guide shares with its model.
+    """
+
+    def __init__(self, noise: Mapping[str, MultiplicativeNoise]) -> None:
+        self.noise = dict(noise)
+        self.sizes = [module.num_units for module in self.noise.values()]
+        self._tables: Tables | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoiseUnits:
+        return NoiseUnits({name: memo.get(id(module), module) for name, module in self.noise.items()})
+
+    def split(self, units: Tensor) -> dict[str, Tensor]:
+        """Values of all units by site."""
+        return dict(zip(self.noise, units.split(self.sizes)))
+
+    @property
+    def tables(self) -> Tables:
+        """What the priors say of all units."""
+        priors = [module.unit_prior for module in self.noise.values()]
+        if self._tables is None or any(one is not other for one, other in zip(self._tables.priors, priors)):
+            low, high, log_low, log_high = (
+                torch.cat([getattr(prior, end) for prior in part])
+                for part in (priors, [prior.base_dist for prior in priors])
+                for end in ("low", "high")
+            )
+            site = torch.repeat_interleave(torch.tensor(self.sizes)).to(low.device)
+            members = (site == torch.arange(len(self.sizes), device=low.device).unsqueeze(-1)).to(low.dtype)
+            self._tables = Tables(priors, (low, high), (log_low, log_high), members)
+        return self._tables
+
+
+class Tables(NamedTuple):
+    """What is made once for the priors that it is made of."""
+
+    priors: list[LogUniform]
+    ends: tuple[Tensor, Tensor]  # low and high
+    log_ends: tuple[Tensor, Tensor]  # their logarithms
+    members: Tensor  # which units are a site's: 1 or 0, of shape (sites, units)
+
+
+class NoisePosteriors:
+    """
+    The posteriors of all noise at the parameters of one moment.
+
+    :param units: the units.
+    :param locs: log-locations of all units.
+    :param log_scales: logs of the log-scales.
+    """
+
+    def __init__(self, units: NoiseUnits, locs: Tensor, log_scales: Tensor) -> None:
+        self.units, self.locs, self.log_scales = units, locs, log_scales
+        self.tables = units.tables
+        self._drawn: dict[tuple[str, _size], Tensor] = {}
+
+    @cached_property
+    def _parameters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return self.units.split(self.locs), self.units.split(self.log_scales)
+
+    def at(self, name: str) -> TruncatedLogNormal:
+        """The posterior of each unit at one site."""
+        prior, (locs, log_scales) = self.units.noise[name].unit_prior, self._parameters
+        return TruncatedLogNormal(locs[name], log_scales[name].exp(), prior.low, prior.high)
+
+    @cached_property
+    def divergences(self) -> dict[str, Tensor]:
+        """Of each site's posterior from its prior, in nats: the sum over the units that are kept."""
+        units = log_uniform_divergence(self.locs, self.log_scales, *self.tables.log_ends)
+        kept = torch.cat([module.kept for module in self.units.noise.values()])
+        return dict(zip(self.units.noise, (self.tables.members @ (units * kept)).unbind()))
+
+    def draw(self, name: str, shape: _size) -> Tensor:
+        """The noise at one site; drawn for all sites at once, and anew once it has been given away."""
+        if (name, shape) not in self._drawn:
+            uniform = torch.rand((*shape, *self.locs.shape), device=self.locs.device).double()
+            # A 0 stands for all that rounds to it.
+            uniform.clamp_(min=2.0**-26)
+            drawn = draw_log_normal(uniform, self.locs, self.log_scales, *self.tables.ends)
+            self._drawn |= {(site, shape): value for site, value in self.units.split(drawn).items()}
+        return self._drawn.pop((name, shape))
+
+
+class NoisePosterior(Independent):
+    """
+    The posterior at one site, as the guide gives it: masked truncated log-normals, one event.
+
+    It is part of :class:`NoisePosteriors`, and made by itself only where more is asked than a draw and the divergence.
+
+    :param together: the posteriors of all noise.
+    :param name: the site.
+    :param batch_shape: that of the plates around the site.
+    """
+
+    has_rsample = True
+    _validate_args = False
+
+    def __init__(self, together: NoisePosteriors, name: str, batch_shape: _size = ()) -> None:
+        self._together, self._name = together, name
+        self._batch_shape = torch.Size(batch_shape)
+        self._event_shape = torch.Size((together.units.noise[name].num_units,))
+        self.reinterpreted_batch_ndims = 1
+
+    @cached_property
+    def base_dist(self) -> Any:
+        """The distribution by itself."""
+        units = self._together.at(self._name).expand(self._batch_shape + self._event_shape)
+        return MaskedDistribution(units, self._together.units.noise[self._name].kept)
+
+    def expand(self, batch_shape: _size, _instance: Any = None) -> NoisePosterior:
+        return NoisePosterior(self._together, self._name, batch_shape)
+
+    def rsample(self, sample_shape: _size = ()) -> Tensor:
+        return self._together.draw(self._name, torch.Size(sample_shape) + self._batch_shape)
+
+    def divergence(self, prior: Any) -> Tensor:
+        """From a prior; from the noise's own, that which was computed together with those at the other sites."""
+        noise = self._together.units.noise[self._name]
+        units = prior.base_dist.base_dist if isinstance(prior.base_dist, MaskedDistribution) else None
+        if isinstance(units, LogUniform) and units.low.data_ptr() == noise.unit_prior.low.data_ptr():
+            return self._together.divergences[self._name].expand(self._batch_shape)
+        return kl_divergence(Independent(self.base_dist, 1), prior)
+
+
+@register_kl(NoisePosterior, Independent)
+def _kl_noise_independent(posterior: NoisePosterior, prior: Any) -> Tensor:
+    return posterior.divergence(prior)
+
+
+_DENSITIES = frozenset(["log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts"])
+
+
+class LazyDensities(dict[str, Any]):
+    """
+    A site of a trace whose log densities are computed when they are asked for.
+
+    An ELBO with closed-form divergences asks for none, but Pyro computes those of all sites before it knows.
+    """
+
+    def __contains__(self, key: object) -> bool:
+        return key in _DENSITIES or super().__contains__(key)
+
+    def __missing__(self, key: str) -> Any:
+        if key not in _DENSITIES:
+            raise KeyError(key)
+        parts = self["fn"].score_parts(self["value"])
+        self["unscaled_log_prob"] = parts.log_prob
+        self["score_parts"] = parts = parts.scale_and_mask(self["scale"], self["mask"])
+        self["log_prob"], self["log_prob_sum"] = parts.log_prob, parts.log_prob.sum()
+        return self[key]
