@@ -18,7 +18,6 @@ from torch import Tensor
 from pyro_bmrs.distributions import LogUniform
 from pyro_bmrs.errors import ReductionError
 
-
 # By which handlers know the sites.
 _MARK: Any = {"is_noise": True}
 
