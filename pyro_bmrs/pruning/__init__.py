@@ -4,20 +4,32 @@
 """Structured pruning: noise on the units of a network, fitted with SVI, says which of them the data do not need."""
 
 from pyro_bmrs.pruning.attachment import NoiseSite, attach_noise, detach_noise, noise_sites
+from pyro_bmrs.pruning.attention import Attention
+from pyro_bmrs.pruning.compaction import compact
+from pyro_bmrs.pruning.coupling import coupled_units
 from pyro_bmrs.pruning.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.likelihood import Classification, Likelihood, Regression, WarmUp, parameter_groups
 from pyro_bmrs.pruning.noise import MultiplicativeNoise
+from pyro_bmrs.pruning.report import CompactionReport, compaction_report
+from pyro_bmrs.pruning.saved import load_compact, save_compact
 
 __all__ = [
+    "Attention",
     "AutoTruncatedLogNormal",
     "Classification",
+    "CompactionReport",
     "Likelihood",
     "MultiplicativeNoise",
     "NoiseSite",
     "Regression",
     "WarmUp",
     "attach_noise",
+    "compact",
+    "compaction_report",
+    "coupled_units",
     "detach_noise",
+    "load_compact",
     "noise_sites",
     "parameter_groups",
+    "save_compact",
 ]

@@ -1,0 +1,256 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+A pruned network as an ordinary one that is smaller.
+
+The noise becomes a multiplication by fixed factors, 0 for pruned units. What follows are exact rewritings of that
+network: channels and heads that nothing depends on are taken out, and the multiplications that are left are folded into
+the weights beside them. A rewriting that would change what the network computes is not done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from copy import deepcopy
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.attachment import KINDS, NoiseSite, detach_noise, noise_hooks_in, noise_sites
+from pyro_bmrs.pruning.attention import use_plain_attention
+from pyro_bmrs.pruning.blocks import remove_blocks
+from pyro_bmrs.pruning.coupling import Channel
+from pyro_bmrs.pruning.examples import Outputs, call, check_example_inputs, evaluation
+from pyro_bmrs.pruning.folding import fold
+from pyro_bmrs.pruning.guide import AutoTruncatedLogNormal
+from pyro_bmrs.pruning.heads import remove_heads
+from pyro_bmrs.pruning.removal import remove_channels
+from pyro_bmrs.pruning.report import KEPT, MASKED, REMOVED, CompactionReport, compare_costs, cost
+from pyro_bmrs.pruning.saved import describe
+from pyro_bmrs.pruning.scaling import Scale, scale_network, scales_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def compact(
+    net: nn.Module,
+    guide: AutoTruncatedLogNormal,
+    example_inputs: Any,
+    *,
+    delta_evidence: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """
+    The network after pruning, as an ordinary one that is smaller: without noise, hooks or masks.
+
+    It computes what the network does with the noise at its posterior mean, and at 0 for pruned units, to rounding; that
+    is checked on the example inputs. The means of the units that are left are folded into the weights beside them.
+    Pruned units are taken out with torch-pruning (G. Fang et al. (2023), https://arxiv.org/abs/2301.12900) where only
+    a constant comes from them, which the next biases take over. Channels that the network ties together go when all of
+    them can. What cannot be taken out is left, as weights or factors of 0, and the report names it.
+
+    An ``nn.MultiheadAttention`` is replaced by an :class:`~pyro_bmrs.pruning.Attention`, which can have fewer heads; an
+    attention written as projections loses heads if it holds their number, and their width, as attributes.
+
+    The result is copied, exported and put in a state dict as any module is. :func:`~pyro_bmrs.pruning.save_compact` and
+    :func:`~pyro_bmrs.pruning.load_compact` keep it in a file.
+
+    :param net: the network, with noise attached; left as it is.
+    :param guide: the fitted guide of its noise.
+    :param example_inputs: what the network is called with: a tensor, a sequence of positional arguments, or a mapping
+        of keyword arguments. Multiply-accumulate operations are counted on these.
+    :param delta_evidence: for each site the change in log evidence of its units in nats, for the report.
+    :return: the smaller network; :func:`~pyro_bmrs.pruning.compaction_report` tells what became of each unit.
+    :raises ReductionError: for a guide of another network, or one that is not fitted; weights or posterior means that
+        are NaN or infinite; example inputs that do not fit the network; a network whose output is random.
+    :raises ImportError: without torch-pruning.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, attach_noise, compact, noise_sites
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> guide = AutoTruncatedLogNormal(net)
+        >>> _ = guide.noise_locs.data.sub_(0.5)  # in place of fitting
+        >>> noise_sites(net)["0"].noise.kept[2] = False
+        >>> compact(net, guide, torch.ones(1, 3))
+        Sequential(
+          (0): Linear(in_features=3, out_features=3, bias=True)
+          (1): Tanh()
+          (2): Linear(in_features=3, out_features=2, bias=True)
+        )
+    """
+    if not isinstance(guide, AutoTruncatedLogNormal):
+        raise ReductionError(f"compact needs the AutoTruncatedLogNormal that was fitted, not a {type(guide).__name__}")
+    sites, known = noise_sites(net), guide.noise
+    if any(known.get(name) is not site.noise for name, site in sites.items()) or known.keys() - sites.keys():
+        raise ReductionError(
+            f"the guide is not of this network's noise: it has the sites {sorted(known)}, the network {sorted(sites)}"
+        )
+    if not guide.is_fitted:
+        raise ReductionError("the guide is not fitted yet: its noise is where it began")
+    means = {name: guide.noise_posterior(name).mean.detach() for name in sites}
+    gates = guide.mean_noise()
+    return compact_gated(net, gates, sites, example_inputs, importance=means, delta_evidence=delta_evidence)
+
+
+def compact_gated(
+    net: nn.Module,
+    gates: Mapping[str, Tensor],
+    sites: Mapping[str, NoiseSite],
+    example_inputs: Any,
+    *,
+    importance: Mapping[str, Tensor] | None = None,
+    delta_evidence: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """
+    A smaller network that computes what a network does whose units are multiplied by fixed factors.
+
+    :param net: the network, with or without noise attached; left as it is.
+    :param gates: for each site the factors of its units, 0 for those that are pruned; shape ``(num_units,)``.
+    :param sites: for each site where it acts.
+    :param example_inputs: what the network is called with: a tensor, a sequence of positional arguments, or a mapping
+        of keyword arguments.
+    :param importance: for each site, which of its units to rather keep in a layer that would vanish.
+    :param delta_evidence: for each site the change in log evidence of its units in nats, for the report.
+    :return: the smaller network; :func:`~pyro_bmrs.pruning.compaction_report` tells what became of each unit.
+    :raises ReductionError: for gates that do not fit the sites, weights or gates that are NaN or infinite, example
+        inputs that do not fit the network, or a network whose output is random.
+    :raises ImportError: without torch-pruning.
+    """
+    plain = deepcopy(net)
+    if any(noise_hooks_in(plain)):
+        detach_noise(plain)
+    gates = _checked_gates(plain, gates, sites)
+    _check_weights(plain)
+    check_example_inputs(plain, example_inputs)
+    outputs = Outputs(plain, example_inputs)
+    if outputs.difference(plain) > 1:
+        raise ReductionError("the network's output is random in evaluation mode, so that no two can be compared")
+    masked = deepcopy(plain)
+    use_plain_attention(masked)
+    if outputs.difference(masked) > 1:
+        raise ReductionError(
+            "with plain attention in place of nn.MultiheadAttention the network computes something else"
+        )
+    before = cost(masked, example_inputs)
+    scales = scale_network(masked, gates, sites)
+    _check_called(masked, scales, example_inputs)
+    outputs = Outputs(masked, example_inputs)
+
+    names = {scale: name for name, scale in scales_of(masked).items()}
+    places = {site: names[scale] for site, scale in scales.items()}
+    sizes = {places[name]: site.noise.unit_size for name, site in sites.items()}
+    merits = {
+        places[name]: merit.repeat_interleave(sizes[places[name]]) for name, merit in (importance or gates).items()
+    }
+    kinds = {kind: [places[name] for name, site in sites.items() if site.kind == kind] for kind in KINDS}
+
+    smaller, left = remove_blocks(masked, kinds["block"], example_inputs, outputs)
+    for remove, kind in ((remove_heads, "heads"), (remove_channels, "units")):
+        widths = {place: sizes[place] for place in kinds[kind] if place in scales_of(smaller)}
+        smaller, reasons = remove(smaller, widths, example_inputs, outputs, merits)
+        left.update(reasons)
+    present = set(scales_of(smaller))
+    smaller, multiplied = fold(smaller, example_inputs, outputs)
+    if outputs.difference(smaller) > 1:
+        raise ReductionError(
+            "the compact network does not compute what the masked one does; please report this network"
+        )
+
+    _copy_modes(plain, smaller)
+    units = _units(gates, sites, places, present, left, delta_evidence or {})
+    vars(smaller)["compaction"] = CompactionReport(
+        units,
+        compare_costs(before, cost(smaller, example_inputs)),
+        {site: multiplied[place] for site, place in places.items() if place in multiplied},
+        describe(plain, smaller),
+    )
+    return smaller
+
+
+def _checked_gates(net: nn.Module, gates: Mapping[str, Tensor], sites: Mapping[str, NoiseSite]) -> dict[str, Tensor]:
+    """The gates in the precision, and on the device, of the weights that they multiply."""
+    if gates.keys() != sites.keys():
+        raise ReductionError(f"gates are for the sites {sorted(gates)}, but the network has {sorted(sites)}")
+    weights = next((parameter for parameter in net.parameters() if parameter.is_floating_point()), None)
+    if not sites or weights is None:
+        raise ReductionError("the network has no noise: attach_noise(net) comes first, and fitting")
+    for name, gate in gates.items():
+        num_units = sites[name].noise.num_units
+        if gate.shape != (num_units,):
+            raise ReductionError(f"site {name!r} has {num_units} units, but its gates have shape {tuple(gate.shape)}")
+        if not gate.isfinite().all() or (gate < 0).any():
+            raise ReductionError(f"the gates of site {name!r} must be finite and not negative, but are {gate.tolist()}")
+    return {name: gate.detach().to(weights) for name, gate in gates.items()}
+
+
+def _check_weights(net: nn.Module) -> None:
+    bad = {
+        name: int((~tensor.isfinite()).sum())
+        for name, tensor in [*net.named_parameters(), *net.named_buffers()]
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    }
+    if bad:
+        counts = ", ".join(f"{count} in {name}" for name, count in bad.items())
+        raise ReductionError(f"the network's weights are NaN or infinite ({counts}): train again, at a lower rate")
+
+
+def _check_called(net: nn.Module, scales: Mapping[str, Scale], example_inputs: Any) -> None:
+    called = set()
+    with evaluation(net), torch.no_grad(), ExitStack() as hooks:
+        for name, scale in scales.items():
+            note = partial(lambda name, *_: called.add(name), name)
+            hooks.callback(scale.register_forward_hook(note).remove)
+        call(net, example_inputs)
+    missing = sorted(scales.keys() - called)
+    if missing:
+        raise ReductionError(
+            f"on example_inputs the network does not call what has the noise of {missing}: pass inputs on which it "
+            "does, or take that noise off"
+        )
+
+
+def _copy_modes(source: nn.Module, target: nn.Module) -> None:
+    """Training modes and required gradients, by name; those of the whole for what is new."""
+    modes = {name: module.training for name, module in source.named_modules()}
+    for name, module in target.named_modules():
+        module.training = modes.get(name, source.training)
+    required = {name: parameter.requires_grad for name, parameter in source.named_parameters()}
+    for name, parameter in target.named_parameters():
+        parameter.requires_grad_(required.get(name, True))
+        parameter.grad = None
+
+
+def _units(
+    gates: Mapping[str, Tensor],
+    sites: Mapping[str, NoiseSite],
+    places: Mapping[str, str],
+    present: Collection[str],
+    left: Mapping[Channel, str],
+    delta_evidence: Mapping[str, Tensor],
+) -> pd.DataFrame:
+    """The rows of a report."""
+    import pandas as pd
+
+    rows = []
+    for name, gate in gates.items():
+        size = sites[name].noise.unit_size
+        evidence = delta_evidence[name].tolist() if name in delta_evidence else [math.nan] * len(gate)
+        for unit, value in enumerate(gate.tolist()):
+            elements = (Channel(places[name], "through", unit * size + element) for element in range(size))
+            reason = next((left[element] for element in elements if element in left), "")
+            # What is in a residual branch goes with it.
+            kept = value and places[name] in present
+            fate = KEPT if kept else MASKED if reason else REMOVED
+            rows.append((name, unit, value, fate, reason, evidence[unit]))
+    columns = ["site", "unit", "gate", "fate", "reason", "delta_evidence"]
+    table = pd.DataFrame(rows, columns=columns).set_index(["site", "unit"])
+    return table if delta_evidence else table.drop(columns="delta_evidence")

@@ -1,0 +1,117 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What layers are given whatever the network's input is.
+
+A unit can be removed, exactly, where what the layers behind it get from it is 0, or a constant that their biases can
+take over. That is found by calling the network on NaNs: they spread to all that depends on the input, and not past a
+multiplication by 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from pyro_bmrs.pruning.examples import call, evaluation, map_floating
+from pyro_bmrs.pruning.scaling import Scale
+
+
+def constant_inputs(net: nn.Module, readers: Collection[str], example_inputs: Any) -> dict[str, Tensor]:
+    """
+    What layers are given in each of their input channels, where it does not depend on the network's input.
+
+    :param net: a network with multiplications, some of them by 0.
+    :param readers: names of linear and convolutional layers.
+    :param example_inputs: what the network is called with.
+    :return: for each of the layers that is called, the constant of each input channel; NaN for a channel that depends
+        on the input, or whose constant is not the same everywhere.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(2, 2), Scale(torch.tensor([0.0, 1.0]), -1), nn.Sigmoid(), nn.Linear(2, 1))
+        >>> constant_inputs(net, ["3"], torch.ones(1, 2))["3"]
+        tensor([0.5000,    nan])
+    """
+    modules = dict(net.named_modules())
+    seen: dict[str, list[Tensor]] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            channels = args[0].movedim(channel_dim(module, args[0]), 0).flatten(1)
+            seen.setdefault(name, []).append(channels)
+
+        return hook
+
+    with evaluation(net), torch.no_grad(), ExitStack() as hooks:
+        for module in net.modules():
+            if isinstance(module, Scale):
+                hooks.callback(module.register_forward_hook(_stop).remove)
+            elif isinstance(module, nn.Linear | nn.Embedding | nn.EmbeddingBag) or _mixes_all(module):
+                hooks.callback(module.register_forward_hook(_poison).remove)
+        for name in readers:
+            hooks.callback(modules[name].register_forward_pre_hook(note(name)).remove)
+        call(net, map_floating(lambda values: torch.full_like(values, torch.nan), example_inputs))
+    return {name: _constant(torch.cat(channels, -1)) for name, channels in seen.items()}
+
+
+def channel_dim(layer: nn.Module, input: Tensor) -> int:
+    """The dimension of a linear or convolutional layer's input or output that counts its channels."""
+    return input.dim() - 1 - (len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0)
+
+
+def can_absorb(reader: nn.Module) -> bool:
+    """Whether a constant input of the layer is a constant of its output: not where its borders are padded with 0."""
+    if isinstance(reader, _ConvTransposeNd):
+        return False
+    if isinstance(reader, _ConvNd) and reader.padding_mode == "zeros":
+        return not any(reader._reversed_padding_repeated_twice)
+    return True
+
+
+@torch.no_grad()
+def absorb(reader: nn.Linear | _ConvNd, channels: Collection[int], constants: Tensor) -> None:
+    """
+    Adds to a layer's bias what it gets from constant input channels.
+
+    :param reader: the layer.
+    :param channels: which of its input channels.
+    :param constants: the constant of each input channel.
+    """
+    contributions = torch.zeros_like(constants)
+    contributions[list(channels)] = constants[list(channels)]
+    if not contributions.any():
+        return
+    groups = reader.groups if isinstance(reader, _ConvNd) else 1
+    weight = reader.weight.flatten(2).sum(-1) if isinstance(reader, _ConvNd) else reader.weight
+    offset = torch.einsum("goi,gi->go", weight.unflatten(0, (groups, -1)), contributions.unflatten(0, (groups, -1)))
+    reader.bias = nn.Parameter(offset.flatten() if reader.bias is None else reader.bias + offset.flatten())
+
+
+def _mixes_all(module: nn.Module) -> bool:
+    return isinstance(module, _ConvNd) and module.groups == 1
+
+
+def _poison(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    # What such a layer returns depends on the input, even where the input is of integers, which have no NaN.
+    return torch.full_like(output, torch.nan)
+
+
+def _stop(module: Scale, args: Any, output: Tensor) -> Tensor:
+    return output.masked_fill(module.along(module.factor == 0, output), 0.0)
+
+
+def _constant(channels: Tensor) -> Tensor:
+    """The constant of each row; NaN where there is none."""
+    low, high = channels.amin(1), channels.amax(1)
+    # Vectorised and scalar code may round differently.
+    rounding = 8 * torch.finfo(channels.dtype).eps * torch.maximum(low.abs(), high.abs())
+    return torch.where(high - low <= rounding, low, torch.nan)

@@ -1,0 +1,126 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Example inputs of a network: how it is called with them, and whether two networks agree on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from pyro_bmrs.errors import ReductionError
+
+# Largest difference of two outputs that are the same but for rounding, relative to the output's scale.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def call(net: nn.Module, example_inputs: Any) -> Any:
+    """The network's output: of one tensor, of a sequence of positional arguments, or of a mapping of keyword ones."""
+    if isinstance(example_inputs, Mapping):
+        return net(**example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return net(*example_inputs)
+    return net(example_inputs)
+
+
+@contextmanager
+def evaluation(net: nn.Module, *, fused: bool = False) -> Iterator[nn.Module]:
+    """
+    The network in evaluation mode.
+
+    :param net: the network.
+    :param fused: whether torch's transformers may take the fused path of evaluation, which calls no submodules.
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    allowed = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(allowed and fused)
+    net.eval()
+    try:
+        yield net
+    finally:
+        torch.backends.mha.set_fastpath_enabled(allowed)
+        for module, mode in modes:
+            module.training = mode
+
+
+def map_floating(function: Callable[[Tensor], Tensor], example_inputs: Any) -> Any:
+    """The inputs with a function applied to each tensor of real numbers."""
+    return tree_map_only(Tensor, lambda value: function(value) if value.is_floating_point() else value, example_inputs)
+
+
+def check_example_inputs(net: nn.Module, example_inputs: Any) -> None:
+    """
+    Raises what a user can mend if the network does not run on the inputs.
+
+    :raises ReductionError: if the network raises, or returns no tensor of real numbers.
+    """
+    with evaluation(net), torch.no_grad():
+        try:
+            output = call(net, example_inputs)
+        except Exception as error:
+            tensors = filter(torch.is_tensor, tree_leaves(example_inputs))
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+            raise ReductionError(
+                f"the network does not run on example_inputs ({shapes or 'no tensor'}): {error}. Pass what it is "
+                "called with: a tensor, a tuple of positional arguments, or a mapping of keyword arguments."
+            ) from error
+    if not _floating(output):
+        raise ReductionError(
+            f"the network returns {type(output).__name__}, in which there is no tensor to compare; wrap it in a module "
+            "that returns tensors, or tuples, lists or mappings of them"
+        )
+
+
+class Outputs:
+    """
+    What a network computes, to compare others with: on the example inputs, and on random ones of the same moments.
+
+    The random inputs are there for examples that say little, such as zeros.
+
+    :param net: the network.
+    :param example_inputs: a tensor, a sequence of positional arguments, or a mapping of keyword ones.
+    """
+
+    def __init__(self, net: nn.Module, example_inputs: Any) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def redraw(values: Tensor) -> Tensor:
+            noise = torch.randn(values.shape, generator=generator, dtype=torch.float64).to(values)
+            scale = values.std() if values.numel() > 1 else values.new_zeros(())
+            return values.mean() + torch.where(scale > 0, scale, 1.0) * noise
+
+        self._inputs = [example_inputs, map_floating(redraw, example_inputs)]
+        self._outputs = self._of(net)
+
+    def _of(self, net: nn.Module) -> list[Tensor]:
+        with evaluation(net, fused=True), torch.no_grad():
+            return [output for inputs in self._inputs for output in _floating(call(net, inputs))]
+
+    def difference(self, net: nn.Module) -> float:
+        """
+        The largest difference of another network's outputs, relative to their scale, in units of what rounding allows.
+
+        :raises RuntimeError: if the other network does not run.
+        """
+        others = self._of(net)
+        if [output.shape for output in others] != [output.shape for output in self._outputs]:
+            return torch.inf
+        return max(map(_difference, self._outputs, others))
+
+
+def _floating(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if torch.is_tensor(leaf) and leaf.is_floating_point()]
+
+
+def _difference(output: Tensor, other: Tensor) -> float:
+    if not output.numel():
+        return 0.0
+    same = (output == other) | (output.isnan() & other.isnan())
+    scale = torch.where(output.isfinite(), output.abs(), 0.0).max()
+    difference = torch.where(same, 0.0, (output - other).abs()).max() / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    return difference.nan_to_num(nan=torch.inf).item() / TOLERANCE[output.dtype]

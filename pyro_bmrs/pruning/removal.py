@@ -1,0 +1,195 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Channels that are multiplied by 0, taken out of a network."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pyro_bmrs.pruning.constants import absorb, can_absorb, constant_inputs
+from pyro_bmrs.pruning.coupling import Channel, TiedChannels, dependency_graph, tied_channels
+from pyro_bmrs.pruning.examples import Outputs
+from pyro_bmrs.pruning.scaling import Scale, scales_of
+
+Step = TypeVar("Step")
+LAST = "a layer that would vanish keeps its best unit"
+
+
+def remove_channels(
+    net: nn.Module, names: Collection[str], example_inputs: Any, outputs: Outputs, importance: Mapping[str, Tensor]
+) -> tuple[nn.Module, dict[Channel, str]]:
+    """
+    Takes out of a network what its multiplications by 0 make useless.
+
+    Channels that the network ties together are taken out where each layer behind them is given 0 by them, or a constant
+    that its bias can take over, whatever the network's input is.
+
+    :param net: a network with multiplications; left as it is.
+    :param names: those of the multiplications to look at.
+    :param example_inputs: what the network is called with.
+    :param outputs: its outputs, which do not change.
+    :param importance: for the name of each multiplication, which of its elements to rather keep in a layer that would
+        otherwise vanish.
+    :return: the smaller network, and why elements of multiplications by 0 are still there.
+    """
+    scales = scales_of(net)
+    zeros = {
+        Channel(name, "through", element)
+        for name in names
+        for element in (scales[name].factor == 0).nonzero().flatten().tolist()
+    }
+    ties = [tie for tie in tied_channels(net, example_inputs) if tie.channels & zeros]
+    constants = constant_inputs(net, {name for tie in ties for name in tie.of("in")}, example_inputs)
+    obstacles = {tie: tie.obstacle or _obstacle(net, tie, constants) for tie in ties}
+    removable = [tie for tie, obstacle in obstacles.items() if obstacle is None]
+    for tie in _needed(net, removable, importance):
+        obstacles[tie] = LAST
+    # What goes with the same layers works, or fails, together.
+    bundles = defaultdict(list)
+    for tie, obstacle in obstacles.items():
+        if obstacle is None:
+            bundles[frozenset(channel.module for channel in tie.channels)].append(tie)
+
+    def removed(chosen: Iterable[Sequence[TiedChannels]]) -> nn.Module:
+        return _without(net, [tie for bundle in chosen for tie in bundle], constants, example_inputs)
+
+    smaller, failed = most_that_work(list(bundles.values()), removed, outputs)
+    obstacles.update((tie, failed[place]) for place in failed for tie in list(bundles.values())[place])
+    present = {tie: obstacle for tie, obstacle in obstacles.items() if obstacle is not None}
+    reasons = {channel: obstacle for tie, obstacle in present.items() for channel in tie.channels & zeros}
+    seen = frozenset().union(*(tie.channels for tie in ties))
+    return smaller, {**dict.fromkeys(zeros - seen, "the network's outputs do not depend on it"), **reasons}
+
+
+def most_that_work(
+    steps: Sequence[Step], build: Callable[[Sequence[Step]], nn.Module], outputs: Outputs
+) -> tuple[nn.Module, dict[int, str]]:
+    """
+    As many steps as leave a network's outputs as they are.
+
+    :param steps: what can be done to the network, independently.
+    :param build: the network after some of the steps.
+    :param outputs: what it must compute.
+    :return: the network after the steps that work, and why each of the others, by its place, does not.
+    """
+    failed: dict[int, str] = {}
+
+    def attempt(places: list[int]) -> tuple[nn.Module | None, str]:
+        try:
+            net = build([steps[place] for place in places])
+            difference = outputs.difference(net)
+        except Exception as error:  # of the user's network, which any change of sizes may upset
+            return None, f"the network does not run without them: {error}"
+        if difference > 1:
+            return None, "the network's outputs would change"
+        return net, ""
+
+    def extend(places: list[int], more: list[int]) -> list[int]:
+        net, reason = attempt([*places, *more])
+        if net is not None:
+            built[:] = [net]
+            return [*places, *more]
+        if len(more) == 1:
+            failed[more[0]] = reason
+            return places
+        half = len(more) // 2
+        return extend(extend(places, more[:half]), more[half:])
+
+    built = [build([])]
+    extend([], list(range(len(steps))))
+    return built[0], failed
+
+
+def _obstacle(net: nn.Module, tie: TiedChannels, constants: Mapping[str, Tensor]) -> str | None:
+    """Why tied channels cannot be taken out, if they cannot."""
+    through = tie.of("through").items()
+    scales = scales_of(net)
+    factors = [
+        scales[name].factor[channels] for name, channels in through if name in scales and scales[name].dim is not None
+    ]
+    kept = any(factor.any() for factor in factors)
+    for name, channels in tie.of("in").items():
+        values = constants[name][channels] if name in constants else torch.tensor(torch.nan)
+        if values.isnan().any():
+            return (
+                "they are tied to channels that are kept"
+                if kept
+                else f"more than they reaches {name} in their channels"
+            )
+        if values.any() and not can_absorb(net.get_submodule(name)):
+            return f"{name} is given a constant by them, which its bias cannot take over where it pads with zeros"
+    return None
+
+
+def _needed(net: nn.Module, removable: Sequence[TiedChannels], importance: Mapping[str, Tensor]) -> set[TiedChannels]:
+    """Channels to keep so that each layer keeps one."""
+
+    def merit(tie: TiedChannels) -> float:
+        through = tie.of("through").items()
+        return sum(importance[name][channels].sum().item() for name, channels in through if name in importance)
+
+    by_layer = defaultdict(set)
+    sizes: dict[tuple[str, str], int] = defaultdict(int)
+    for tie in removable:
+        for channel in tie.channels:
+            by_layer[channel.module, channel.side].add(tie)
+            sizes[channel.module, channel.side] += 1
+    needed: set[TiedChannels] = set()
+    for layer, ties in by_layer.items():
+        if sizes[layer] == _width(net, *layer) and not ties & needed:
+            needed.add(max(ties, key=lambda tie: (merit(tie), sorted(tie.channels))))
+    return needed
+
+
+def _width(net: nn.Module, name: str, side: str) -> int | None:
+    """How many channels a layer has on a side, where that is more than one."""
+    parent, _, attribute = name.rpartition(".")
+    layer = getattr(net.get_submodule(parent), attribute)
+    if isinstance(layer, Scale):
+        return None if layer.dim is None else len(layer.factor)
+    own = ("in_features", "in_channels") if side == "in" else ("out_features", "out_channels")
+    return next(
+        (getattr(layer, name) for name in (*own, "num_features", "embedding_dim") if hasattr(layer, name)), None
+    )
+
+
+def _without(
+    net: nn.Module, ties: Collection[TiedChannels], constants: Mapping[str, Tensor], example_inputs: Any
+) -> nn.Module:
+    """A copy of the network without the channels."""
+    net = deepcopy(net)
+    if not ties:
+        return net
+    absorbed: dict[str, list[int]] = defaultdict(list)
+    for tie in ties:
+        for name, channels in tie.of("in").items():
+            absorbed[name] += channels
+    for name, channels in absorbed.items():
+        reader: Any = net.get_submodule(name)
+        absorb(reader, channels, constants[name])
+
+    # Each of the ties goes with the first of its multiplications. Elements move up as those before them go.
+    elements = {scale: torch.arange(len(scale.factor)) for scale in scales_of(net).values()}
+    roots: dict[Scale, list[int]] = defaultdict(list)
+    for tie in ties:
+        name, channels = min((name, indices) for name, indices in tie.of("through").items() if name in scales_of(net))
+        roots[scales_of(net)[name]] += channels
+    graph = dependency_graph(net, example_inputs)
+    for scale, channels in roots.items():
+        places = torch.searchsorted(elements[scale], torch.tensor(sorted(channels))).tolist()
+        group = graph.get_pruning_group(scale, graph.get_pruner_of_module(scale).prune_out_channels, places)
+        for dependency, indices in group:
+            other = dependency.target.module
+            if isinstance(other, Scale) and other.dim is not None:
+                kept = torch.ones_like(elements[other], dtype=torch.bool)
+                kept[indices] = False
+                elements[other] = elements[other][kept]
+        group.prune()
+    return net
