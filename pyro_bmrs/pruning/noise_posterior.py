@@ -43,7 +43,7 @@ class NoiseUnits:
 
     def split(self, units: Tensor) -> dict[str, Tensor]:
         """Values of all units by site."""
-        return dict(zip(self.noise, units.split(self.sizes)))
+        return dict(zip(self.noise, units.split(self.sizes, dim=-1)))
 
     @property
     def tables(self) -> Tables:

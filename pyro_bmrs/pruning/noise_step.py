@@ -106,7 +106,7 @@ class _Draw(torch.autograd.Function):
         signed = torch.addcmul(-shares[0], uniform, shares.sum(0))
         left = torch.rsub(signed.abs(), 1).clamp_(min=torch.finfo(scale.dtype).tiny)
 
-        near = torch.special.erfc(start.clamp(max=_FAR).mul_(_ROOT_HALF)).mul_(left)
+        near = torch.special.erfc(start.clamp(max=_FAR).mul_(_ROOT_HALF)) * left
         t = torch.special.ndtri(near.mul_(0.5)).add_(start).neg_().clamp_(min=0)
         is_far = start > _FAR
         if is_far.any():
