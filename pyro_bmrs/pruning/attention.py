@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.scaling import substitute
 
 
 class Attention(nn.Module):
@@ -174,13 +173,3 @@ def _additive(mask: Tensor, queries: Tensor) -> Tensor:
     if mask.dtype is torch.bool:
         return torch.zeros_like(mask, dtype=queries.dtype).masked_fill(mask, -torch.inf)
     return mask.to(queries.dtype)
-
-
-def use_plain_attention(net: nn.Module) -> None:
-    """Puts an :class:`Attention` in the place of each ``nn.MultiheadAttention``, in place."""
-    for module in list(net.modules()):
-        if type(module) is nn.MultiheadAttention:
-            substitute(net, module, Attention.of(module))
-        if isinstance(module, nn.TransformerEncoder):
-            # Nested tensors are for the fused path only.
-            module.use_nested_tensor = False

@@ -23,17 +23,17 @@ from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.attachment import KINDS, NoiseSite, detach_noise, noise_hooks_in, noise_sites
-from pyro_bmrs.pruning.attention import use_plain_attention
 from pyro_bmrs.pruning.blocks import remove_blocks
 from pyro_bmrs.pruning.coupling import Channel
 from pyro_bmrs.pruning.examples import Outputs, call, check_example_inputs, evaluation
 from pyro_bmrs.pruning.folding import fold
 from pyro_bmrs.pruning.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.heads import remove_heads
+from pyro_bmrs.pruning.plain import make_plain
 from pyro_bmrs.pruning.removal import remove_channels
 from pyro_bmrs.pruning.report import KEPT, MASKED, REMOVED, CompactionReport, compare_costs, cost
 from pyro_bmrs.pruning.saved import describe
-from pyro_bmrs.pruning.scaling import Scale, scale_network, scales_of
+from pyro_bmrs.pruning.scaling import Scale, scale_network, scales_of, unwrap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,22 +125,25 @@ def compact_gated(
         inputs that do not fit the network, or a network whose output is random.
     :raises ImportError: without torch-pruning.
     """
-    plain = deepcopy(net)
-    if any(noise_hooks_in(plain)):
-        detach_noise(plain)
-    gates = _checked_gates(plain, gates, sites)
-    _check_weights(plain)
-    check_example_inputs(plain, example_inputs)
-    outputs = Outputs(plain, example_inputs)
-    if outputs.difference(plain) > 1:
-        raise ReductionError("the network's output is random in evaluation mode, so that no two can be compared")
-    masked = deepcopy(plain)
-    use_plain_attention(masked)
-    if outputs.difference(masked) > 1:
+    original = deepcopy(net)
+    if any(noise_hooks_in(original)):
+        detach_noise(original)
+    gates = _checked_gates(original, gates, sites)
+    _check_weights(original)
+    bare = deepcopy(original)
+    for scale in scale_network(bare, {name: torch.ones_like(gate) for name, gate in gates.items()}, sites).values():
+        unwrap(bare, scale)
+    check_example_inputs(bare, example_inputs)
+    outputs = Outputs(bare, example_inputs)
+    make_plain(bare)
+    if outputs.difference(bare) > 1:
         raise ReductionError(
-            "with plain attention in place of nn.MultiheadAttention the network computes something else"
+            "the network's output is random in evaluation mode, or not the same with plain attention in place of "
+            "nn.MultiheadAttention: no two networks can be compared"
         )
-    before = cost(masked, example_inputs)
+    before = cost(bare, example_inputs)
+    masked = deepcopy(original)
+    make_plain(masked)
     scales = scale_network(masked, gates, sites)
     _check_called(masked, scales, example_inputs)
     outputs = Outputs(masked, example_inputs)
@@ -165,13 +168,13 @@ def compact_gated(
             "the compact network does not compute what the masked one does; please report this network"
         )
 
-    _copy_modes(plain, smaller)
+    _copy_modes(original, smaller)
     units = _units(gates, sites, places, present, left, delta_evidence or {})
     vars(smaller)["compaction"] = CompactionReport(
         units,
         compare_costs(before, cost(smaller, example_inputs)),
         {site: multiplied[place] for site, place in places.items() if place in multiplied},
-        describe(plain, smaller),
+        describe(original, smaller),
     )
     return smaller
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.overrides import TorchFunctionMode, resolve_name
 
 from pyro_bmrs.pruning.examples import call, evaluation, map_floating
-from pyro_bmrs.pruning.scaling import Scale
 
 
 def constant_inputs(net: nn.Module, readers: Collection[str], example_inputs: Any) -> dict[str, Tensor]:
@@ -37,6 +37,7 @@ def constant_inputs(net: nn.Module, readers: Collection[str], example_inputs: An
 
         >>> import torch
         >>> from torch import nn
+        >>> from pyro_bmrs.pruning.scaling import Scale
         >>> net = nn.Sequential(nn.Linear(2, 2), Scale(torch.tensor([0.0, 1.0]), -1), nn.Sigmoid(), nn.Linear(2, 1))
         >>> constant_inputs(net, ["3"], torch.ones(1, 2))["3"]
         tensor([0.5000,    nan])
@@ -51,11 +52,9 @@ def constant_inputs(net: nn.Module, readers: Collection[str], example_inputs: An
 
         return hook
 
-    with evaluation(net), torch.no_grad(), ExitStack() as hooks:
+    with evaluation(net), torch.no_grad(), _ZeroProducts(), ExitStack() as hooks:
         for module in net.modules():
-            if isinstance(module, Scale):
-                hooks.callback(module.register_forward_hook(_stop).remove)
-            elif isinstance(module, nn.Linear | nn.Embedding | nn.EmbeddingBag) or _mixes_all(module):
+            if isinstance(module, nn.Linear | nn.Embedding | nn.EmbeddingBag) or _mixes_all(module):
                 hooks.callback(module.register_forward_hook(_poison).remove)
         for name in readers:
             hooks.callback(modules[name].register_forward_pre_hook(note(name)).remove)
@@ -105,8 +104,17 @@ def _poison(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     return torch.full_like(output, torch.nan)
 
 
-def _stop(module: Scale, args: Any, output: Tensor) -> Tensor:
-    return output.masked_fill(module.along(module.factor == 0, output), 0.0)
+class _ZeroProducts(TorchFunctionMode):
+    """Products with 0 are 0, those of NaNs too: what is not NaN is a constant."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = (resolve_name(func) or "").rpartition(".")[2].rstrip("_")
+        if name not in ("mul", "multiply") or len(args) < 2:
+            return func(*args, **(kwargs or {}))
+        # Before the product, which may take the place of a factor.
+        zeros = [factor == 0 for factor in args[:2]]
+        product = func(*args, **(kwargs or {}))
+        return product.masked_fill_(torch.logical_or(*map(torch.as_tensor, zeros)).to(product.device), 0)
 
 
 def _constant(channels: Tensor) -> Tensor:

@@ -23,10 +23,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
 from pyro_bmrs.pruning.attachment import detach_noise, noise_hooks_in, noise_sites
-from pyro_bmrs.pruning.attention import use_plain_attention
 from pyro_bmrs.pruning.examples import call, check_example_inputs, evaluation
+from pyro_bmrs.pruning.plain import make_plain
 from pyro_bmrs.pruning.scaling import Scale, scale_network, scales_of
 
 # What can lose a channel on a side and stay the same function of the others.
@@ -98,7 +99,7 @@ def coupled_units(net: nn.Module, example_inputs: Any) -> list[list[tuple[str, i
     if any(noise_hooks_in(plain)):
         detach_noise(plain)
     check_example_inputs(plain, example_inputs)
-    use_plain_attention(plain)
+    make_plain(plain)
     like = next(plain.parameters())
     scales = scale_network(plain, {name: like.new_ones(site.noise.num_units) for name, site in sites.items()}, sites)
     places = {module: name for name, module in plain.named_modules()}
@@ -131,13 +132,19 @@ def dependency_graph(net: nn.Module, example_inputs: Any) -> Any:
     net.requires_grad_(True)
     with evaluation(net), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return (
-            torch_pruning()
-            .DependencyGraph()
-            .build_dependency(
-                net, example_inputs, forward_fn=call, customized_pruners={Scale: _ScalePruner()}, verbose=False
-            )
+        graph = torch_pruning().DependencyGraph()
+        return graph.build_dependency(
+            net,
+            example_inputs,
+            forward_fn=call,
+            output_transform=lambda output: [leaf for leaf in tree_leaves(output) if _has_gradient(leaf)],
+            customized_pruners={Scale: _ScalePruner()},
+            verbose=False,
         )
+
+
+def _has_gradient(leaf: Any) -> bool:
+    return torch.is_tensor(leaf) and leaf.requires_grad
 
 
 def torch_pruning() -> Any:
@@ -188,7 +195,15 @@ def tied_channels(net: nn.Module, example_inputs: Any) -> list[TiedChannels]:
     for scale_name, scale in scales_of(net).items():
         if scale.dim is None or scale not in graph.module2node:
             continue
-        for name, target, side, pairs in _dependents(graph, net, scale):
+        try:
+            dependents = list(_dependents(graph, net, scale))
+        except Exception as error:  # of torch-pruning, on operations that it does not know
+            for element in range(len(scale.factor)):
+                channel = Channel(scale_name, "through", element)
+                ties.tie(channel, channel)
+                obstacles[channel] = f"torch-pruning cannot follow them: {error!r}"
+            continue
+        for name, target, side, pairs in dependents:
             for index, element in pairs:
                 channel = Channel(name, side, index)
                 ties.tie(Channel(scale_name, "through", element), channel)

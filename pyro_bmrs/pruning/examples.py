@@ -82,7 +82,7 @@ class Outputs:
 
     The random inputs are there for examples that say little, such as zeros.
 
-    :param net: the network.
+    :param net: the network, run on the path of training; others are run as users do.
     :param example_inputs: a tensor, a sequence of positional arguments, or a mapping of keyword ones.
     """
 
@@ -95,10 +95,10 @@ class Outputs:
             return values.mean() + torch.where(scale > 0, scale, 1.0) * noise
 
         self._inputs = [example_inputs, map_floating(redraw, example_inputs)]
-        self._outputs = self._of(net)
+        self._outputs = self._of(net, fused=False)
 
-    def _of(self, net: nn.Module) -> list[Tensor]:
-        with evaluation(net, fused=True), torch.no_grad():
+    def _of(self, net: nn.Module, *, fused: bool) -> list[Tensor]:
+        with evaluation(net, fused=fused), torch.no_grad():
             return [output for inputs in self._inputs for output in _floating(call(net, inputs))]
 
     def difference(self, net: nn.Module) -> float:
@@ -107,7 +107,7 @@ class Outputs:
 
         :raises RuntimeError: if the other network does not run.
         """
-        others = self._of(net)
+        others = self._of(net, fused=True)
         if [output.shape for output in others] != [output.shape for output in self._outputs]:
             return torch.inf
         return max(map(_difference, self._outputs, others))

@@ -288,7 +288,9 @@ def _columns(
 def _source(name: str, tensors: Sequence[Tensor], result: Any) -> _Source | None:
     """The layer that a result is of, if a layer's it is."""
     parameters = tuple(tensor for tensor in tensors if isinstance(tensor, nn.Parameter))
-    if not parameters or parameters != tuple(tensors[-len(parameters) :]) or not torch.is_tensor(result):
+    if not parameters or not torch.is_tensor(result):
+        return None
+    if name in ("linear", *_CONVOLUTIONS) and parameters != tuple(tensors[1:]):
         return None
     if name == "linear" or (name == "layer_norm" and parameters[0].dim() == 1):
         return _Source(parameters, result.dim() - 1, (id(result),))

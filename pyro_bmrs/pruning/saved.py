@@ -17,10 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.attention import Attention
 from pyro_bmrs.pruning.blocks import Bypass, Zeros
+from pyro_bmrs.pruning.plain import remove_parametrizations
 from pyro_bmrs.pruning.report import CompactionReport, compaction_report
 from pyro_bmrs.pruning.scaling import Scale, Scaled
 
@@ -109,14 +111,17 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
         return {"zeros": True} if isinstance(new, Zeros) else {"identity": True}
     if isinstance(new, Bypass):
         return {"bypass": [new.num_results, new.batch_first]}
+    # A parametrized module has a class of its own.
+    was_parametrized = parametrize.is_parametrized(old) and not parametrize.is_parametrized(new)
     attributes = {
         name: value
         for name, value in vars(new).items()
         if not name.startswith("_") and name != "training" and _is_plain(value) and vars(old).get(name) != value
     }
-    children = {name: describe(getattr(old, name), child) for name, child in new.named_children()}
+    children = {name: describe(old._modules[name] or child, child) for name, child in new.named_children()}
     changed = {name: description for name, description in children.items() if description}
-    return {**({"attributes": attributes} if attributes else {}), **({"children": changed} if changed else {})}
+    parts = {"was_parametrized": was_parametrized, "attributes": attributes, "children": changed}
+    return {name: part for name, part in parts.items() if part}
 
 
 def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
@@ -141,6 +146,8 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
         if not isinstance(module, nn.MultiheadAttention):
             raise ReductionError(f"the compact network had an nn.MultiheadAttention, not a {type(module).__name__}")
         module = Attention.of(module)
+    if "was_parametrized" in description:
+        remove_parametrizations(module)
     for name, value in description.get("attributes", {}).items():
         if name.startswith("_") or name not in vars(module) or not _is_plain(value):
             raise ReductionError(f"the compact network had a module with {name!r}, not a {type(module).__name__}")
