@@ -6,23 +6,37 @@
 from pyro_bmrs.pruning.attachment import NoiseSite, attach_noise, detach_noise, noise_sites
 from pyro_bmrs.pruning.attention import Attention
 from pyro_bmrs.pruning.compaction import compact
+from pyro_bmrs.pruning.costs import proportional_odds, unit_costs
 from pyro_bmrs.pruning.coupling import coupled_units
+from pyro_bmrs.pruning.criteria import BMRS_N, BMRS_U, SNR, Criterion, PosteriorMean
+from pyro_bmrs.pruning.curves import accuracy_vs_compression, rank_correlations
 from pyro_bmrs.pruning.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.likelihood import Classification, Likelihood, Regression, WarmUp, parameter_groups
 from pyro_bmrs.pruning.noise import MultiplicativeNoise
 from pyro_bmrs.pruning.report import CompactionReport, compaction_report
 from pyro_bmrs.pruning.saved import load_compact, save_compact
+from pyro_bmrs.pruning.selection import PruningResult, prune
+from pyro_bmrs.pruning.weight_criteria import Saliency, WeightNorm
 
 __all__ = [
     "Attention",
     "AutoTruncatedLogNormal",
+    "BMRS_N",
+    "BMRS_U",
     "Classification",
     "CompactionReport",
+    "Criterion",
     "Likelihood",
     "MultiplicativeNoise",
     "NoiseSite",
+    "PosteriorMean",
+    "PruningResult",
     "Regression",
+    "SNR",
+    "Saliency",
     "WarmUp",
+    "WeightNorm",
+    "accuracy_vs_compression",
     "attach_noise",
     "compact",
     "compaction_report",
@@ -31,5 +45,9 @@ __all__ = [
     "load_compact",
     "noise_sites",
     "parameter_groups",
+    "proportional_odds",
+    "prune",
+    "rank_correlations",
     "save_compact",
+    "unit_costs",
 ]

@@ -13,7 +13,10 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBOModule
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
@@ -63,6 +66,12 @@ class _Scales(Messenger):
         msg["scale"] *= self.scale
         if msg["infer"].get("is_noise"):
             msg["scale"] *= self.weight(msg["fn"].event_shape[0])
+
+
+def _is_heard() -> bool:
+    """Whether SVI, or another handler outside, collects parameters: telling them costs more than a small layer."""
+    collecting = (handler for handler in _PYRO_STACK if isinstance(handler, TraceMessenger))
+    return any(not isinstance(handler, GuideMessenger) for handler in collecting)
 
 
 class Likelihood(nn.Module):
@@ -118,6 +127,8 @@ class Likelihood(nn.Module):
         :param y: what was observed, the examples along the first dimension.
         :return: the network's output.
         """
+        if _is_heard():
+            pyro.module("net", self.net)
         with _Scales(1 / self.num_examples, self.noise_weight):
             output = self.net(x)
         with poutine.scale(scale=1 / len(output)), pyro.plate("data", len(output), dim=-1):
