@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
+from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.attachment import detach_noise, noise_hooks_in, noise_sites
 from pyro_bmrs.pruning.examples import call, check_example_inputs, evaluation
 from pyro_bmrs.pruning.plain import make_plain
@@ -82,7 +83,7 @@ def coupled_units(net: nn.Module, example_inputs: Any) -> list[list[tuple[str, i
         arguments.
     :return: groups of two units or more, each unit as the name of its site and its number. A unit in no group is tied
         to none. Heads and blocks are in no group.
-    :raises ReductionError: for a network without noise, or example inputs that do not fit it.
+    :raises ReductionError: for example inputs that do not fit the network, or one that torch-pruning cannot follow.
     :raises ImportError: without torch-pruning.
 
     Example::
@@ -126,6 +127,7 @@ def dependency_graph(net: nn.Module, example_inputs: Any) -> Any:
     :param net: the network.
     :param example_inputs: what it is called with.
     :return: the graph, bound to the modules of ``net``, each parameter of which now requires a gradient.
+    :raises ReductionError: for a network that torch-pruning cannot follow.
     :raises ImportError: without torch-pruning.
     """
     # Traced through autograd: a parameter without a gradient would not be seen.
@@ -133,14 +135,17 @@ def dependency_graph(net: nn.Module, example_inputs: Any) -> Any:
     with evaluation(net), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = torch_pruning().DependencyGraph()
-        return graph.build_dependency(
-            net,
-            example_inputs,
-            forward_fn=call,
-            output_transform=lambda output: [leaf for leaf in tree_leaves(output) if _has_gradient(leaf)],
-            customized_pruners={Scale: _ScalePruner()},
-            verbose=False,
-        )
+        try:
+            return graph.build_dependency(
+                net,
+                example_inputs,
+                forward_fn=call,
+                output_transform=lambda output: [leaf for leaf in tree_leaves(output) if _has_gradient(leaf)],
+                customized_pruners={Scale: _ScalePruner()},
+                verbose=False,
+            )
+        except Exception as error:  # of torch-pruning, on operations that it does not know
+            raise ReductionError(f"torch-pruning cannot follow the network's channels: {error!r}") from error
 
 
 def _has_gradient(leaf: Any) -> bool:
@@ -186,6 +191,7 @@ def tied_channels(net: nn.Module, example_inputs: Any) -> list[TiedChannels]:
 
     :param net: the network; left as it is.
     :param example_inputs: what it is called with.
+    :raises ReductionError: for a network that torch-pruning cannot follow.
     """
     net = deepcopy(net)
     graph = dependency_graph(net, example_inputs)
@@ -197,7 +203,7 @@ def tied_channels(net: nn.Module, example_inputs: Any) -> list[TiedChannels]:
             continue
         try:
             dependents = list(_dependents(graph, net, scale))
-        except Exception as error:  # of torch-pruning, on operations that it does not know
+        except Exception as error:  # likewise, on the way from there
             for element in range(len(scale.factor)):
                 channel = Channel(scale_name, "through", element)
                 ties.tie(channel, channel)

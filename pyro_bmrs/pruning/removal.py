@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.constants import absorb, can_absorb, constant_inputs
 from pyro_bmrs.pruning.coupling import Channel, TiedChannels, dependency_graph, tied_channels
 from pyro_bmrs.pruning.examples import Outputs
@@ -45,7 +46,12 @@ def remove_channels(
         for name in names
         for element in (scales[name].factor == 0).nonzero().flatten().tolist()
     }
-    ties = [tie for tie in tied_channels(net, example_inputs) if tie.channels & zeros]
+    if not zeros:
+        return net, {}
+    try:
+        ties = [tie for tie in tied_channels(net, example_inputs) if tie.channels & zeros]
+    except ReductionError as error:
+        return net, dict.fromkeys(zeros, str(error))
     constants = constant_inputs(net, {name for tie in ties for name in tie.of("in")}, example_inputs)
     obstacles = {tie: tie.obstacle or _obstacle(net, tie, constants) for tie in ties}
     removable = [tie for tie, obstacle in obstacles.items() if obstacle is None]

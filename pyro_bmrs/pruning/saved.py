@@ -76,10 +76,11 @@ def load_compact(path: str | PathLike[str], net: nn.Module | Callable[[], nn.Mod
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ReductionError(f"{path} is truncated, or is no file that save_compact wrote: {error}") from error
-    if not isinstance(content, Mapping) or content.get("format") != _FORMAT:
+    version = content.get("version") if isinstance(content, Mapping) and content.get("format") == _FORMAT else None
+    if version not in (None, _VERSION):
+        raise ReductionError(f"{path} is of version {version}; this pyro_bmrs reads version {_VERSION}")
+    if version is None or not {"report", "state"} <= content.keys():
         raise ReductionError(f"{path} is no file that save_compact wrote")
-    if content["version"] != _VERSION:
-        raise ReductionError(f"{path} is of version {content['version']}; this pyro_bmrs reads version {_VERSION}")
     report = CompactionReport.from_data(content["report"])
     fresh = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
     compact = rebuild(fresh, report.architecture)
