@@ -16,12 +16,12 @@ how many scales the mode lies from the location, and :math:`\bar\Phi` the upper 
 function, dx/dloc = 1 - (1 - u) f(low) / f(x) - u f(high) / f(x), and likewise in the scale (M. Figurnov, S. Mohamed and
 A. Mnih (2018), *Implicit reparameterization gradients*, https://arxiv.org/abs/1805.08498).
 
-**Divergence.** It is that of the logarithms, a truncated normal from a uniform. With t the displacement from the mode,
-and the density proportional to :math:`e^{-e(t)}`,
+**Divergence.** It is that of the logarithms, a truncated normal from a uniform. With t and :math:`\alpha` as above, the
+density proportional to :math:`e^{-e(t)}`, and M its integral,
 
-.. math:: \mathrm{KL} = \log(\text{width}) - \log M - E[e], \qquad e(t) = st + \tfrac12 \lambda t^2,
+.. math:: \mathrm{KL} = \log(\text{width} / \sigma) - \log M - E[e], \qquad e(t) = \alpha |t| + \tfrac12 t^2,
 
-and its derivatives are :math:`-\lambda\,\mathrm{Cov}(t, e)` in the location and :math:`-2\,\mathrm{Var}(e)` in the log
+and its derivatives are :math:`-\mathrm{Cov}(t, e) / \sigma` in the location and :math:`-2\,\mathrm{Var}(e)` in the log
 of the scale. All of these are expectations under one density, and come from one Gauss-Legendre rule on either side of
 the mode.
 """
@@ -110,8 +110,11 @@ class _Draw(torch.autograd.Function):
         t = torch.special.ndtri(near.mul_(0.5)).add_(start).neg_().clamp_(min=0)
         is_far = start > _FAR
         if is_far.any():
-            hazard, depth = math.sqrt(2 / math.pi) / tails[0], -left.log()
-            quadratic = 2 * depth / (hazard + (hazard * hazard + 2 * depth * hazard * (hazard - start)).sqrt())
+            # The hazard less the start, which as a difference would cancel.
+            inverse, depth = start.reciprocal(), -left.log()
+            gap = inverse * (1 - inverse.square() * (2 - 10 * inverse.square()))
+            hazard = start + gap
+            quadratic = 2 * depth / (hazard + (hazard * hazard + 2 * depth * hazard * gap).sqrt())
             t = torch.where(is_far, quadratic, t)
         t = torch.minimum(t, torch.where(signed < 0, lengths[0], lengths[1])).copysign_(signed)
 
@@ -137,39 +140,46 @@ class _Draw(torch.autograd.Function):
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loc: Tensor, log_scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        precision = torch.exp(-2 * log_scale)
-        mode = loc.clamp(low, high)
-        slope = precision * (mode - loc)
-        mass, energy, square, place, cross = _expectations(slope, precision, mode - low, high - mode)
-        by_loc = torch.addcmul(cross, place, energy, value=-1).mul_(-precision)
+        narrowness = torch.exp(-log_scale)
+        distances = (torch.stack([low, high]) - loc).mul_(narrowness)
+        offset = distances[0].clamp(min=0).add_(distances[1].clamp(max=0))
+        mass, energy, square, place, cross = _expectations(offset, (distances - offset).abs_())
+        by_loc = torch.addcmul(cross, place, energy, value=-1).mul_(-narrowness)
         by_log_scale = torch.addcmul(square, energy, energy, value=-1).mul_(-2)
         ctx.save_for_backward(by_loc, by_log_scale)
-        return ((high - low) / mass).log_().sub_(energy)
+        # The width in scales: by the logs, as the scale may be smaller than any number.
+        return ((high - low) / mass).log_().sub_(energy).sub_(log_scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # The mode stands still: where it moves with the location, the slope there is 0.
         by_loc, by_log_scale = ctx.saved_tensors
         return grad * by_loc, grad * by_log_scale, None, None
 
 
-def _expectations(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, ...]:
-    """The mass, and E[e], E[e²], E[t] and E[te], of the density exp(-e(t)) between -left and right."""
-    nodes, moments, side = _rule(slope.dtype, slope.device)
-    steep = slope.abs()
-    # Where the density has fallen far enough: the root of |slope| t + precision t²/2 = folds.
-    fallen = torch.addcmul((2 * _NUM_FOLDS) * precision, steep, steep).sqrt_().add_(steep).reciprocal_()
-    lengths = torch.stack([left, right]).clamp_(max=fallen.mul_(2 * _NUM_FOLDS))
-    ends = lengths * side
-    energy = torch.stack([slope * ends, 0.5 * precision * lengths * lengths], -1) @ nodes
+def _expectations(offset: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    """
+    The mass, and E[e], E[e²], E[t] and E[te], of the density exp(-e(t)), all in scales.
+
+    :param offset: of the mode from the location, signed.
+    :param lengths: of the interval on both sides of the mode, shape ``(2, units)``.
+    """
+    nodes, moments, side = _rule(offset.dtype, offset.device)
+    start = offset.abs()
+    # Where the density has fallen far enough: the root of |offset| t + t²/2 = folds.
+    root = math.sqrt(2 * _NUM_FOLDS)
+    lengths = lengths.clamp(
+        max=torch.hypot(start, torch.full_like(start, root)).add_(start).reciprocal_().mul_(root * root)
+    )
+    # The mode is where the density is highest: on whatever side there is anything, it falls.
+    energy = torch.stack([start * lengths, 0.5 * lengths * lengths], -1) @ nodes
     weighted = energy.new_empty((3, *energy.shape))
     torch.exp(-energy, out=weighted[0])
     torch.mul(weighted[0], energy, out=weighted[1])
     torch.mul(weighted[1], energy, out=weighted[2])
     sums, moved = ((weighted @ moments) * lengths.unsqueeze(-1)).unbind(-1)
     mass, energies, squares = sums.sum(1)
-    place, cross, _ = (moved * ends).sum(1)
+    place, cross, _ = (moved * (lengths * side)).sum(1)
     return mass, energies / mass, squares / mass, place / mass, cross / mass
 
 
@@ -177,13 +187,6 @@ def _expectations(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor)
 def _rule(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The nodes on [0, 1] and their squares, the weights of the integral and of the mean, the signs of the sides."""
     rule = gauss_legendre(16 if torch.finfo(dtype).bits <= 32 else 32)
-    nodes, weights = (torch.tensor(values).double() for values in rule)
-    powers, moments, side = (
-        table.to(device, dtype)
-        for table in (
-            torch.stack([nodes, nodes * nodes]),
-            torch.stack([weights, weights * nodes], -1),
-            torch.tensor([[-1.0], [1.0]]),
-        )
-    )
-    return powers, moments, side
+    nodes, weights = torch.tensor(rule, dtype=dtype, device=device)
+    moments = torch.stack([weights, weights * nodes], -1)
+    return torch.stack([nodes, nodes * nodes]), moments, nodes.new_tensor([[-1.0], [1.0]])
