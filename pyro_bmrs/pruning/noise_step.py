@@ -102,9 +102,13 @@ class _Draw(torch.autograd.Function):
         # Beyond the start, of the half normal: the share of it that each side has.
         tails = torch.special.erfcx(torch.cat([start.unsqueeze(0), start + lengths]).mul_(_ROOT_HALF))
         falls = lengths * torch.add(start, lengths, alpha=0.5)
-        shares = torch.rsub(torch.exp(-falls).mul_(tails[1:]).div_(tails[0]), 1)
-        signed = torch.addcmul(-shares[0], uniform, shares.sum(0))
-        left = torch.rsub(signed.abs(), 1).clamp_(min=torch.finfo(scale.dtype).tiny)
+        survival = torch.exp(-falls).mul_(tails[1:]).div_(tails[0])
+        total, above_uniform = torch.rsub(survival, 1).sum(0), 1 - uniform
+        signed = torch.addcmul(survival[0] - 1, uniform, total)
+        # Sums of what is small, not differences of what is not.
+        is_below = signed < 0
+        beyond, outer = torch.where(is_below, survival[0], survival[1]), torch.where(is_below, uniform, above_uniform)
+        left = torch.addcmul(beyond, outer, total)
 
         near = torch.special.erfc(start.clamp(max=_FAR).mul_(_ROOT_HALF)) * left
         t = torch.special.ndtri(near.mul_(0.5)).add_(start).neg_().clamp_(min=0)
@@ -116,11 +120,11 @@ class _Draw(torch.autograd.Function):
             hazard = start + gap
             quadratic = 2 * depth / (hazard + (hazard * hazard + 2 * depth * hazard * gap).sqrt())
             t = torch.where(is_far, quadratic, t)
-        t = torch.minimum(t, torch.where(signed < 0, lengths[0], lengths[1])).copysign_(signed)
+        t = torch.minimum(t, torch.where(is_below, lengths[0], lengths[1])).copysign_(signed)
 
         # Densities at the ends, relative to that at the value.
         fall = t * torch.add(offset, t, alpha=0.5)
-        by_low, by_high = torch.exp(fall - falls[0]).mul_(1 - uniform), torch.exp(fall - falls[1]).mul_(uniform)
+        by_low, by_high = torch.exp(fall - falls[0]).mul_(above_uniform), torch.exp(fall - falls[1]).mul_(uniform)
         place = t.add_(offset)
         by_scale = torch.addcmul(place, below, by_low, value=-1).addcmul_(above, by_high, value=-1)
         by_loc = torch.rsub(by_low.add_(by_high), 1)
