@@ -81,6 +81,9 @@ def pull_back(distribution: Distribution, transform: Transform | None) -> Distri
         if not transform.codomain.check(distribution.v).all():
             raise ReductionError("the point of the reduced prior is outside the prior's support; move it inside")
         return dist.Delta(transform.inv(distribution.v), distribution.log_density, event_dim=distribution.event_dim)
+    if isinstance(distribution, dist.MaskedMixture):
+        sides = (pull_back(side, transform) for side in (distribution.component0, distribution.component1))
+        return dist.MaskedMixture(distribution.mask, *sides)
     if isinstance(distribution, Independent) and transform.domain.event_dim <= len(distribution.base_dist.event_shape):
         return dist.Independent(pull_back(distribution.base_dist, transform), distribution.reinterpreted_batch_ndims)
     if isinstance(distribution, TransformedDistribution) and _compose(distribution.transforms) == transform:

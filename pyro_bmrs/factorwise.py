@@ -76,8 +76,10 @@ class FactorwiseReduction:
 
     def guide(self, model: Callable[..., Any]) -> ReducedGuide:
         """The reduced posterior as a guide for the reduced model."""
-        statements = {factor.statement: reduced.statement for factor, reduced in self._factors.items()}
+        guide = self._fitted.guide
+        statements = guide.current_statements() if isinstance(guide, ReducedGuide) else {}
+        statements.update({factor.statement: reduced.statement for factor, reduced in self._factors.items()})
         # A transform there and back may miss a point by a rounding; the site itself is put on it.
         statements.update({name: prior for name, prior in self._reduced_priors.items() if is_point(prior)})
         arguments = self._fitted.args, self._fitted.kwargs
-        return ReducedGuide(self._fitted.guide, model, statements, arguments)
+        return ReducedGuide(guide, model, statements, arguments)

@@ -107,7 +107,7 @@ class ReducedGuide(PyroModule):
 
     Its parameters are its own: more SVI with it leaves the fitted guide as it is.
 
-    :param guide: the fitted guide.
+    :param guide: the fitted guide. One that is reduced already gives up its own statements for those given here.
     :param model: the reduced model.
     :param statements: the distributions to put in place, by the guide's sample statement.
     :param arguments: the arguments of the model's first fit, for a second reduction.
@@ -124,7 +124,10 @@ class ReducedGuide(PyroModule):
         super().__init__(name=name)
         self._model = (model,)
         self.default_arguments = arguments
-        held = _loose_parameters(guide, *arguments)
+        if isinstance(guide, ReducedGuide):
+            held, guide = guide.held_parameters(), guide.fitted_guide
+        else:
+            held = _loose_parameters(guide, *arguments)
         clone = _copy_guide(guide, model)
         if isinstance(clone, torch.nn.Module):
             self.fitted = clone
@@ -133,6 +136,8 @@ class ReducedGuide(PyroModule):
         self.statements = _ModuleList(map(TrainableDistribution, statements.values()))
         names = _packed_names(guide, clone)
         placed = {names.get(statement, statement): held for statement, held in zip(statements, self.statements)}
+        self.original_names = {names.get(statement, statement): statement for statement in statements}
+        """For each sample statement, its name in the guide that this one was made from."""
         self._substitute = _Statements(placed, held, name)
 
     @property
@@ -144,6 +149,15 @@ class ReducedGuide(PyroModule):
     def fitted_guide(self) -> Any:
         """The copy of the fitted guide in whose statements the reduced posteriors stand."""
         return self._fitted[0]
+
+    def held_parameters(self) -> dict[str, tuple[Tensor, Constraint]]:
+        """The parameters that live in the parameter store alone, by the name in the fitted guide, as they are now."""
+        store, substitute = pyro.get_param_store(), self._substitute
+        names = {name: f"{substitute.prefix}.{name}" for name in substitute.held}
+        return {
+            name: (store[own].detach().clone() if own in store else substitute.held[name][0], substitute.held[name][1])
+            for name, own in names.items()
+        }
 
     def current_statements(self) -> dict[str, Distribution]:
         """The distributions in place, by sample statement, at the parameters' present values."""

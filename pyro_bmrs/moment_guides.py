@@ -104,7 +104,7 @@ def _(guide: AutoMultivariateNormal, draws: Mapping[str, Tensor], weights: Tenso
         )
     guide.loc.copy_(loc)
     # The guide's own factor has ones on its diagonal.
-    guide.scale = scale * factor.diagonal()  # type: ignore[assignment]
+    guide.scale = scale * factor.diagonal()
     guide.scale_tril = factor / factor.diagonal().unsqueeze(-1)
 
 

@@ -9,6 +9,7 @@ import copy
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,11 +20,12 @@ from torch.distributions import Distribution, kl_divergence
 from tqdm.auto import tqdm
 
 from .errors import ReductionError, ReductionWarning
-from .guides import DrawsGuide
+from .guides import DrawsGuide, ReducedGuide
 from .moment_guides import guide_at_moments
 from .posteriors import FittedGuide, bare_model, read_guide
 from .reduction import Reduction
 from .training import Objective, Schedule, Training, mean_and_error, own_random_numbers, set_seed
+from .unpinning import unpinned_guide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -177,7 +179,14 @@ def refit(
             for program, fitted in ((full.model, full.guide), (reduction.model, begun))
         )
         with tqdm(total=max_steps, desc="refitting", disable=not progress, leave=False) as bar:
-            result = follow(before, after, reduction, lambda training: bar.update(training.num_steps - bar.n))
+            result = follow(
+                before,
+                after,
+                float(reduction.delta_evidence.detach()),
+                reduction.reduced_sites,
+                full if start is None else None,
+                lambda training: bar.update(training.num_steps - bar.n),
+            )
     if not result.converged:
         warn_not_converged(result.num_steps, stacklevel=3)
     return result
@@ -221,7 +230,9 @@ def _start(full: FittedGuide, reduction: Reduction) -> Any:
 def follow(
     before: Objective,
     after: Objective,
-    reduction: Reduction,
+    delta_evidence: float,
+    reduced_sites: tuple[str, ...],
+    origin: FittedGuide | None,
     tell: Callable[[Training], Any],
     state: Mapping[str, Any] | None = None,
 ) -> Refit:
@@ -230,25 +241,27 @@ def follow(
 
     :param before: the full model and its guide.
     :param after: the reduced model and the guide to be trained.
-    :param reduction: what led from the one to the other.
+    :param delta_evidence: what the reduction of the one to the other said, in nats.
+    :param reduced_sites: the sites whose prior was reduced.
+    :param origin: the guide that the one to be trained was made from, where that tells what its points are.
     :param tell: called after each window.
     :param state: where an earlier training had come to.
     """
     num_particles = after.schedule.num_particles
     elbos, first = before.elbos(num_particles), after.elbos(num_particles)
-    reduced = _posteriors(after)
+    reduced = _posteriors(after, origin)
     training = Training(after)
     if state is not None:
         training.restore(state)
     while not training.finished:
         training.advance()
         tell(training)
-    divergence = _divergences(_posteriors(after), reduced)
+    divergence = _divergences(_posteriors(after, origin), reduced)
     return Refit(
         after.model,
         after.guide,
-        reduction.reduced_sites,
-        float(reduction.delta_evidence.detach()),
+        reduced_sites,
+        delta_evidence,
         *mean_and_error(after.elbos(num_particles) - elbos),
         *mean_and_error(first - elbos),
         {name: value for name, (value, _) in divergence.items()},
@@ -258,12 +271,20 @@ def follow(
     )
 
 
+def _is_known(fitted: FittedGuide) -> bool:
+    return fitted.sites <= fitted.factor_of.keys()
+
+
 @torch.no_grad()
-def _posteriors(objective: Objective) -> dict[str, Distribution]:
+def _posteriors(objective: Objective, origin: FittedGuide | None) -> dict[str, Distribution]:
     """The posterior of each site that the guide draws by itself, as it is now."""
     # Of a subsample, the same is read each time.
     set_seed(objective.schedule.seed)
-    fitted = read_guide(objective.guide, objective.model, objective.args, objective.kwargs)
+    read = partial(read_guide, model=objective.model, args=objective.args, kwargs=objective.kwargs)
+    fitted = read(objective.guide)
+    if isinstance(objective.guide, ReducedGuide) and origin is not None and not _is_known(fitted) and _is_known(origin):
+        # A vector with points in it has no density; in the place of each, both sides get the same.
+        fitted = read(unpinned_guide(objective.guide, origin, objective.model))
     conditional = fitted.posterior_upstream(fitted.factor_of)
     return {
         name: copy.deepcopy(factor.posterior(name))

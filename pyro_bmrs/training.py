@@ -161,6 +161,8 @@ class Objective:
                 self.guide(*self.args, **self.kwargs)
             sites = latent_nodes(captured.trace).values()
             density = sum(site["fn"].log_prob(site["value"]).sum() for site in sites)
+            if not isinstance(density, Tensor) or not density.requires_grad:
+                continue
             scores = torch.autograd.grad(density, parameters, allow_unused=True)
             for total, score in zip(information, scores):
                 total += 0.0 if score is None else score.square()

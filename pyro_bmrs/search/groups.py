@@ -16,8 +16,6 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.priors import name_of_unknown
 from pyro_bmrs.summaries import element_labels
 
-GroupsLike = str | Mapping[str, str | Sequence[str] | Mapping[str, Any]]
-
 
 @dataclass(frozen=True)
 class Groups:
@@ -59,6 +57,9 @@ class Groups:
         return total[:-1]
 
 
+GroupsLike = str | Groups | Mapping[str, str | Sequence[str] | Mapping[str, Any]]
+
+
 def read_groups(groups: GroupsLike, shapes: Mapping[str, torch.Size], device: torch.device | None = None) -> Groups:
     """
     The groups that a user states.
@@ -78,6 +79,8 @@ def read_groups(groups: GroupsLike, shapes: Mapping[str, torch.Size], device: to
         >>> groups.labels["w"], groups.labels["b"]
         (tensor([0, 0, 1]), tensor(1))
     """
+    if isinstance(groups, Groups):
+        return groups
     shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
     if not any(shape.numel() for shape in shapes.values()) or (isinstance(groups, Mapping) and not groups):
         raise ReductionError("the space of models is empty: there is no group of elements to reduce")

@@ -140,10 +140,10 @@ def read_normal_space(
     observed = []
     for block in blocks:
         if block.name in reduced_priors:
-            columns = _observations(block, priors[block.name], reduced_priors[block.name])
-            at = torch.arange(block.positions.start, block.positions.stop, device=columns[0].device)
             label = groups.labels[block.name].reshape(-1)
-            observed.append([values[label >= 0] for values in (at, label, *columns)])
+            columns = _observations(block, priors[block.name], reduced_priors[block.name], label >= 0)
+            at = torch.arange(block.positions.start, block.positions.stop, device=columns[0].device)
+            observed.append([at[label >= 0], label[label >= 0], *columns])
     at, label, *columns = (torch.cat(values) for values in zip(*observed))
     order = torch.argsort(label, stable=True)
     return NormalSpace(
@@ -195,20 +195,20 @@ def _is_no_normal(site: str) -> ReductionError:
     )
 
 
-def _observations(block: Block, prior: Distribution, reduced_prior: Distribution) -> list[Tensor]:
-    """Slope, noise, target and constant of each element of a site."""
+def _observations(block: Block, prior: Distribution, reduced_prior: Distribution, grouped: Tensor) -> list[Tensor]:
+    """Slope, noise, target and constant of each element of a site that belongs to a group."""
     with naming(block.name):
         p, r = (elements(pull_back(given, block.transform)) for given in (prior, reduced_prior))
     if isinstance(r, dist.Delta) and p is not None:
         columns = _fixing(p, r.v)
     elif isinstance(p, Normal) and isinstance(r, Normal):
-        columns = _narrowing(block.name, p, r)
+        columns = _narrowing(block.name, p.expand(block.shape), r.expand(block.shape), grouped)
     else:
         raise ReductionError(
             f"site {block.name!r} belongs to a joint normal posterior, in whose coordinates its prior and its reduced "
             "prior must be independent normals, or the reduced prior a dist.Delta; take reduce_model for whole sites"
         )
-    return [values.expand(block.shape).reshape(-1) for values in columns]
+    return [values.expand(block.shape).reshape(-1)[grouped] for values in columns]
 
 
 def _fixing(prior: Distribution, point: Tensor) -> list[Tensor]:
@@ -216,16 +216,18 @@ def _fixing(prior: Distribution, point: Tensor) -> list[Tensor]:
     return [torch.ones_like(constant), torch.zeros_like(constant), point.double().expand_as(constant), constant]
 
 
-def _narrowing(site: str, prior: Normal, reduced_prior: Normal) -> list[Tensor]:
+def _narrowing(site: str, prior: Normal, reduced_prior: Normal, grouped: Tensor) -> list[Tensor]:
     prior_loc, variance, reduced_loc, noise = (
         value.double() for value in (prior.loc, prior.variance, reduced_prior.loc, reduced_prior.variance)
     )
     share = noise / variance
+    # What is in no group keeps its prior, whatever the reduced one would be there.
+    share = torch.where(grouped.reshape(share.shape), share, 0.5)
     broad = share >= 1
     if broad.any():
         raise ReductionError(
-            f"site {site!r}: the reduced prior is no narrower than the prior at {int(broad.sum())} of {broad.numel()} "
-            "elements; give it a smaller scale, or leave these elements out of the groups"
+            f"site {site!r}: the reduced prior is no narrower than the prior at {int(broad.sum())} of "
+            f"{int(grouped.sum())} elements; give it a smaller scale, or leave these elements out of the groups"
         )
     rest = 1 - share
     constant = 0.5 * variance.log() + 0.5 * (reduced_loc - prior_loc).square() / (variance * rest)
