@@ -85,16 +85,19 @@ class Attention(nn.Module):
             if attention._qkv_same_embed_dim
             else (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
         )
-        plain = cls(
-            attention.embed_dim,
-            attention.num_heads,
-            attention.head_dim,
-            kdim=attention.kdim,
-            vdim=attention.vdim,
-            bias=bias,
-            dropout=attention.dropout,
-            batch_first=attention.batch_first,
-        ).to(weights[0])
+        # Without weights of its own, for which random numbers would be drawn.
+        with torch.device("meta"):
+            plain = cls(
+                attention.embed_dim,
+                attention.num_heads,
+                attention.head_dim,
+                kdim=attention.kdim,
+                vdim=attention.vdim,
+                bias=bias,
+                dropout=attention.dropout,
+                batch_first=attention.batch_first,
+            )
+        plain = plain.to_empty(device=weights[0].device).to(weights[0].dtype)
         projections = (plain.q_proj, plain.k_proj, plain.v_proj)
         biases = attention.in_proj_bias.chunk(3) if bias else (None,) * 3
         with torch.no_grad():
@@ -102,7 +105,6 @@ class Attention(nn.Module):
                 projection.weight.copy_(weight)
                 if offset is not None:
                     projection.bias.copy_(offset)
-        plain.out_proj = nn.Linear(plain.out_proj.in_features, attention.embed_dim, bias).to(weights[0])
         plain.out_proj.load_state_dict(attention.out_proj.state_dict())
         return plain.train(attention.training)
 

@@ -61,6 +61,9 @@ def compact(
     The result is copied, exported and put in a state dict as any module is. :func:`~pyro_bmrs.pruning.save_compact` and
     :func:`~pyro_bmrs.pruning.load_compact` keep it in a file.
 
+    Trained further, masked units may come back: nothing holds their weights at 0. Where a pruned unit leaves a constant
+    other than 0, as before a sigmoid, it is that of inputs of the examples' size.
+
     :param net: the network, with noise attached; left as it is.
     :param guide: the fitted guide of its noise.
     :param example_inputs: what the network is called with: a tensor, a sequence of positional arguments, or a mapping
@@ -96,6 +99,9 @@ def compact(
         )
     if not guide.is_fitted:
         raise ReductionError("the guide is not fitted yet: its noise is where it began")
+    bad = int((~torch.cat([guide.noise_locs, guide.noise_log_scales]).isfinite()).sum())
+    if bad:
+        raise ReductionError(f"{bad} parameters of the guide are NaN or infinite: train again, at a lower rate")
     means = {name: guide.noise_posterior(name).mean.detach() for name in sites}
     gates = guide.mean_noise()
     return compact_gated(net, gates, sites, example_inputs, importance=means, delta_evidence=delta_evidence)
@@ -222,13 +228,22 @@ def _check_called(net: nn.Module, scales: Mapping[str, Scale], example_inputs: A
 
 
 def _copy_modes(source: nn.Module, target: nn.Module) -> None:
-    """Training modes and required gradients, by name; those of the whole for what is new."""
-    modes = {name: module.training for name, module in source.named_modules()}
+    """Training modes and required gradients, by name; of what is new, those of the module that it is in or was."""
+    modules = dict(source.named_modules())
+    known = dict(source.named_parameters())
+
+    def nearest(name: str) -> nn.Module:
+        while name not in modules:
+            name = name.rpartition(".")[0]
+        return modules[name]
+
     for name, module in target.named_modules():
-        module.training = modes.get(name, source.training)
-    required = {name: parameter.requires_grad for name, parameter in source.named_parameters()}
+        module.training = nearest(name).training
     for name, parameter in target.named_parameters():
-        parameter.requires_grad_(required.get(name, True))
+        # A new bias learns as the weight beside it does.
+        beside = known.get(name, known.get(f"{name.rpartition('.')[0]}.weight"))
+        around = list(nearest(name).parameters()) if beside is None else [beside]
+        parameter.requires_grad_(any(parameter.requires_grad for parameter in around))
         parameter.grad = None
 
 

@@ -90,11 +90,21 @@ class Outputs:
         generator = torch.Generator().manual_seed(0)
 
         def redraw(values: Tensor) -> Tensor:
+            if not values.numel() or not values.isfinite().all():
+                return values
             noise = torch.randn(values.shape, generator=generator, dtype=torch.float64).to(values)
             scale = values.std() if values.numel() > 1 else values.new_zeros(())
             return values.mean() + torch.where(scale > 0, scale, 1.0) * noise
 
-        self._inputs = [example_inputs, map_floating(redraw, example_inputs)]
+        self._inputs = [example_inputs]
+        redrawn = map_floating(redraw, example_inputs)
+        try:
+            with evaluation(net), torch.no_grad():
+                call(net, redrawn)
+        except Exception:  # of a network that refuses inputs of another kind: the examples alone have to do
+            pass
+        else:
+            self._inputs.append(redrawn)
         self._outputs = self._of(net, fused=False)
 
     def _of(self, net: nn.Module, *, fused: bool) -> list[Tensor]:

@@ -214,7 +214,9 @@ class _Flow(TorchFunctionMode):
             return self._indices.get(id(tensor), {}).get(scale)
 
         if name in _JOINS:
-            joined = [torch.full(t.shape, _NONE) if (i := indices_of(t)) is None else i for t in args[0]]
+            joined = [
+                torch.full(t.shape, _NONE, device=t.device) if (i := indices_of(t)) is None else i for t in args[0]
+            ]
             return func(joined, *args[1:], **kwargs)
         given = [indices_of(argument) for argument in args]
         followed = [indices for indices in given if indices is not None]

@@ -50,6 +50,7 @@ def remove_heads(
             gone[name] = zero
     if not gone:
         return net, left
+    torch_pruning()  # If it is missing, that is not for want of trying.
     rows = _projection_rows(net, {name: sizes[name] for name in gone}, example_inputs)
 
     def remove(net: nn.Module, names: Sequence[str], with_width: bool) -> tuple[nn.Module, dict[str, str]]:

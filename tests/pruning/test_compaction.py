@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import sys
 from typing import Any
 
 import pytest
@@ -178,6 +179,38 @@ def test_takes_out_residual_branches(name: str) -> None:
     assert after < 0.8 * before
 
 
+def test_new_weights_learn_as_those_they_were_made_of() -> None:
+    net, inputs = make("transformer")
+    attach_noise(net)
+    net.encoder.layers[0].self_attn.in_proj_weight.requires_grad_(False)
+    net.encoder.layers[1].requires_grad_(False)
+    small = compact_gated(net, random_gates(net, 0), noise_sites(net), inputs)
+    frozen = {name.split(".self_attn")[0] for name, p in small.named_parameters() if not p.requires_grad}
+    assert all(name.startswith("encoder.layers.1") for name in frozen) and frozen
+
+
+def test_draws_no_random_numbers() -> None:
+    net, inputs = make("transformer")
+    attach_noise(net)
+    gates, sites = random_gates(net, 0), noise_sites(net)
+    state = torch.get_rng_state()
+    compact_gated(net, gates, sites, inputs)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_inputs_of_which_a_network_takes_only_some() -> None:
+    class Picky(nn.Sequential):
+        def forward(self, inputs: Tensor) -> Tensor:
+            if (inputs < 0).any():
+                raise ValueError("probabilities, please")
+            return super().forward(inputs)
+
+    net = attach_noise(Picky(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+    gates = random_gates(net, 0)
+    small = compact_gated(net, gates, noise_sites(net), torch.rand(2, 4))
+    assert small[0].out_features == int((gates["0"] > 0).sum())
+
+
 def test_keeps_the_best_unit_of_a_layer_that_would_vanish() -> None:
     net, inputs = make("mlp-tanh")
     attach_noise(net)
@@ -291,7 +324,7 @@ class TestBadInput:
 
     def test_a_posterior_that_is_nan(self, net: nn.Module, guide: AutoTruncatedLogNormal) -> None:
         guide.noise_locs.data[0] = torch.nan
-        with pytest.raises(ValueError):
+        with pytest.raises(ReductionError, match="1 parameters of the guide are NaN"):
             compact(net, guide, torch.ones(2, 5))
 
     @pytest.mark.parametrize(
@@ -324,7 +357,24 @@ class TestBadInput:
         with pytest.raises(ReductionError, match="random"):
             compact_gated(net, random_gates(net, 0), noise_sites(net), torch.ones(2, 5))
 
-    def test_without_torch_pruning(self, net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(__import__("sys").modules, "torch_pruning", None)
+    @pytest.mark.parametrize("name, kind", [("mlp-tanh", "units"), ("vit", "heads")])
+    def test_without_torch_pruning(self, name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        net, inputs = make(name)
+        attach_noise(net, kinds=(kind,))
+        monkeypatch.setitem(sys.modules, "torch_pruning", None)
         with pytest.raises(ImportError, match=r"pyro_bmrs\[pruning\]"):
-            compact_gated(net, random_gates(net, 0), noise_sites(net), torch.ones(2, 5))
+            compact_gated(net, random_gates(net, 0), noise_sites(net), inputs)
+
+    def test_noise_on_what_is_not_called(self) -> None:
+        class Spare(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first, self.spare, self.last = nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)
+
+            def forward(self, inputs: Tensor) -> Tensor:
+                return self.last(self.first(inputs))
+
+        net = attach_noise(Spare(), "first")
+        sites = {name: _at(site, "spare") for name, site in noise_sites(net).items()}
+        with pytest.raises(ReductionError, match="does not call"):
+            compact_gated(net, {"first": torch.ones(8)}, sites, torch.ones(2, 4))
