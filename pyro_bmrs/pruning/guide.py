@@ -98,6 +98,9 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
             means = {name: self.noise_posterior(name).mean for name in self.noise}
             return {name: torch.where(self.noise[name].kept, mean, 0.0) for name, mean in means.items()}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_posteriors": None}
+
     def __enter__(self) -> Any:
         self._posteriors = None
         return super().__enter__()

@@ -121,7 +121,7 @@ class Likelihood(nn.Module):
 
     def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
         """
-        Runs the network, and observes ``y`` where it is given.
+        Runs the network, and observes ``y`` where it is given; else draws it.
 
         :param x: what the network is called with.
         :param y: what was observed, the examples along the first dimension.
@@ -131,8 +131,10 @@ class Likelihood(nn.Module):
             pyro.module("net", self.net)
         with _Scales(1 / self.num_examples, self.noise_weight):
             output = self.net(x)
-        with poutine.scale(scale=1 / len(output)), pyro.plate("data", len(output), dim=-1):
-            pyro.sample("y", self.observation(output), obs=y)
+        # A guide that runs the model would take what is not observed for latent.
+        if y is not None or not any(isinstance(handler, GuideMessenger) for handler in _PYRO_STACK):
+            with poutine.scale(scale=1 / len(output)), pyro.plate("data", len(output), dim=-1):
+                pyro.sample("y", self.observation(output), obs=y)
         if self.training and y is not None:
             self._step += 1
         return output
