@@ -1,0 +1,174 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_bmrs import ReductionError
+from pyro_bmrs.pruning import (
+    BMRS_N,
+    SNR,
+    AutoTruncatedLogNormal,
+    PosteriorMean,
+    WeightNorm,
+    accuracy_vs_compression,
+    attach_noise,
+    prune,
+    rank_correlations,
+)
+
+
+class Residual(nn.Module):
+    """Two layers whose channels a sum ties, and a branch that may go as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.bn(self.stem(x))
+        x = x + self.bn2(self.conv(x))
+        return self.head(x.mean((-1, -2)))
+
+
+def mlp(locs):
+    """A network whose first units are the less needed the smaller their log-location."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    guide = AutoTruncatedLogNormal(attach_noise(net))
+    with torch.no_grad():
+        guide.noise_locs.copy_(torch.tensor(locs))
+        guide.noise_log_scales.copy_(torch.where(guide.noise_locs < -5, 2.5, -3.0))
+    return net, guide
+
+
+def kept(guide):
+    return {name: noise.kept.tolist() for name, noise in guide.noise.items()}
+
+
+def test_collapsed_units_go_and_needed_ones_stay():
+    for criterion in (BMRS_N(), SNR(), None):
+        net, guide = mlp([-20.0, 0.0, -20.0, -0.1, 0.0, -20.0, -0.1])
+        result = prune(net, guide, criterion)
+        assert kept(guide) == {"0": [False, True, False, True], "2": [True, False, True]}
+        assert (result.num_removed, result.num_kept, result.rescued) == (3, 4, ())
+        assert result.table["kept"].tolist() == [False, True, False, True, True, False, True]
+        again = prune(net, guide, criterion)
+        assert (again.num_removed, again.num_kept) == (0, 4)
+
+
+def test_a_site_that_would_vanish_keeps_its_best_unit():
+    net, guide = mlp([-20.0, -21.0, -18.0, -22.0, 0.0, 0.0, 0.0])
+    result = prune(net, guide, SNR())
+    assert kept(guide)["0"].count(True) == 1
+    best = max(range(4), key=lambda unit: float(result.scores["0"][unit]))
+    assert kept(guide)["0"][best]
+    assert result.rescued == (("0", best),)
+    assert f"unit {best} rescued" in repr(result)
+
+
+def test_a_fraction_goes_in_the_order_of_the_criterion():
+    net, guide = mlp([-0.5, -0.1, -0.4, -0.2, -0.3, -0.05, -0.01])
+    prune(net, guide, PosteriorMean(), fraction=3 / 7)
+    assert kept(guide) == {"0": [False, True, False, True], "2": [False, True, True]}
+    prune(net, guide, PosteriorMean(), fraction=1.0)
+    assert [sum(units) for units in kept(guide).values()] == [1, 1]
+
+
+def test_units_that_a_sum_ties_go_together():
+    pytest.importorskip("torch_pruning")
+    net = Residual().eval()
+    guide = AutoTruncatedLogNormal(attach_noise(net))
+    assert set(guide.noise) == {"stem", "conv"}
+    with torch.no_grad():
+        # Of the first channel both noises collapsed, of the second one alone, which is the weaker evidence.
+        guide.noise_locs.copy_(torch.tensor([-20.0, -20.0, 0.0, 0.0, -20.0, 0.0, 0.0, 0.0]))
+        guide.noise_log_scales.copy_(torch.where(guide.noise_locs < -5, 2.5, -3.0))
+    result = prune(net, guide, BMRS_N(), example_inputs=torch.randn(1, 1, 6, 6))
+    assert kept(guide) == {"stem": [False, True, True, True], "conv": [False, True, True, True]}
+    assert result.num_removed == 2
+    prune(net, guide, BMRS_N())
+    assert kept(guide)["stem"] == [False, False, True, True]
+
+
+def test_a_residual_branch_may_go_as_a_whole():
+    net = Residual()
+    guide = AutoTruncatedLogNormal(attach_noise(net, kinds=["block"]))
+    with torch.no_grad():
+        guide.noise_locs.fill_(-20.0)
+        guide.noise_log_scales.fill_(2.5)
+    result = prune(net, guide, SNR())
+    assert (result.num_kept, result.rescued) == (0, ())
+
+
+def broken(guide):
+    guide.noise_locs.data[3] = torch.nan
+    return guide
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "match"),
+    [
+        (lambda net, guide: (net, AutoTruncatedLogNormal(net)), {}, "not fitted"),
+        (lambda net, guide: (copy.deepcopy(net), guide), {}, "another network"),
+        (lambda net, guide: (nn.Linear(2, 2), guide), {}, "no noise"),
+        (lambda net, guide: (net, broken(guide)), {}, "1 of the guide's 7"),
+        (lambda net, guide: (net, nn.Linear(2, 2)), {}, "Linear"),
+        (lambda net, guide: (net, guide), {"criterion": WeightNorm()}, "fraction="),
+        (lambda net, guide: (net, guide), {"fraction": 1.5}, "between 0 and 1"),
+    ],
+)
+def test_mistakes_change_nothing(change, options, match):
+    net, guide = mlp([-20.0, 0.0, -20.0, -0.1, 0.0, -20.0, -0.1])
+    with pytest.raises(ReductionError, match=match):
+        prune(*change(net, guide), **options)
+    assert all(all(units) for units in kept(guide).values())
+
+
+def test_weights_that_are_not_finite():
+    net, guide = mlp([-20.0, 0.0, -20.0, -0.1, 0.0, -20.0, -0.1])
+    net[0].weight.data[1, 0] = torch.nan
+    with pytest.raises(ReductionError, match="WeightNorm gives 1 of 4 units at site '0'"):
+        prune(net, guide, WeightNorm(), fraction=0.5)
+
+
+def test_a_curve_removes_units_one_by_one_and_leaves_the_network_as_it_was():
+    net, guide = mlp([-0.5, -0.1, -0.4, -0.2, -0.3, -0.05, -0.01])
+    guide.noise["2"].kept[2] = False
+    net.train()
+    before, x = kept(guide), torch.randn(5, 3)
+    outputs = []
+
+    def evaluate(predict):
+        outputs.append(predict(x))
+        assert not net.training
+        return len(outputs)
+
+    curve = accuracy_vs_compression(net, guide, PosteriorMean(), evaluate)
+    assert list(zip(curve["site"], curve["unit"])) == [("", -1), ("0", 0), ("0", 2), ("2", 0), ("0", 3)]
+    assert curve["num_removed"].tolist() == [1, 2, 3, 4, 5]
+    assert curve["value"].tolist() == [1, 2, 3, 4, 5]
+    assert len({tuple(output.flatten().tolist()) for output in outputs}) == 5
+    assert kept(guide) == before and net.training
+    short = accuracy_vs_compression(net, guide, PosteriorMean(), lambda predict: 0.0, num_points=3)
+    assert short["num_removed"].tolist() == [1, 3, 5]
+    with pytest.raises(ReductionError, match="two points"):
+        accuracy_vs_compression(net, guide, PosteriorMean(), evaluate, num_points=1)
+
+
+def test_rank_correlations():
+    net, guide = mlp([-0.5, -0.1, -0.4, -0.2, -0.3, -0.05, -0.01])
+    with torch.no_grad():
+        guide.noise_log_scales.fill_(-5.0)
+        net[0].weight.copy_(guide.noise_posterior("0").mean.unsqueeze(-1).expand(4, 3))
+        net[2].weight.copy_(-guide.noise_posterior("2").mean.unsqueeze(-1).expand(3, 4) * 3**0.5 / 2)
+    table = rank_correlations(net, guide, [PosteriorMean(), WeightNorm()])
+    assert table.loc["PosteriorMean", "WeightNorm"] == pytest.approx(1.0)
+    assert list(table.columns) == list(table.index) == ["PosteriorMean", "WeightNorm"]
