@@ -175,12 +175,13 @@ def compact_gated(
         )
 
     _copy_modes(original, smaller)
+    earlier = vars(net).get("compaction")
     units = _units(gates, sites, places, present, left, delta_evidence or {})
     vars(smaller)["compaction"] = CompactionReport(
         units,
         compare_costs(before, cost(smaller, example_inputs)),
         {site: multiplied[place] for site, place in places.items() if place in multiplied},
-        describe(original, smaller),
+        [*(earlier.architecture if earlier else ()), describe(original, smaller)],
     )
     return smaller
 

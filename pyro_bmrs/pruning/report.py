@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +36,14 @@ class CompactionReport:
     :param layers: a row for each module that has parameters or multiplies matrices by itself: ``parameters`` and
         multiply-accumulate operations (``macs``) of one call on the example inputs, before and after.
     :param multiplied: why the noise of a site is still there, as a multiplication by fixed factors.
-    :param architecture: what was changed in the network, as plain data.
+    :param architecture: what was changed in the network, as plain data: a description for each time that it was
+        compacted.
     """
 
     units: pd.DataFrame
     layers: pd.DataFrame
     multiplied: Mapping[str, str]
-    architecture: Mapping[str, Any] = field(repr=False)
+    architecture: Sequence[Mapping[str, Any]] = field(repr=False)
 
     @property
     def sites(self) -> pd.DataFrame:
@@ -90,7 +91,7 @@ class CompactionReport:
             "units": self.units.reset_index().to_dict("list"),
             "layers": self.layers.reset_index().to_dict("list"),
             "multiplied": dict(self.multiplied),
-            "architecture": self.architecture,
+            "architecture": list(self.architecture),
         }
 
     @classmethod

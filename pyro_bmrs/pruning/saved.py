@@ -83,7 +83,9 @@ def load_compact(path: str | PathLike[str], net: nn.Module | Callable[[], nn.Mod
         raise ReductionError(f"{path} is no file that save_compact wrote")
     report = CompactionReport.from_data(content["report"])
     fresh = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
-    compact = rebuild(fresh, report.architecture)
+    compact = fresh
+    for description in report.architecture:
+        compact = rebuild(compact, description)
     fit_shapes(compact, content["state"])
     try:
         compact.load_state_dict(content["state"])
@@ -101,7 +103,9 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
     :param new: the module.
     :return: what :func:`rebuild` makes one of the other by; empty for no difference but in shapes of tensors.
     """
-    if isinstance(new, Scaled):
+    if isinstance(old, Scaled) and not isinstance(new, Scaled):
+        return {"unscaled": True, **describe(old.module, new)}
+    if isinstance(new, Scaled) and not isinstance(old, Scaled):
         return {"scaled": new.when, "dim": new.scale.dim, "module": describe(old, new.module)}
     if isinstance(new, Scale) and not isinstance(old, Scale):
         return {"scale": True, "dim": new.dim}
@@ -134,6 +138,10 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
     :return: a module of the described architecture, with tensors of the former shapes.
     :raises ReductionError: for a module that the description is not of.
     """
+    if "unscaled" in description:
+        if not isinstance(module, Scaled):
+            raise ReductionError(f"the compact network had a multiplication, not a {type(module).__name__}")
+        module = module.module
     if "scaled" in description:
         scale = Scale(torch.ones(1), description["dim"])
         return Scaled(rebuild(module, description["module"]), scale, description["scaled"])

@@ -211,6 +211,27 @@ def test_inputs_of_which_a_network_takes_only_some() -> None:
     assert small[0].out_features == int((gates["0"] > 0).sum())
 
 
+def test_a_transformer_with_padding() -> None:
+    class Padded(nn.Module):
+        """Torch's encoder, which would make nested tensors of what is padded."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+            self.encoder, self.last = nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+
+        def forward(self, tokens: Tensor, padding: Tensor) -> Tensor:
+            encoded = self.encoder(tokens, src_key_padding_mask=padding)
+            return self.last(encoded.masked_fill(padding.unsqueeze(-1), 0.0).sum(1))
+
+    net, inputs = Padded().eval(), (torch.randn(2, 5, 8), torch.arange(5) >= torch.tensor([[5], [3]]))
+    # Torch's nested tensors are at odds with hooks; noise that changes nothing can be compared without them.
+    sites = noise_sites(attach_noise(net))
+    small = compact_gated(net, {name: torch.ones(site.noise.num_units) for name, site in sites.items()}, sites, inputs)
+    detach_noise(net).encoder.use_nested_tensor = False
+    assert difference(net(*inputs), small(*inputs)) <= 1e-5
+
+
 def test_keeps_the_best_unit_of_a_layer_that_would_vanish() -> None:
     net, inputs = make("mlp-tanh")
     attach_noise(net)

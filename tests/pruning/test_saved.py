@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning import attach_noise, compaction_report, detach_noise, load_compact, noise_sites, save_compact
 from pyro_bmrs.pruning.compaction import compact_gated
+from pyro_bmrs.pruning.scaling import scales_of
 from tests.pruning.networks import NETWORKS, make
 from tests.pruning.test_compaction import random_gates
 
@@ -48,6 +49,25 @@ def test_round_trip(name: str, kinds: tuple[str, ...], tmp_path: Path) -> None:
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["resnet", "transformer", "vit"])
+def test_compact_twice(name: str, tmp_path: Path) -> None:
+    net, inputs = make(name)
+    small = compacted(net, inputs)
+    smaller = compacted(small, inputs, kinds=("units", "heads", "block"))
+    save_compact(smaller, tmp_path / "net.pt")
+    assert torch.equal(load_compact(tmp_path / "net.pt", NETWORKS[name][0]).eval()(inputs), smaller(inputs))
+
+
+def test_compact_twice_with_factors_that_are_left(tmp_path: Path) -> None:
+    net, inputs = Parametrized().eval(), torch.randn(3, 5)
+    for gates in ([1.0, 0.5, 0.0, 0.5, 0.2, 1.0], [0.3, 1.0, 0.5, 0.7, 1.0]):
+        sites = noise_sites(attach_noise(net, ["first*", "second*"]))
+        net = compact_gated(net, {name: torch.tensor(gates) for name in sites}, sites, inputs)
+        assert scales_of(net)
+    save_compact(net, tmp_path / "net.pt")
+    assert torch.equal(load_compact(tmp_path / "net.pt", Parametrized)(inputs), net(inputs))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_state_dict_loads(name: str) -> None:
     net, inputs = make(name)
@@ -60,17 +80,18 @@ def test_state_dict_loads(name: str) -> None:
 
 
 class Parametrized(nn.Module):
-    """A weight that is normalised, and a product at the end of which factors are left."""
+    """A weight that is normalised, and a residual sum in front of which factors are left."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.utils.parametrizations.weight_norm(nn.Linear(5, 6))
         self.second = nn.Linear(6, 6, bias=False)
         self.last = nn.Linear(6, 2, bias=False)
+        self.act1, self.act2 = nn.Sigmoid(), nn.Sigmoid()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        hidden = torch.sigmoid(self.first(inputs))
-        return self.last((torch.sigmoid(self.second(hidden)) + hidden).square())
+        hidden = self.act1(self.first(inputs))
+        return self.last((self.act2(self.second(hidden)) + hidden).square())
 
 
 def test_factors_that_are_left_and_biases_that_are_new(tmp_path: Path) -> None:
