@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What no test and no docstring's example may leave behind."""
+"""What each test and each docstring's example begins with, and may not leave behind."""
 
 import pyro
 import pytest
@@ -14,8 +14,9 @@ DEFAULT_DTYPE = torch.get_default_dtype()
 
 @pytest.fixture(autouse=True)
 def clean_slate():
-    """Empties Pyro's parameter store, and puts torch's default dtype back, which some tests and examples set."""
+    """Random numbers that do not depend on what ran before, an empty parameter store, torch's own default dtype."""
     _clean()
+    pyro.set_rng_seed(0)
     yield
     _clean()
 
