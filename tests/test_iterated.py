@@ -24,6 +24,7 @@ from pyro_bmrs.training import Training
 
 ZERO = dist.Delta(torch.tensor(0.0))
 QUICK = {"num_particles": 20, "window": 50, "seed": 1}
+SHORT = {"num_particles": 5, "seed": 1}
 # A mean-field guide of this problem lets go of the sixth weight, and only after the refit of the fifth.
 TWO_ROUNDS = 6
 
@@ -97,12 +98,18 @@ def assert_same(one, other):
     assert all(torch.equal(one[-1][name], other[-1][name]) for name in one[-1])
 
 
+@pytest.fixture(scope="module")
+def whole():
+    """A run from beginning to end."""
+    pyro.clear_param_store()
+    return reduce_iteratively(model, fitted(), ZERO, **QUICK)
+
+
 # --- what it finds ----------------------------------------------------------------------------------------------------
 
 
-def test_a_refit_lets_mean_field_reduce_what_it_could_not_before():
-    guide = fitted()
-    result = reduce_iteratively(model, guide, ZERO, **QUICK)
+def test_a_refit_lets_mean_field_reduce_what_it_could_not_before(whole):
+    guide, result = fitted(), whole
     first, second = result.rounds
     assert first.reduced == ("weights[1]", "weights[3]", "weights[5]")
     assert second.reduced == ("weights[4]",)
@@ -124,17 +131,11 @@ def test_a_refit_lets_mean_field_reduce_what_it_could_not_before():
 
 @pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
 @pytest.mark.parametrize("reduced_prior", [ZERO, dist.Normal(torch.tensor(0.0), 0.01)], ids=["point", "narrow"])
-def test_every_kind_of_guide_finds_the_true_zeros(kind, reduced_prior):
+def test_every_kind_of_guide_finds_the_true_zeros_and_the_exact_evidence_where_it_can_be_exact(kind, reduced_prior):
+    x, y, posterior = regression()
     result = reduce_iteratively(model, fitted(kind), reduced_prior, **QUICK)
     assert result.kept == ("weights[0]", "weights[2]")
     assert result.rounds[0].refit.divergence.keys() == {"weights"}
-
-
-@pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
-@pytest.mark.parametrize("reduced_prior", [ZERO, dist.Normal(torch.tensor(0.0), 0.01)], ids=["point", "narrow"])
-def test_the_change_over_all_rounds_is_that_of_the_exact_evidence_where_the_guide_can_be_exact(kind, reduced_prior):
-    x, y, posterior = regression()
-    result = reduce_iteratively(model, fitted(kind), reduced_prior, **{**QUICK, "num_particles": 100})
 
     def log_evidence(scale):
         return dist.MultivariateNormal(torch.zeros(40).double(), (x * scale**2) @ x.T + 0.25 * torch.eye(40)).log_prob(
@@ -196,25 +197,25 @@ def test_everything_can_go():
     assert result.kept == () and len(result.rounds) == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_it_stays_in_the_dtype_of_the_guide(dtype):
-    result = reduce_iteratively(model, fitted(dtype=dtype), ZERO, **QUICK)
+def test_it_stays_in_single_precision():
+    result = reduce_iteratively(model, fitted(dtype=torch.float32), ZERO, **QUICK)
     assert result.kept == ("weights[0]", "weights[2]")
-    assert all(value.dtype == dtype for value in result.guide.parameters())
+    assert all(value.dtype == torch.float32 for value in result.guide.parameters())
 
 
 def test_the_guide_given_and_the_random_numbers_are_left_alone():
     guide = fitted()
     before = {name: value.detach().clone() for name, value in guide.named_parameters()}
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    reduce_iteratively(model, guide, ZERO, **QUICK)
+    with pytest.warns(ReductionWarning):
+        reduce_iteratively(model, guide, ZERO, max_steps=10, **SHORT)
     assert all(torch.equal(value, before[name]) for name, value in guide.named_parameters())
     assert torch.equal(torch.get_rng_state(), state)
     assert (np.random.get_state()[1] == numpy_state).all()
 
 
-def test_the_summary_has_a_row_for_each_round():
-    result = reduce_iteratively(model, fitted(), ZERO, **QUICK)
+def test_the_summary_has_a_row_for_each_round(whole):
+    result = whole
     table = result.summary()
     assert list(table.index) == [1, 2]
     assert list(table["num_reduced"]) == [3, 1]
@@ -226,12 +227,13 @@ def test_the_summary_has_a_row_for_each_round():
 
 def test_a_refit_that_is_not_done_warns():
     with pytest.warns(ReductionWarning, match="not converged after 10 steps"):
-        result = reduce_iteratively(model, fitted(), ZERO, max_steps=10, num_particles=5)
+        result = reduce_iteratively(model, fitted(), ZERO, max_steps=10, **SHORT)
     assert not result.converged and "not converged" in repr(result)
 
 
 def test_progress_is_shown_where_asked(capsys):
-    reduce_iteratively(model, fitted(), ZERO, progress=True, **QUICK)
+    with pytest.warns(ReductionWarning):
+        reduce_iteratively(model, fitted(), ZERO, progress=True, max_steps=10, **SHORT)
     assert "reducing iteratively" in capsys.readouterr().err
 
 
@@ -257,13 +259,11 @@ def interrupt(monkeypatch, after):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted():
-    pyro.clear_param_store()
-    result = reduce_iteratively(model, fitted(), ZERO, **QUICK)
-    return numbers(result)
+def uninterrupted(whole):
+    return numbers(whole)
 
 
-@pytest.mark.parametrize("windows", [0, 1, 3, 5, 8])
+@pytest.mark.parametrize("windows", [0, 1, 4, 8])
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch, uninterrupted, windows):
     path = tmp_path / "state.pt"
     steps = sum(more[1] for more in uninterrupted[1])
@@ -311,19 +311,21 @@ reduce_iteratively(model, fitted(), ZERO, checkpoint={str(path)!r}, **QUICK)
     assert_same(numbers(result), uninterrupted)
 
 
-def kept_state(path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt(patch, 2)
+@pytest.fixture(scope="module")
+def kept_state(tmp_path_factory):
+    """What is kept of a run that was interrupted."""
+    path = tmp_path_factory.mktemp("kept") / "state.pt"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, 1)
         with pytest.raises(Interrupted):
             reduce_iteratively(model, fitted(), ZERO, checkpoint=path, **QUICK)
     return path.read_bytes()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
-def test_a_truncated_checkpoint_says_so_and_is_left_as_it_is(tmp_path, monkeypatch, share):
+def test_a_truncated_checkpoint_says_so_and_is_left_as_it_is(tmp_path, kept_state, share):
     path = tmp_path / "state.pt"
-    whole = kept_state(path, monkeypatch)
-    path.write_bytes(whole[: int(share * len(whole))])
+    path.write_bytes(kept_state[: int(share * len(kept_state))])
     broken = path.read_bytes()
     with pytest.raises(ReductionError, match=r"state\.pt cannot be read: it is truncated"):
         reduce_iteratively(model, fitted(), ZERO, checkpoint=path, **QUICK)
@@ -360,9 +362,9 @@ def test_a_foreign_file_says_so_and_is_left_as_it_is(tmp_path):
     ],
     ids=str,
 )
-def test_a_checkpoint_of_another_task_says_so_and_is_left_as_it_is(tmp_path, monkeypatch, change, what):
+def test_a_checkpoint_of_another_task_says_so_and_is_left_as_it_is(tmp_path, kept_state, change, what):
     path = tmp_path / "state.pt"
-    before = kept_state(path, monkeypatch)
+    path.write_bytes(kept_state)
     guide = fitted(seed=0) if change.get("guide") else fitted()
     x, y, _ = regression()
     args = (x, y + 1) if change.get("args") else (x, y)
@@ -370,7 +372,7 @@ def test_a_checkpoint_of_another_task_says_so_and_is_left_as_it_is(tmp_path, mon
     prior = change.get("reduced_prior", ZERO)
     with pytest.raises(ReductionError, match=rf"state\.pt was kept for another task: its {what} differ"):
         reduce_iteratively(model, guide, prior, args=args, checkpoint=path, **{**QUICK, **options})
-    assert path.read_bytes() == before
+    assert path.read_bytes() == kept_state
 
 
 # --- what cannot be done ----------------------------------------------------------------------------------------------
@@ -386,6 +388,7 @@ def test_mistakes_are_named():
         reduce_iteratively(model, guide, ZERO, groups="elements")
     with pytest.raises(ReductionError, match="prior_log_odds has shape"):
         reduce_iteratively(model, guide, ZERO, prior_log_odds=torch.zeros(2))
+    torch.set_default_dtype(torch.float64)
     flow = AutoIAFNormal(model)
     flow(*regression()[:2])
     with pytest.raises(ReductionError, match="no known density"):
