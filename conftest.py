@@ -7,7 +7,6 @@ import pyro
 import pytest
 import torch
 
-
 # Read once, as fixtures of wider scope run before that of a test and may set it.
 DEFAULT_DTYPE = torch.get_default_dtype()
 

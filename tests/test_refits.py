@@ -27,6 +27,7 @@ from torch.distributions import constraints, kl_divergence
 
 from pyro_bmrs import ReductionError, ReductionWarning, reduce_model
 from pyro_bmrs.refits import refit
+from pyro_bmrs.training import Objective
 
 from . import conjugate
 
@@ -167,6 +168,19 @@ def test_a_reduced_posterior_a_thousand_times_narrower_stays_where_it_is(kind):
     assert check.delta_elbo >= check.initial_delta_elbo
     assert check.divergence["rest"] < 0.1
     assert check.num_steps < 2000
+
+
+@pytest.mark.parametrize("in_units", [True, False])
+def test_a_narrow_posterior_is_found_again_by_steps_in_units_of_its_spread_and_by_no_others(in_units, monkeypatch):
+    guide, args = exact(AutoNormal)
+    reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 1e-3)})
+    with torch.no_grad():
+        reduction.guide.statements[0].loc += 5e-3
+    if not in_units:
+        monkeypatch.setattr(Objective, "units", lambda self, parameters: [torch.ones_like(p) for p in parameters])
+    check = refit(conjugate.model, guide, reduction, start=reduction.guide, **SMALL)
+    assert check.initial_delta_elbo < check.delta_evidence - 20
+    assert (check.delta_elbo > check.delta_evidence - 0.5) == in_units
 
 
 # --- every kind of reduction ------------------------------------------------------------------------------------------
@@ -433,7 +447,7 @@ def test_draws_of_mcmc_have_no_elbo_to_compare_with():
     def model():
         pyro.sample("mean", dist.Normal(0.0, 1.0))
 
-    mcmc = MCMC(NUTS(model), num_samples=100, warmup_steps=20, disable_progbar=True)
+    mcmc = MCMC(NUTS(model), num_samples=300, warmup_steps=100, disable_progbar=True)
     mcmc.run()
     reduction = reduce_model(mcmc, dist.Normal(0.0, 0.9))
     with pytest.raises(ReductionError, match="reduction of draws"):
