@@ -62,9 +62,11 @@ def remove_blocks(
 
     def without(chosen: Sequence[str]) -> nn.Module:
         smaller = deepcopy(net)
-        scales = scales_of(smaller)
         for name in chosen:
-            branch = _Branch(smaller, scales[name], example_inputs)
+            scale = scales_of(smaller).get(name)
+            if scale is None:
+                continue  # It went with a branch around it.
+            branch = _Branch(smaller, scale, example_inputs)
             for module, bypass in branch.bypasses():
                 substitute(smaller, module, bypass)
             substitute(smaller, branch.end, Zeros())

@@ -136,18 +136,7 @@ def compact_gated(
         detach_noise(original)
     gates = _checked_gates(original, gates, sites)
     _check_weights(original)
-    bare = deepcopy(original)
-    for scale in scale_network(bare, {name: torch.ones_like(gate) for name, gate in gates.items()}, sites).values():
-        unwrap(bare, scale)
-    check_example_inputs(bare, example_inputs)
-    outputs = Outputs(bare, example_inputs)
-    make_plain(bare)
-    if outputs.difference(bare) > 1:
-        raise ReductionError(
-            "the network's output is random in evaluation mode, or not the same with plain attention in place of "
-            "nn.MultiheadAttention: no two networks can be compared"
-        )
-    before = cost(bare, example_inputs)
+    before = cost(_without_noise(original, gates, sites, example_inputs), example_inputs)
     masked = deepcopy(original)
     make_plain(masked)
     scales = scale_network(masked, gates, sites)
@@ -184,6 +173,24 @@ def compact_gated(
         [*(earlier.architecture if earlier else ()), describe(original, smaller)],
     )
     return smaller
+
+
+def _without_noise(
+    original: nn.Module, gates: Mapping[str, Tensor], sites: Mapping[str, NoiseSite], example_inputs: Any
+) -> nn.Module:
+    """A plain copy of the network without any noise, which computes the same as the network does."""
+    net = deepcopy(original)
+    for scale in scale_network(net, {name: torch.ones_like(gate) for name, gate in gates.items()}, sites).values():
+        unwrap(net, scale)
+    check_example_inputs(net, example_inputs)
+    outputs = Outputs(net, example_inputs)
+    make_plain(net)
+    if outputs.difference(net) > 1:
+        raise ReductionError(
+            "the network's output is random in evaluation mode, or not the same with plain attention in place of "
+            "nn.MultiheadAttention: no two networks can be compared"
+        )
+    return net
 
 
 def _checked_gates(net: nn.Module, gates: Mapping[str, Tensor], sites: Mapping[str, NoiseSite]) -> dict[str, Tensor]:
@@ -267,9 +274,8 @@ def _units(
             elements = (Channel(places[name], "through", unit * size + element) for element in range(size))
             reason = next((left[element] for element in elements if element in left), "")
             # What is in a residual branch goes with it.
-            kept = value and places[name] in present
-            fate = KEPT if kept else MASKED if reason else REMOVED
-            rows.append((name, unit, value, fate, reason, evidence[unit]))
+            fate = REMOVED if places[name] not in present else KEPT if value else MASKED if reason else REMOVED
+            rows.append((name, unit, value, fate, reason if fate == MASKED else "", evidence[unit]))
     columns = ["site", "unit", "gate", "fate", "reason", "delta_evidence"]
     table = pd.DataFrame(rows, columns=columns).set_index(["site", "unit"])
     return table if delta_evidence else table.drop(columns="delta_evidence")

@@ -220,24 +220,28 @@ class _Flow(TorchFunctionMode):
             return func(joined, *args[1:], **kwargs)
         given = [indices_of(argument) for argument in args]
         followed = [indices for indices in given if indices is not None]
-        if name in _SUMS and len(followed) == 2 and not any(indices_of(value) is not None for value in kwargs.values()):
+        # None that is inside of another argument.
+        _require(len(followed) == sum(indices_of(leaf) is not None for leaf in tree_leaves((args, kwargs))))
+        if name in _SUMS and len(followed) == 2:
             first, second = torch.broadcast_tensors(*followed)
             _require(torch.equal(first, second))
             return first
         # Anything else is of one tensor that is followed.
-        _require(len(followed) == 1 and not any(indices_of(leaf) is not None for leaf in tree_leaves(kwargs)))
+        _require(len(followed) == 1)
         if name in _PRODUCTS:
             _require(given[0] is not None or name.startswith("mul"))
             return followed[0].expand(result.shape)
         _require(given[0] is not None)
         indices, rest = followed[0], args[1:]
         if name in _ELEMENTWISE:
+            _require(result.is_floating_point())
             return indices
         if name == "view":
             _require(not any(isinstance(argument, torch.dtype) for argument in rest))
             return indices.reshape(*rest, **kwargs)
         if name in _MOVES:
-            return func(indices, *rest, **kwargs)
+            # A view, as the function may be one that changes a tensor's shape in place.
+            return func(indices[...], *rest, **kwargs)
         if name in _POOLINGS:
             _require(indices.dim() == 2 + int(name[-2]))
             return _same_along(indices, range(2, indices.dim())).expand(result.shape)

@@ -53,7 +53,7 @@ def remove_channels(
     except ReductionError as error:
         return net, dict.fromkeys(zeros, str(error))
     constants = constant_inputs(net, {name for tie in ties for name in tie.of("in")}, example_inputs)
-    obstacles = {tie: tie.obstacle or _obstacle(net, tie, constants) for tie in ties}
+    obstacles = {tie: tie.obstacle or _obstacle(net, scales, tie, constants) for tie in ties}
     removable = [tie for tie, obstacle in obstacles.items() if obstacle is None]
     for tie in _needed(net, removable, importance):
         obstacles[tie] = LAST
@@ -71,7 +71,7 @@ def remove_channels(
     present = {tie: obstacle for tie, obstacle in obstacles.items() if obstacle is not None}
     reasons = {channel: obstacle for tie, obstacle in present.items() for channel in tie.channels & zeros}
     seen = frozenset().union(*(tie.channels for tie in ties))
-    return smaller, {**dict.fromkeys(zeros - seen, "the network's outputs do not depend on it"), **reasons}
+    return smaller, {**dict.fromkeys(zeros - seen, "no channels are known that belong to them"), **reasons}
 
 
 def most_that_work(
@@ -85,6 +85,8 @@ def most_that_work(
     :param outputs: what it must compute.
     :return: the network after the steps that work, and why each of the others, by its place, does not.
     """
+    if not steps:
+        return build([]), {}
     failed: dict[int, str] = {}
 
     def attempt(places: list[int]) -> tuple[nn.Module | None, str]:
@@ -113,21 +115,19 @@ def most_that_work(
     return built[0], failed
 
 
-def _obstacle(net: nn.Module, tie: TiedChannels, constants: Mapping[str, Tensor]) -> str | None:
+def _obstacle(
+    net: nn.Module, scales: Mapping[str, Scale], tie: TiedChannels, constants: Mapping[str, Tensor]
+) -> str | None:
     """Why tied channels cannot be taken out, if they cannot."""
-    through = tie.of("through").items()
-    scales = scales_of(net)
-    factors = [
-        scales[name].factor[channels] for name, channels in through if name in scales and scales[name].dim is not None
-    ]
-    kept = any(factor.any() for factor in factors)
+    through = {name: channels for name, channels in tie.of("through").items() if name in scales}
+    kept = any(
+        scales[name].factor[channels].any() for name, channels in through.items() if scales[name].dim is not None
+    )
     for name, channels in tie.of("in").items():
         values = constants[name][channels] if name in constants else torch.tensor(torch.nan)
         if values.isnan().any():
             return (
-                "they are tied to channels that are kept"
-                if kept
-                else f"more than they reaches {name} in their channels"
+                "they are tied to channels that are kept" if kept else f"more than they reaches {name} in their place"
             )
         if values.any() and not can_absorb(net.get_submodule(name)):
             return f"{name} is given a constant by them, which its bias cannot take over where it pads with zeros"
@@ -182,11 +182,12 @@ def _without(
         absorb(reader, channels, constants[name])
 
     # Each of the ties goes with the first of its multiplications. Elements move up as those before them go.
-    elements = {scale: torch.arange(len(scale.factor)) for scale in scales_of(net).values()}
+    scales = scales_of(net)
+    elements = {scale: torch.arange(len(scale.factor)) for scale in scales.values()}
     roots: dict[Scale, list[int]] = defaultdict(list)
     for tie in ties:
-        name, channels = min((name, indices) for name, indices in tie.of("through").items() if name in scales_of(net))
-        roots[scales_of(net)[name]] += channels
+        name, channels = min((name, channels) for name, channels in tie.of("through").items() if name in scales)
+        roots[scales[name]] += channels
     graph = dependency_graph(net, example_inputs)
     for scale, channels in roots.items():
         places = torch.searchsorted(elements[scale], torch.tensor(sorted(channels))).tolist()
