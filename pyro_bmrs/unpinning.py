@@ -43,7 +43,8 @@ def unpin(now: Distribution, before: Distribution) -> Distribution:
     A distribution with its points replaced.
 
     :param now: a point, a mixture by element with points, a packed vector with points, or any distribution without.
-    :param before: a distribution without points over the same values.
+    :param before: a distribution without points over the same values; in a packed vector, a normal.
+    :return: likewise; a packed vector of which some part is no normal stays as it is.
 
     Example::
 
@@ -68,6 +69,8 @@ def _unpin_parts(now: Packed, before: Any) -> Distribution:
         at = torch.arange(len(loc), device=loc.device)[positions]
         own = unpin(part, dist.Normal(loc[at], tril.diagonal()[at]).to_event(1))
         vector: Any = flatten(own, own.batch_shape + own.event_shape)
+        if not is_normal_vector(vector) and not isinstance(vector, torch.distributions.MultivariateNormal):
+            return now
         independent &= is_normal_vector(vector)
         loc[at] = vector.mean
         # Positions go upward, so that what is lower triangular stays so.
