@@ -144,6 +144,120 @@ class ViT(nn.Module):
         return self.head(self.norm(self.blocks(tokens))[:, 0])
 
 
+class Concatenating(nn.Module):
+    """Layers that see all that came before, down to half the size and up again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.dense, self.down = nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(10, 8, 3, padding=1)
+        self.up, self.last = nn.ConvTranspose2d(8, 4, 2, 2), nn.Conv2d(14, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = F.relu(self.norm(self.stem(images)))
+        features = torch.cat([features, F.relu(self.dense(features))], 1)
+        below = F.relu(self.down(F.max_pool2d(features, 2)))
+        return self.last(torch.cat([features, F.relu(self.up(below))], 1))
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels that are multiplied by what their averages say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 8, 3, padding=1), nn.SiLU()
+        self.squeeze, self.excite = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.next, self.last = nn.Conv2d(8, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.act(self.conv(images))
+        weights = torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(features, 1)))))
+        return self.last(F.adaptive_avg_pool2d(F.relu(self.next(features * weights)), 1).flatten(1))
+
+
+class Normalised(nn.Module):
+    """Norms over groups of channels and over images, and weights that are normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.groups = nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8)
+        self.second, self.images = nn.Conv2d(8, 6, 3), nn.InstanceNorm2d(6, affine=True)
+        self.third = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 4, 3))
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = F.relu(self.images(self.second(F.relu(self.groups(self.first(images))))))
+        return self.last(F.relu(self.third(features)).amax((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """An LSTM between layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.lstm = nn.Linear(4, 6), nn.LSTM(6, 5, batch_first=True)
+        self.second, self.last = nn.Linear(5, 7), nn.Linear(7, 2)
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        return self.last(F.relu(self.second(self.lstm(F.relu(self.first(sequences)))[0])))
+
+
+class TiedEmbedding(nn.Module):
+    """The weights of the embedding are those of the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.hidden, self.back = nn.Embedding(10, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.last = nn.Linear(6, 10, bias=False)
+        self.last.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.last(self.back(F.gelu(self.hidden(self.embedding(tokens)))))
+
+
+class Mixer(nn.Module):
+    """Layers across tokens and across features, by turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(3, 6), nn.LayerNorm(6)
+        self.tokens, self.tokens_back = nn.Linear(5, 7), nn.Linear(7, 5)
+        self.features, self.features_back = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.last = nn.Linear(6, 2)
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        hidden = self.first(sequences)
+        across = self.tokens_back(F.gelu(self.tokens(self.norm(hidden).transpose(1, 2))))
+        hidden = hidden + across.transpose(1, 2)
+        return self.last((hidden + self.features_back(F.gelu(self.features(self.norm(hidden))))).mean(1))
+
+
+class Decoder(nn.Module):
+    """Torch's own decoder, which looks at what it has decoded and at a memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerDecoderLayer(8, 2, 12, batch_first=True)
+        self.decoder, self.last = nn.TransformerDecoder(layer, 2), nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1]).to(tokens)
+        return self.last(self.decoder(tokens, tokens.flip(1), tgt_mask=mask))
+
+
+class Circular(nn.Module):
+    """A sigmoid, which makes a constant of a pruned unit, and padding that keeps constants what they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(2, 6, 3, padding="same", padding_mode="circular")
+        self.second, self.norm = nn.Conv1d(6, 5, 3, bias=False), nn.BatchNorm1d(5)
+        self.last = nn.Linear(40, 2)
+
+    def forward(self, signals: Tensor) -> Tensor:
+        return self.last(F.leaky_relu(self.norm(self.second(torch.sigmoid(self.first(signals)))), 0.1).flatten(1))
+
+
 # What makes each network, and an input of it.
 NETWORKS = {
     "mlp-tanh": (lambda: mlp(nn.Tanh), lambda: torch.randn(3, 5)),
@@ -154,12 +268,22 @@ NETWORKS = {
     "transformer": (Transformer, lambda: torch.randint(11, (2, 5))),
     "vit": (ViT, lambda: torch.randn(2, 1, 8, 8)),
 }
+OTHER_NETWORKS = {
+    "concatenating": (Concatenating, lambda: torch.randn(2, 3, 6, 6)),
+    "squeeze-excitation": (SqueezeExcitation, lambda: torch.randn(2, 3, 6, 6)),
+    "normalised": (Normalised, lambda: torch.randn(2, 3, 9, 9)),
+    "recurrent": (Recurrent, lambda: torch.randn(2, 5, 4)),
+    "tied-embedding": (TiedEmbedding, lambda: torch.randint(10, (3, 4))),
+    "mixer": (Mixer, lambda: torch.randn(2, 5, 3)),
+    "decoder": (Decoder, lambda: torch.randn(2, 5, 8)),
+    "circular": (Circular, lambda: torch.randn(2, 2, 10)),
+}
 
 
 def make(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[nn.Module, Tensor]:
     """A network as if it had been trained, in evaluation mode, and an input of it."""
     torch.manual_seed(seed)
-    factory, example = NETWORKS[name]
+    factory, example = {**NETWORKS, **OTHER_NETWORKS}[name]
     net, inputs = factory(), example()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):

@@ -21,17 +21,20 @@ from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning import (
+    SNR,
     AutoTruncatedLogNormal,
+    MultiplicativeNoise,
     NoiseSite,
     attach_noise,
     compact,
     compaction_report,
     detach_noise,
     noise_sites,
+    prune,
 )
 from pyro_bmrs.pruning.compaction import compact_gated
 from pyro_bmrs.pruning.scaling import Scale
-from tests.pruning.networks import NETWORKS, make
+from tests.pruning.networks import NETWORKS, OTHER_NETWORKS, make
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -78,6 +81,14 @@ def test_computes_the_same(name: str, dtype: torch.dtype) -> None:
     assert difference(expected, net(inputs)) <= TOLERANCE[dtype]
     others = inputs.flip(0) if inputs.dtype is torch.long else torch.cat([inputs, torch.randn_like(inputs)])
     assert net(others).shape == (len(others), expected.shape[1])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", OTHER_NETWORKS)
+def test_computes_the_same_in_other_networks(name: str, seed: int) -> None:
+    expected, net, inputs = compacted(name, torch.float64, seed)
+    assert difference(expected, net(inputs)) <= 1e-12
+    assert compaction_report(net).sites["removed"].sum() > 0
 
 
 @settings(max_examples=20, deadline=None)
@@ -131,6 +142,37 @@ def test_is_what_the_posterior_mean_of_a_guide_computes() -> None:
     assert difference(expected, small(inputs)) <= 1e-12
     assert small[2].out_features == 4
     assert compaction_report(small).units.loc["2", "delta_evidence"].tolist() == list(range(7))
+
+
+def test_prune_and_compact() -> None:
+    net, inputs = make("resnet", torch.float64)
+    guide = AutoTruncatedLogNormal(attach_noise(net))
+    with torch.no_grad():
+        guide.noise_locs.uniform_(-12.0, 0.0)
+        guide.noise_log_scales.uniform_(-2.0, 1.5)
+    result = prune(net, guide, SNR(), example_inputs=inputs)
+    small = compact(net, guide, inputs, delta_evidence=result.scores)
+    assert difference(with_noise_at(net, guide.mean_noise(), inputs), small(inputs)) <= 1e-12
+    # Decided together, what is tied can go.
+    sites = compaction_report(small).sites
+    assert sites["removed"].sum() == result.num_removed > 0
+
+
+def test_sites_that_the_network_calls_itself() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.noise, self.last = nn.Linear(4, 6), MultiplicativeNoise(6, name="own"), nn.Linear(6, 2)
+
+        def forward(self, inputs: Tensor) -> dict[str, Tensor | None]:
+            return {"logits": self.last(self.noise(self.first(inputs).relu())), "nothing": None}
+
+    net, inputs = Own().double(), {"inputs": torch.randn(3, 4, dtype=torch.float64)}
+    gates = {"own": torch.tensor([0.0, 0.5, 0.0, 1.0, 0.25, 0.0])}
+    small = compact_gated(net, gates, noise_sites(net), inputs)
+    assert small.first.out_features == 3 and isinstance(small.noise, nn.Identity)
+    expected = net.last(net.first(inputs["inputs"]).relu() * gates["own"])
+    assert difference(expected, small(**inputs)["logits"]) <= 1e-12
 
 
 def test_leaves_the_network_as_it_is() -> None:
