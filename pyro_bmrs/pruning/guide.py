@@ -136,10 +136,12 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
     def get_traces(self) -> tuple[Any, Any]:
         """The traces of model and guide; the densities of noise are computed only where they are asked for."""
         model_trace, guide_trace = super().get_traces()
-        for trace in (model_trace, guide_trace):
-            for name in trace.nodes.keys() & self.noise.keys():
-                site: Any = LazyDensities(trace.nodes[name])
-                trace.nodes[name] = site
+        for name in self.noise.keys() & guide_trace.nodes.keys():
+            posterior: Any = guide_trace.nodes[name]["fn"]
+            if isinstance(posterior, NoisePosterior):
+                model_site: Any = LazyDensities(model_trace.nodes[name], posterior)
+                guide_site: Any = LazyDensities(guide_trace.nodes[name])
+                model_trace.nodes[name], guide_trace.nodes[name] = model_site, guide_site
         return model_trace, guide_trace
 
 

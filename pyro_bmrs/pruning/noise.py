@@ -124,8 +124,9 @@ class MultiplicativeNoise(PyroModule):
     def forward(self, input: Tensor) -> Tensor:
         """The input times the noise, with 0 for units that are not kept."""
         dim = self._unit_dim(input)
+        kept: Any = self._buffers["kept"]
         noise = self._draw(len(input)) if self.per_example and self.training else self._sample()
-        noise = noise * self.kept
+        noise = noise * kept
         if self.unit_size > 1:
             noise = noise.repeat_interleave(self.unit_size, dim=-1)
         batch, trailing = noise.shape[:-1], input.dim() - 1 - dim

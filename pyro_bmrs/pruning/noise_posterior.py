@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import Independent, MaskedDistribution
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 from torch.distributions.kl import register_kl
@@ -56,7 +58,7 @@ class NoiseUnits:
                 for end in ("low", "high")
             )
             site = torch.repeat_interleave(torch.tensor(self.sizes)).to(low.device)
-            members = (site == torch.arange(len(self.sizes), device=low.device).unsqueeze(-1)).to(low.dtype)
+            members = (site.unsqueeze(-1) == torch.arange(len(self.sizes), device=low.device)).to(low.dtype)
             self._tables = Tables(priors, (low, high), (log_low, log_high), members)
         return self._tables
 
@@ -67,7 +69,7 @@ class Tables(NamedTuple):
     priors: list[LogUniform]
     ends: tuple[Tensor, Tensor]  # low and high
     log_ends: tuple[Tensor, Tensor]  # their logarithms
-    members: Tensor  # which units are a site's: 1 or 0, of shape (sites, units)
+    members: Tensor  # which units are a site's: 1 or 0, of shape (units, sites)
 
 
 class NoisePosteriors:
@@ -82,7 +84,8 @@ class NoisePosteriors:
     def __init__(self, units: NoiseUnits, locs: Tensor, log_scales: Tensor) -> None:
         self.units, self.locs, self.log_scales = units, locs, log_scales
         self.tables = units.tables
-        self._drawn: dict[tuple[str, _size], Tensor] = {}
+        self._drawn: dict[tuple[str, _size], tuple[Tensor, Draws]] = {}
+        self._given: dict[str, tuple[Tensor, Draws]] = {}
 
     @cached_property
     def _parameters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -94,28 +97,76 @@ class NoisePosteriors:
         return TruncatedLogNormal(locs[name], log_scales[name].exp(), prior.low, prior.high)
 
     @cached_property
+    def unit_divergences(self) -> tuple[Tensor, Tensor]:
+        """Of each unit's posterior from its prior, in nats, and the log of its normaliser."""
+        return log_uniform_divergence(self.locs, self.log_scales, *self.tables.log_ends)
+
+    @cached_property
     def divergences(self) -> dict[str, Tensor]:
-        """Of each site's posterior from its prior, in nats: the sum over the units that are kept."""
-        units = log_uniform_divergence(self.locs, self.log_scales, *self.tables.log_ends)
+        """Of each site's posterior from its prior."""
+        return self.sum_kept(self.unit_divergences[0])
+
+    def sum_kept(self, units: Tensor) -> dict[str, Tensor]:
+        """By site, the sum over the units that are kept."""
         kept = torch.cat([module.kept for module in self.units.noise.values()])
-        return dict(zip(self.units.noise, (self.tables.members @ (units * kept)).unbind()))
+        return dict(zip(self.units.noise, torch.matmul(units * kept, self.tables.members).unbind(-1)))
 
     def draw(self, name: str, shape: _size) -> Tensor:
         """The noise at one site; drawn for all sites at once, and anew once it has been given away."""
         if (name, shape) not in self._drawn:
-            uniform = torch.rand((*shape, *self.locs.shape), device=self.locs.device).double()
+            uniform = torch.rand((*shape, *self.locs.shape), dtype=self.locs.dtype, device=self.locs.device).double()
             # A 0 stands for all that rounds to it.
             uniform.clamp_(min=2.0**-26)
-            drawn = draw_log_normal(uniform, self.locs, self.log_scales, *self.tables.ends)
-            self._drawn |= {(site, shape): value for site, value in self.units.split(drawn).items()}
-        return self._drawn.pop((name, shape))
+            draws = Draws(self, draw_log_normal(uniform, self.locs, self.log_scales, *self.tables.ends))
+            self._drawn |= {(site, shape): (value, draws) for site, value in self.units.split(draws.values).items()}
+        self._given[name] = self._drawn.pop((name, shape))
+        return self._given[name][0]
+
+    def draws_of(self, name: str, value: Tensor) -> Draws | None:
+        """The draws that a value is one of, if it is what was given at a site last."""
+        given, draws = self._given.get(name, (None, None))
+        return draws if given is value else None
+
+
+class Draws:
+    """
+    The noise of all sites, drawn together, and its log densities.
+
+    :param posteriors: the posteriors.
+    :param values: the noise of all units, shape ``(..., units)``.
+    """
+
+    def __init__(self, posteriors: NoisePosteriors, values: Tensor) -> None:
+        self.posteriors, self.values = posteriors, values
+
+    @cached_property
+    def log_posteriors(self) -> dict[str, Tensor]:
+        """The log density of each site's noise under its posterior."""
+        posteriors, log_values = self.posteriors, self._log_values
+        # The mode stands still, as in the derivatives of the normaliser.
+        mode = posteriors.locs.detach().clamp(*posteriors.tables.log_ends)
+        narrowness = torch.exp(-posteriors.log_scales)
+        place = (log_values - mode) * narrowness
+        energy = place * ((mode - posteriors.locs) * narrowness + 0.5 * place)
+        return posteriors.sum_kept(-energy - posteriors.unit_divergences[1] - log_values)
+
+    @cached_property
+    def log_priors(self) -> dict[str, Tensor]:
+        """The log density of each site's noise under its prior."""
+        low, high = self.posteriors.tables.log_ends
+        return self.posteriors.sum_kept(-self._log_values - (high - low).log())
+
+    @cached_property
+    def _log_values(self) -> Tensor:
+        return self.values.log()
 
 
 class NoisePosterior(Independent):
     """
     The posterior at one site, as the guide gives it: masked truncated log-normals, one event.
 
-    It is part of :class:`NoisePosteriors`, and made by itself only where more is asked than a draw and the divergence.
+    It is part of :class:`NoisePosteriors`, and made by itself only where more is asked than a draw, its density, and
+    the divergence.
 
     :param together: the posteriors of all noise.
     :param name: the site.
@@ -143,13 +194,28 @@ class NoisePosterior(Independent):
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         return self._together.draw(self._name, torch.Size(sample_shape) + self._batch_shape)
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        draws = self._together.draws_of(self._name, value)
+        return super().log_prob(value) if draws is None else draws.log_posteriors[self._name]
+
+    def log_prior(self, value: Tensor, prior: Any) -> Tensor:
+        """The log density of a value under a prior."""
+        draws = self._together.draws_of(self._name, value)
+        return draws.log_priors[self._name] if draws and self._is_own(prior) else prior.log_prob(value)
+
     def divergence(self, prior: Any) -> Tensor:
         """From a prior; from the noise's own, that which was computed together with those at the other sites."""
-        noise = self._together.units.noise[self._name]
-        units = prior.base_dist.base_dist if isinstance(prior.base_dist, MaskedDistribution) else None
-        if isinstance(units, LogUniform) and units.low.data_ptr() == noise.unit_prior.low.data_ptr():
+        if self._is_own(prior):
             return self._together.divergences[self._name].expand(self._batch_shape)
         return kl_divergence(Independent(self.base_dist, 1), prior)
+
+    def _is_own(self, prior: Any) -> bool:
+        own = self._together.units.noise[self._name]
+        if prior is own.prior:
+            return True
+        # A plate's is the same, expanded.
+        units = getattr(prior.base_dist, "base_dist", None)
+        return isinstance(units, LogUniform) and units.low.data_ptr() == own.unit_prior.low.data_ptr()
 
 
 @register_kl(NoisePosterior, Independent)
@@ -165,7 +231,14 @@ class LazyDensities(dict[str, Any]):
     A site of a trace whose log densities are computed when they are asked for.
 
     An ELBO with closed-form divergences asks for none, but Pyro computes those of all sites before it knows.
+
+    :param site: the site.
+    :param posterior: the posterior at it, by which to compute the density of its prior, in a trace of the model.
     """
+
+    def __init__(self, site: Any, posterior: NoisePosterior | None = None) -> None:
+        super().__init__(site)
+        self._posterior = posterior
 
     def __contains__(self, key: object) -> bool:
         return key in _DENSITIES or super().__contains__(key)
@@ -173,8 +246,10 @@ class LazyDensities(dict[str, Any]):
     def __missing__(self, key: str) -> Any:
         if key not in _DENSITIES:
             raise KeyError(key)
-        parts = self["fn"].score_parts(self["value"])
-        self["unscaled_log_prob"] = parts.log_prob
-        self["score_parts"] = parts = parts.scale_and_mask(self["scale"], self["mask"])
-        self["log_prob"], self["log_prob_sum"] = parts.log_prob, parts.log_prob.sum()
+        fn, value = self["fn"], self["value"]
+        log_prob = fn.log_prob(value) if self._posterior is None else self._posterior.log_prior(value, fn)
+        scaled = scale_and_mask(log_prob, self["scale"], self["mask"])
+        self["unscaled_log_prob"], self["log_prob"], self["log_prob_sum"] = log_prob, scaled, scaled.sum()
+        no_score: Any = 0
+        self["score_parts"] = ScoreParts(scaled, no_score, scaled)
         return self[key]

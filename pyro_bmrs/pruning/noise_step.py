@@ -68,22 +68,23 @@ def draw_log_normal(uniform: Tensor, loc: Tensor, log_scale: Tensor, low: Tensor
     return _Draw.apply(uniform, loc, log_scale, low, high)
 
 
-def log_uniform_divergence(loc: Tensor, log_scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def log_uniform_divergence(loc: Tensor, log_scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """
-    KL(q || p) for q a truncated log-normal, and p log-uniform on the same interval.
+    KL(q || p) for q a truncated log-normal, and p log-uniform on the same interval; and the log normaliser of q.
 
     :param loc: location of the logarithm, shape ``(units,)``.
     :param log_scale: log of the scale of the logarithm.
     :param low: lower end of the logarithm, finite.
     :param high: its upper end, finite.
-    :return: the divergence of each unit in nats, differentiable once in ``loc`` and ``log_scale``.
+    :return: the divergence of each unit in nats, and the log of the integral of the density of the logarithm relative
+        to its mode; differentiable once in ``loc`` and ``log_scale``.
 
     Example::
 
         >>> import torch
         >>> low, high = torch.tensor([-20.0]), torch.tensor([0.0])
         >>> log_uniform_divergence(torch.tensor([0.0]), torch.tensor([-5.0]), low, high)
-        tensor([7.2699])
+        (tensor([7.2699]), tensor([-4.7742]))
     """
     return _Divergence.apply(loc, log_scale, low, high)
 
@@ -143,22 +144,32 @@ class _Draw(torch.autograd.Function):
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loc: Tensor, log_scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def forward(ctx: Any, loc: Tensor, log_scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         narrowness = torch.exp(-log_scale)
         distances = (torch.stack([low, high]) - loc).mul_(narrowness)
         offset = distances[0].clamp(min=0).add_(distances[1].clamp(max=0))
         mass, energy, square, place, cross = _expectations(offset, (distances - offset).abs_())
-        by_loc = torch.addcmul(cross, place, energy, value=-1).mul_(-narrowness)
-        by_log_scale = torch.addcmul(square, energy, energy, value=-1).mul_(-2)
-        ctx.save_for_backward(by_loc, by_log_scale)
-        # The width in scales: by the logs, as the scale may be smaller than any number.
-        return ((high - low) / mass).log_().sub_(energy).sub_(log_scale)
+        covariance = torch.addcmul(cross, place, energy, value=-1).mul_(narrowness)
+        variance = torch.addcmul(square, energy, energy, value=-1)
+        ctx.save_for_backward(covariance, variance, place.mul_(narrowness), energy)
+        # By the logs, as the scale may be smaller than any number.
+        log_normaliser = mass.log_().add_(log_scale)
+        return (high - low).log_().sub_(log_normaliser).sub_(energy), log_normaliser
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        by_loc, by_log_scale = ctx.saved_tensors
-        return grad * by_loc, grad * by_log_scale, None, None
+    def backward(ctx: Any, grad: Tensor | None, grad_normaliser: Tensor | None) -> tuple[Tensor | None, ...]:
+        # The mode stands still: where it moves with the location, the slope there is 0.
+        covariance, variance, place, energy = ctx.saved_tensors
+        by_loc = by_log_scale = None
+        if grad is not None:
+            by_loc, by_log_scale = -grad * covariance, -2 * grad * variance
+        if grad_normaliser is not None:
+            more_loc, more_log_scale = grad_normaliser * place, 2 * grad_normaliser * energy
+            by_loc = more_loc if by_loc is None else by_loc + more_loc
+            by_log_scale = more_log_scale if by_log_scale is None else by_log_scale + more_log_scale
+        return by_loc, by_log_scale, None, None
 
 
 def _expectations(offset: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:

@@ -33,8 +33,10 @@ def ends(loc):
 def test_divergences_are_those_of_the_general_rule():
     loc, log_scale = parameters()
     low, high = ends(loc)
-    fast = log_uniform_divergence(loc, log_scale, low, high)
-    exact = kl_divergence(TruncatedNormal(loc, log_scale.exp(), low, high), Uniform(low, high))
+    fast, normaliser = log_uniform_divergence(loc, log_scale, low, high)
+    posterior = TruncatedNormal(loc, log_scale.exp(), low, high)
+    exact = kl_divergence(posterior, Uniform(low, high))
+    torch.testing.assert_close(normaliser, -posterior.log_prob(posterior.mode), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(fast, exact, rtol=1e-12, atol=1e-13)
     weights = torch.rand_like(loc)
     for one, other in zip(
@@ -46,8 +48,8 @@ def test_divergences_are_those_of_the_general_rule():
 
 def test_divergences_in_single_precision():
     loc, log_scale = parameters(torch.float32)
-    single = log_uniform_divergence(loc, log_scale, *ends(loc))
-    double = log_uniform_divergence(loc.double(), log_scale.double(), *ends(loc.double()))
+    single, _ = log_uniform_divergence(loc, log_scale, *ends(loc))
+    double, _ = log_uniform_divergence(loc.double(), log_scale.double(), *ends(loc.double()))
     torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-5)
 
 
@@ -86,7 +88,7 @@ def test_draws_and_gradients_are_finite_and_inside(dtype, probability):
     loc, log_scale = (grid.flatten().requires_grad_() for grid in torch.meshgrid(locs, scales, indexing="ij"))
     low, high = torch.full_like(loc, math.exp(-20)).detach(), torch.ones_like(loc).detach()
     draw = draw_log_normal(torch.full(loc.shape, probability, dtype=DOUBLE), loc, log_scale, low, high)
-    divergence = log_uniform_divergence(loc, log_scale, low.log(), high.log())
+    divergence, _ = log_uniform_divergence(loc, log_scale, low.log(), high.log())
     assert ((draw >= low) & (draw <= high)).all()
     assert divergence.isfinite().all()
     for gradient in torch.autograd.grad((draw + divergence).sum(), (loc, log_scale)):
