@@ -94,6 +94,7 @@ class MultiplicativeNoise(PyroModule):
         self.low, self.high = low, high
         # Its dtype and device are the prior's.
         self.register_buffer("_like", torch.empty(0), persistent=False)
+        self._whole: tuple[Tensor, int, bool] | None = None
         self._built: tuple[Any, Any, tuple[LogUniform, Independent]] | None = None
 
     @property
@@ -124,9 +125,9 @@ class MultiplicativeNoise(PyroModule):
     def forward(self, input: Tensor) -> Tensor:
         """The input times the noise, with 0 for units that are not kept."""
         dim = self._unit_dim(input)
-        kept: Any = self._buffers["kept"]
         noise = self._draw(len(input)) if self.per_example and self.training else self._sample()
-        noise = noise * kept
+        if not self._is_whole():
+            noise = noise * self.kept
         if self.unit_size > 1:
             noise = noise.repeat_interleave(self.unit_size, dim=-1)
         batch, trailing = noise.shape[:-1], input.dim() - 1 - dim
@@ -134,6 +135,13 @@ class MultiplicativeNoise(PyroModule):
             between = (1,) * (dim - 1) if batch else ()
             noise = noise.reshape(batch + between + noise.shape[-1:] + (1,) * trailing)
         return input * noise
+
+    def _is_whole(self) -> bool:
+        """Whether all units are kept; looked up again when the buffer is another or was written to."""
+        kept: Any = self._buffers["kept"]
+        if self._whole is None or self._whole[0] is not kept or self._whole[1] != kept._version:
+            self._whole = kept, kept._version, bool(kept.all())
+        return self._whole[2]
 
     def _unit_dim(self, input: Tensor) -> int:
         """The dimension of the input along which the noise varies, counted from the left."""
@@ -157,7 +165,7 @@ class MultiplicativeNoise(PyroModule):
             return self._sample()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_built": None}
+        return {**super().__getstate__(), "_built": None, "_whole": None}
 
     def extra_repr(self) -> str:
         """What :func:`repr` shows."""

@@ -117,7 +117,7 @@ class NoisePosteriors:
             uniform = torch.rand((*shape, *self.locs.shape), dtype=self.locs.dtype, device=self.locs.device).double()
             # A 0 stands for all that rounds to it.
             uniform.clamp_(min=2.0**-26)
-            draws = Draws(self, draw_log_normal(uniform, self.locs, self.log_scales, *self.tables.ends))
+            draws = Draws(draw_log_normal(uniform, self.locs, self.log_scales, *self.tables.ends))
             self._drawn |= {(site, shape): (value, draws) for site, value in self.units.split(draws.values).items()}
         self._given[name] = self._drawn.pop((name, shape))
         return self._given[name][0]
@@ -127,37 +127,40 @@ class NoisePosteriors:
         given, draws = self._given.get(name, (None, None))
         return draws if given is value else None
 
+    def log_posterior(self, name: str, draws: Draws) -> Tensor:
+        """The log density of one site's noise, of draws of all, under its posterior."""
+        if draws.log_posteriors is None:
+            # The mode stands still, as in the derivatives of the normaliser.
+            mode = self.locs.detach().clamp(*self.tables.log_ends)
+            narrowness, log_values = torch.exp(-self.log_scales), draws.log_values
+            place = (log_values - mode) * narrowness
+            energy = place * ((mode - self.locs) * narrowness + 0.5 * place)
+            draws.log_posteriors = self.sum_kept(-energy - self.unit_divergences[1] - log_values)
+        return draws.log_posteriors[name]
+
+    def log_prior(self, name: str, draws: Draws) -> Tensor:
+        """The log density of one site's noise, of draws of all, under its prior."""
+        if draws.log_priors is None:
+            low, high = self.tables.log_ends
+            draws.log_priors = self.sum_kept(-draws.log_values - (high - low).log())
+        return draws.log_priors[name]
+
 
 class Draws:
     """
-    The noise of all sites, drawn together, and its log densities.
+    The noise of all sites, drawn together, and its log densities by site once they are known.
 
-    :param posteriors: the posteriors.
     :param values: the noise of all units, shape ``(..., units)``.
     """
 
-    def __init__(self, posteriors: NoisePosteriors, values: Tensor) -> None:
-        self.posteriors, self.values = posteriors, values
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self.log_posteriors: dict[str, Tensor] | None = None
+        self.log_priors: dict[str, Tensor] | None = None
 
     @cached_property
-    def log_posteriors(self) -> dict[str, Tensor]:
-        """The log density of each site's noise under its posterior."""
-        posteriors, log_values = self.posteriors, self._log_values
-        # The mode stands still, as in the derivatives of the normaliser.
-        mode = posteriors.locs.detach().clamp(*posteriors.tables.log_ends)
-        narrowness = torch.exp(-posteriors.log_scales)
-        place = (log_values - mode) * narrowness
-        energy = place * ((mode - posteriors.locs) * narrowness + 0.5 * place)
-        return posteriors.sum_kept(-energy - posteriors.unit_divergences[1] - log_values)
-
-    @cached_property
-    def log_priors(self) -> dict[str, Tensor]:
-        """The log density of each site's noise under its prior."""
-        low, high = self.posteriors.tables.log_ends
-        return self.posteriors.sum_kept(-self._log_values - (high - low).log())
-
-    @cached_property
-    def _log_values(self) -> Tensor:
+    def log_values(self) -> Tensor:
+        """The logarithms of the noise."""
         return self.values.log()
 
 
@@ -196,12 +199,14 @@ class NoisePosterior(Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         draws = self._together.draws_of(self._name, value)
-        return super().log_prob(value) if draws is None else draws.log_posteriors[self._name]
+        return super().log_prob(value) if draws is None else self._together.log_posterior(self._name, draws)
 
     def log_prior(self, value: Tensor, prior: Any) -> Tensor:
         """The log density of a value under a prior."""
         draws = self._together.draws_of(self._name, value)
-        return draws.log_priors[self._name] if draws and self._is_own(prior) else prior.log_prob(value)
+        if draws is None or not self._is_own(prior):
+            return prior.log_prob(value)
+        return self._together.log_prior(self._name, draws)
 
     def divergence(self, prior: Any) -> Tensor:
         """From a prior; from the noise's own, that which was computed together with those at the other sites."""
