@@ -190,11 +190,7 @@ def _parameter_names(program: Callable[..., Any], args: tuple, kwargs: dict[str,
 def _copy_guide(guide: Any, model: Callable[..., Any]) -> Any:
     """A guide with parameters of its own, that belongs to the reduced model."""
     if not isinstance(guide, torch.nn.Module):
-        if not isinstance(guide, GuideMessenger):
-            return guide
-        messenger = copy.copy(guide)
-        messenger._model = (model,)
-        return messenger
+        return copy.copy(guide) if isinstance(guide, GuideMessenger) else guide
     # Models and traces are shared, not copied; and autoguides drop their model and master when they are copied.
     kept = {module: {name: vars(module).get(name) for name in ("_model", "master")} for module in guide.modules()}
     shared = [state["_model"] for state in kept.values()]
@@ -208,7 +204,9 @@ def _copy_guide(guide: Any, model: Callable[..., Any]) -> Any:
             # Its parameters have not been read under any name yet, so it may take a place in another module.
             twin._pyro_context.used = False
         if "_model" in vars(twin):
-            object.__setattr__(twin, "_model", (model,) if twin is clone else kept[module]["_model"])
+            # A messenger runs the full model: its posteriors are made for the supports of the full priors.
+            anew = twin is clone and not isinstance(guide, GuideMessenger)
+            object.__setattr__(twin, "_model", (model,) if anew else kept[module]["_model"])
     return clone
 
 

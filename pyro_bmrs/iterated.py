@@ -143,7 +143,7 @@ def reduce_iteratively(
     Reduces all that the evidence lets go, refits, and reduces again, until there is nothing more to reduce.
 
     Each round takes the best model of :func:`~pyro_bmrs.search_models` over the groups not reduced yet, and fits it
-    further as :func:`~pyro_bmrs.refits.refit` does (Beckers et al. 2022, https://arxiv.org/abs/2210.09134). A refit
+    further as :func:`~pyro_bmrs.refit` does (Beckers et al. 2022, https://arxiv.org/abs/2210.09134). A refit
     corrects what a mean-field guide did not know about the reduction, so that the next round judges by a better fit.
     What is reduced stays so.
 
@@ -160,10 +160,10 @@ def reduce_iteratively(
     :param checkpoint: a file to keep the state in, after each window of SVI steps.
     :param progress: whether to show a progress bar.
     :param settings: ``loss``, ``learning_rates``, ``window``, ``tolerance``, ``max_steps`` (of each round),
-        ``num_particles`` and ``seed``, as for :func:`~pyro_bmrs.refits.refit`.
+        ``num_particles`` and ``seed``, as for :func:`~pyro_bmrs.refit`.
     :return: the :class:`IteratedReduction`. The guide given is left as it is.
     :raises ReductionError: for a checkpoint that is truncated, none, or of another task, which is left as it is, and
-        for whatever :func:`~pyro_bmrs.search_models` or :func:`~pyro_bmrs.refits.refit` object to.
+        for whatever :func:`~pyro_bmrs.search_models` or :func:`~pyro_bmrs.refit` object to.
     :warns ReductionWarning: where a refit had not converged.
 
     Example::
@@ -171,7 +171,7 @@ def reduce_iteratively(
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI, Trace_ELBO
         >>> from pyro.infer.autoguide import AutoNormal
-        >>> from pyro_bmrs.iterated import reduce_iteratively
+        >>> from pyro_bmrs import reduce_iteratively
         >>> pyro.clear_param_store(); pyro.set_rng_seed(0)
         >>> x = torch.randn(50, 3)
         >>> y = x[:, 0] + 0.5 * torch.randn(50)

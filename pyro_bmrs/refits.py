@@ -153,8 +153,7 @@ def refit(
         >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer import SVI, Trace_ELBO
         >>> from pyro.infer.autoguide import AutoNormal
-        >>> from pyro_bmrs import reduce_model
-        >>> from pyro_bmrs.refits import refit
+        >>> from pyro_bmrs import reduce_model, refit
         >>> def model(y):
         ...     mean = pyro.sample("mean", dist.Normal(0., 1.))
         ...     with pyro.plate("data", len(y)):

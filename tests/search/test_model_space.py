@@ -20,6 +20,7 @@ from pyro.infer.autoguide import (
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    AutoNormalMessenger,
 )
 
 from pyro_bmrs import Reduction, ReductionError, reduce_model, search_models
@@ -109,6 +110,21 @@ def test_the_best_model_is_a_reduction_that_goes_on(prior):
     assert all(math.isfinite(svi.step(problem.x, problem.y)) for _ in range(3))
     summary = best.summary()
     assert (summary["reduced_sd"][~space.reduced["weights"].numpy()] > 0.01).all()
+
+
+def test_the_best_model_of_a_messenger_has_points_beside_what_stays():
+    def model():
+        with pyro.plate("units", 3):
+            pyro.sample("weights", dist.Normal(0.0, 1.0))
+
+    guide = AutoNormalMessenger(model)
+    guide()
+    with torch.no_grad():
+        guide.locs.weights.copy_(torch.tensor([0.0, 2.0, 0.01]))
+    best = search_models(guide, {"weights": dist.Delta(torch.tensor(0.0))}).best
+    draws = Predictive(best.model, guide=best.guide, num_samples=50)()["weights"]
+    assert (draws[:, [0, 2]] == 0).all()
+    assert draws[:, 1].mean().item() == pytest.approx(2.0, abs=0.1)
 
 
 def test_if_nothing_is_better_reduced_the_best_is_the_full_model():
