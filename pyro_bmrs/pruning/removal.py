@@ -55,7 +55,8 @@ def remove_channels(
     constants = constant_inputs(net, {name for tie in ties for name in tie.of("in")}, example_inputs)
     obstacles = {tie: tie.obstacle or _obstacle(net, scales, tie, constants) for tie in ties}
     removable = [tie for tie, obstacle in obstacles.items() if obstacle is None]
-    for tie in _needed(net, removable, importance):
+    merits = {name: importance[name] for name in names if scales[name].dim is not None}
+    for tie in _needed(net, removable, merits):
         obstacles[tie] = LAST
     # What goes with the same layers works, or fails, together.
     bundles = defaultdict(list)
@@ -134,12 +135,12 @@ def _obstacle(
     return None
 
 
-def _needed(net: nn.Module, removable: Sequence[TiedChannels], importance: Mapping[str, Tensor]) -> set[TiedChannels]:
+def _needed(net: nn.Module, removable: Sequence[TiedChannels], merits: Mapping[str, Tensor]) -> set[TiedChannels]:
     """Channels to keep so that each layer keeps one."""
 
     def merit(tie: TiedChannels) -> float:
         through = tie.of("through").items()
-        return sum(importance[name][channels].sum().item() for name, channels in through if name in importance)
+        return sum(merits[name][channels].sum().item() for name, channels in through if name in merits)
 
     by_layer = defaultdict(set)
     sizes: dict[tuple[str, str], int] = defaultdict(int)

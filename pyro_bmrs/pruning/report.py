@@ -47,14 +47,23 @@ class CompactionReport:
 
     @property
     def sites(self) -> pd.DataFrame:
-        """A row for each site: how many units it had, and how many were kept, removed and masked."""
+        """
+        A row for each site: how many units it had, and how many were kept, removed and masked; and the sum of
+        ``delta_evidence`` over those that were pruned, in nats, where it was given.
+        """
         import pandas as pd
 
         fates = pd.crosstab(self.units.index.get_level_values("site"), self.units["fate"])
         counts = fates.reindex(columns=[KEPT, REMOVED, MASKED], fill_value=0)
         counts.insert(0, "units", counts.sum(axis="columns"))
         counts.index.name, counts.columns.name = "site", None
-        return counts.loc[self.units.index.get_level_values("site").unique()]
+        counts = counts.loc[self.units.index.get_level_values("site").unique()]
+        if "delta_evidence" in self.units:
+            pruned = self.units[self.units["gate"] == 0.0]
+            counts["delta_evidence"] = (
+                pruned["delta_evidence"].groupby("site").sum().reindex(counts.index, fill_value=0.0)
+            )
+        return counts
 
     @property
     def masked(self) -> pd.DataFrame:

@@ -92,10 +92,10 @@ def test_computes_the_same_in_other_networks(name: str, seed: int) -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(sorted(NETWORKS)), st.integers(0, 1000), st.sampled_from([0.0, 0.3, 0.7, 1.0]))
-def test_computes_the_same_for_any_mask(name: str, seed: int, pruned: float) -> None:
+@given(st.sampled_from(sorted(NETWORKS)), st.integers(0, 1000), st.sampled_from([0.0, 0.3, 0.7, 1.0]), st.booleans())
+def test_computes_the_same_for_any_mask(name: str, seed: int, pruned: float, with_blocks: bool) -> None:
     net, inputs = make(name, torch.float64, seed)
-    attach_noise(net)
+    attach_noise(net, kinds=("units", "heads", "block") if with_blocks else ("units", "heads"))
     gates = {site: gate.clamp(max=1.0) for site, gate in random_gates(net, seed, pruned).items()}
     small = compact_gated(net, gates, noise_sites(net), inputs)
     expected = with_noise_at(net, gates, inputs)

@@ -54,8 +54,11 @@ def test_attention_counts_its_products() -> None:
 
 def test_units(compacted: nn.Module) -> None:
     report = compaction_report(compacted)
-    assert report.sites.loc["conv1"].to_dict() == {"units": 6, "kept": 4, "removed": 2, "masked": 0}
-    assert report.sites.loc["fc2"].to_dict() == {"units": 12, "kept": 0, "removed": 11, "masked": 1}
+    fates = {"units": 6, "kept": 4, "removed": 2, "masked": 0, "delta_evidence": 0.0 + 3.0}
+    assert report.sites.loc["conv1"].to_dict() == fates
+    fates = {"units": 12, "kept": 0, "removed": 11, "masked": 1, "delta_evidence": 66.0}
+    assert report.sites.loc["fc2"].to_dict() == fates
+    assert report.sites.loc["fc1", "delta_evidence"] == 0.0
     assert report.units.loc[("conv1", 3), "fate"] == "removed"
     assert report.units.loc[("conv1", 4), "gate"] == 0.5
     assert report.units.loc[("conv1", 4), "delta_evidence"] == 4.0

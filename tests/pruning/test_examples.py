@@ -1,0 +1,75 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Networks are compared on example inputs, and on others like them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, evaluation
+
+
+@pytest.mark.parametrize("dtype, rounding, change", [(torch.float32, 1e-7, 1e-4), (torch.float64, 1e-15, 1e-11)])
+def test_differences_are_in_units_of_rounding(dtype: torch.dtype, rounding: float, change: float) -> None:
+    net, inputs = nn.Linear(3, 2).to(dtype), torch.randn(4, 3, dtype=dtype)
+    outputs = Outputs(net, inputs)
+    for relative, same in ((0.0, True), (rounding, True), (change, False)):
+        other = copy.deepcopy(net)
+        with torch.no_grad():
+            other.weight.mul_(1 + relative)
+        assert (outputs.difference(other) <= 1) is same
+
+
+def test_examples_that_say_nothing_do_not_hide_a_difference() -> None:
+    net = nn.Linear(3, 2)
+    outputs = Outputs(net, torch.zeros(1, 3))
+    other = copy.deepcopy(net)
+    nn.init.normal_(other.weight)
+    assert torch.equal(net(torch.zeros(1, 3)), other(torch.zeros(1, 3)))
+    assert outputs.difference(other) > 1
+
+
+@pytest.mark.parametrize(
+    "output", [torch.tensor([1.0, torch.nan]), torch.tensor([torch.inf, -torch.inf]), torch.ones(0)]
+)
+def test_outputs_that_are_no_numbers(output: Tensor) -> None:
+    class Constant(nn.Module):
+        def __init__(self, output: Tensor) -> None:
+            super().__init__()
+            self.register_buffer("output", output)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.output
+
+    outputs = Outputs(Constant(output), torch.zeros(1))
+    assert outputs.difference(Constant(output.clone())) <= 1
+    if output.numel():
+        assert outputs.difference(Constant(torch.zeros(2))) > 1
+    assert outputs.difference(Constant(torch.zeros(3))) > 1
+
+
+@pytest.mark.parametrize("output", [None, "text", [torch.ones(2, dtype=torch.long)], {}])
+def test_networks_that_return_nothing_to_compare(output: Any) -> None:
+    class Returns(nn.Module):
+        def forward(self, inputs: Tensor) -> Any:
+            return output
+
+    with pytest.raises(ReductionError, match="no tensor to compare"):
+        check_example_inputs(Returns(), torch.zeros(1))
+
+
+def test_modes_are_put_back() -> None:
+    net = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+    allowed = torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(RuntimeError), evaluation(net):
+        assert not net[0].training and not torch.backends.mha.get_fastpath_enabled()
+        raise RuntimeError
+    assert net.training and net[0].training and not net[1].training
+    assert torch.backends.mha.get_fastpath_enabled() is allowed
