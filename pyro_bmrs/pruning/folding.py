@@ -163,9 +163,9 @@ class _Flow(TorchFunctionMode):
         kwargs = kwargs or {}
         name = (resolve_name(func) or str(func)).rpartition(".")[2]
         name = name if name.endswith("__") else name.rstrip("_")
+        name = f"{name} with rounding" if kwargs.get("rounding_mode") else name
         result = func(*args, **kwargs)
-        asked = name in _QUESTIONS or (name == "__get__" and not torch.is_tensor(result))
-        if asked:
+        if name in _QUESTIONS or (name == "__get__" and not torch.is_tensor(result)):
             return result
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
         self._trace_back(name, tensors, result)
@@ -184,8 +184,7 @@ class _Flow(TorchFunctionMode):
         first = tensors[0] if tensors else None
         source = self._sources.get(id(first))
         in_place = first is result
-        onwards = name in _ELEMENTWISE or name in _POOLINGS or (name in _PRODUCTS and result.shape == tensors[0].shape)
-        if source is not None and onwards and torch.is_tensor(result):
+        if source is not None and _commutes(name, tensors[0], result):
             source = replace(source, path=source.path if in_place else (*source.path, id(result)))
         else:
             source = _source(name, tensors, result)
@@ -256,6 +255,13 @@ class _Flow(TorchFunctionMode):
 
 class _Mixed(Exception):
     """A function does not commute with a multiplication."""
+
+
+def _commutes(name: str, input: Tensor, result: Any) -> bool:
+    """Whether a function returns its input's channels, each times what it was times."""
+    if not torch.is_tensor(result) or not result.is_floating_point():
+        return False
+    return name in _ELEMENTWISE | _POOLINGS or (name in _PRODUCTS and result.shape == input.shape)
 
 
 def _require(condition: bool) -> None:

@@ -123,7 +123,7 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
         for name, value in vars(new).items()
         if not name.startswith("_") and name != "training" and _is_plain(value) and vars(old).get(name) != value
     }
-    children = {name: describe(old._modules[name] or child, child) for name, child in new.named_children()}
+    children = {name: describe(old.get_submodule(name), child) for name, child in new.named_children()}
     changed = {name: description for name, description in children.items() if description}
     parts = {"was_parametrized": was_parametrized, "attributes": attributes, "children": changed}
     return {name: part for name, part in parts.items() if part}
@@ -158,14 +158,15 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
     if "was_parametrized" in description:
         remove_parametrizations(module)
     for name, value in description.get("attributes", {}).items():
-        if name.startswith("_") or name not in vars(module) or not _is_plain(value):
+        present = vars(module).get(name, ...)
+        if name.startswith("_") or not _is_plain(present) or not _is_plain(value):
             raise ReductionError(f"the compact network had a module with {name!r}, not a {type(module).__name__}")
         setattr(module, name, value)
     for name, child in description.get("children", {}).items():
-        present = module._modules.get(name)
-        if present is None:
+        part = module._modules.get(name)
+        if part is None:
             raise ReductionError(f"the compact network had a module {name!r}; this {type(module).__name__} has none")
-        module._modules[name] = rebuild(present, child)
+        module._modules[name] = rebuild(part, child)
     return module
 
 

@@ -118,6 +118,8 @@ def test_into_all_that_come_next(function: Callable[[nn.Module, Tensor], Tensor]
         (lambda net, x: net.one(x + 1.0), "add"),
         (lambda net, x: net.one(x + net.other(x)), "add"),
         (lambda net, x: net.one(x * x), "mul"),
+        (lambda net, x: net.one(x.div(0.01, rounding_mode="floor")), "rounding"),
+        (lambda net, x: net.one(x.mul(100).to(torch.long).to(x)), "to"),
         (lambda net, x: net.one(x.clamp(max=5.0)), "clamp"),
         (lambda net, x: net.one(x.cumsum(1)), "cumsum"),
         (lambda net, x: net.one(x).relu() + x, "add"),
