@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from pyro_bmrs.pruning.constants import channel_dim
 from pyro_bmrs.pruning.coupling import Channel
 from pyro_bmrs.pruning.examples import Outputs, call, evaluation
 from pyro_bmrs.pruning.removal import most_that_work
-from pyro_bmrs.pruning.scaling import Scale, scales_of, substitute
+from pyro_bmrs.pruning.scaling import Scale, Scaled, scales_of, substitute
 
 
 class Bypass(nn.Module):
@@ -52,6 +54,9 @@ def remove_blocks(
     """
     Takes residual branches out of a network, whose ends are multiplied by 0.
 
+    In a branch that has to stay, since it changes the shape of what it is given, what the layers are given makes no
+    difference. It is multiplied by 0 too, so that its channels can go.
+
     :param net: a network with multiplications; left as it is.
     :param names: those of the multiplications by one factor at the ends of branches.
     :param example_inputs: what the network is called with.
@@ -73,7 +78,18 @@ def remove_blocks(
         return smaller
 
     smaller, failed = most_that_work(zeros, without, outputs)
-    return smaller, {Channel(zeros[place], "through", 0): reason for place, reason in failed.items()}
+    reasons = {zeros[place]: reason for place, reason in failed.items()}
+
+    def silenced(chosen: Sequence[str]) -> nn.Module:
+        silent = deepcopy(smaller)
+        for name in chosen:
+            for layer, given in _Branch(silent, scales_of(silent)[name], example_inputs).layers():
+                dim = channel_dim(layer, given)
+                substitute(silent, layer, Scaled(layer, Scale(given.new_zeros(given.shape[dim]), dim), "input"))
+        return silent
+
+    smaller, _ = most_that_work(list(reasons), silenced, outputs)
+    return smaller, {Channel(name, "through", 0): reason for name, reason in reasons.items()}
 
 
 class _Branch:
@@ -90,6 +106,7 @@ class _Branch:
     def __init__(self, net: nn.Module, scale: Scale, example_inputs: Any) -> None:
         self._net, self._scale, self._example_inputs = net, scale, example_inputs
         self._results: dict[nn.Module, Any] = {}
+        self._inputs: dict[nn.Module, Any] = {}
         # Changes in place, such as of a residual sum, show in a tensor's version.
         versions: dict[nn.Module, int] = {}
         # A module that is called more than once may be in the branch, and outside.
@@ -98,6 +115,7 @@ class _Branch:
         def note(module: nn.Module, args: Any, result: Any) -> None:
             self._calls[module] += 1
             self._results[module] = result
+            self._inputs[module] = args[0] if args else None
             versions[module] = getattr(result, "_version", 0)
 
         self._call(note)
@@ -106,12 +124,19 @@ class _Branch:
 
     def bypasses(self) -> list[tuple[nn.Module, Bypass]]:
         """The outermost modules whose results nothing but the branch depends on, with what may stand in for them."""
+        alone = self._alone()
+        inside = {part for module in alone for part in module.modules() if part is not module}
+        return [(module, _bypass(module, self._results[module])) for module in alone - inside]
+
+    def layers(self) -> list[tuple[nn.Module, Tensor]]:
+        """The linear and convolutional layers whose results nothing but the branch depends on, with their inputs."""
+        return [(m, self._inputs[m]) for m in self._alone() if isinstance(m, nn.Linear | _ConvNd)]
+
+    def _alone(self) -> set[nn.Module]:
         called = [m for m, count in self._calls.items() if count == 1 and self.end not in m.modules()]
         reached = {module: self._reached(module) for module in called if module not in set(self.end.modules())}
         useless = {module for module, others in reached.items() if self._net not in others}
-        alone = {m for m in useless if reached[m] <= useless | set(self.end.modules())}
-        inside = {part for module in alone for part in module.modules() if part is not module}
-        return [(module, _bypass(module, self._results[module])) for module in alone - inside]
+        return {module for module in useless if reached[module] <= useless | set(self.end.modules())}
 
     def _reached(self, source: nn.Module) -> set[nn.Module]:
         """The modules whose results depend on a module's, past the multiplication by 0."""

@@ -151,9 +151,11 @@ def compact_gated(
     }
     kinds = {kind: [places[name] for name, site in sites.items() if site.kind == kind] for kind in KINDS}
 
+    known = set(scales_of(masked))
     smaller, left = remove_blocks(masked, kinds["block"], example_inputs, outputs)
+    kinds["units"] += sorted(scales_of(smaller).keys() - known)
     for remove, kind in ((remove_heads, "heads"), (remove_channels, "units")):
-        widths = {place: sizes[place] for place in kinds[kind] if place in scales_of(smaller)}
+        widths = {place: sizes.get(place, 1) for place in kinds[kind] if place in scales_of(smaller)}
         smaller, reasons = remove(smaller, widths, example_inputs, outputs, merits)
         left.update(reasons)
     present = set(scales_of(smaller))

@@ -55,7 +55,7 @@ def remove_channels(
     constants = constant_inputs(net, {name for tie in ties for name in tie.of("in")}, example_inputs)
     obstacles = {tie: tie.obstacle or _obstacle(net, scales, tie, constants) for tie in ties}
     removable = [tie for tie, obstacle in obstacles.items() if obstacle is None]
-    merits = {name: importance[name] for name in names if scales[name].dim is not None}
+    merits = {name: importance[name] for name in names if name in importance and scales[name].dim is not None}
     for tie in _needed(net, removable, merits):
         obstacles[tie] = LAST
     # What goes with the same layers works, or fails, together.
