@@ -120,10 +120,11 @@ def attach_noise(
     of the layer. The layers that compute the network's output are left alone, as are those called more than once.
 
     The noise on a layer's units acts after the activation that follows (or else after the batch norm): on the output of
-    the activation's module; where the activation is a function, or a module called more than once, on the input of the
-    layer that takes its value (of its flattened pixels, all that are one channel's); where there is no one such layer,
-    on what the batch norm or the layer itself puts out, so before the activation. The places are found by
-    :mod:`torch.fx`; in parts of a network that it cannot trace, the noise acts on what the layer itself puts out.
+    the activation's module, or of the pooling behind it, where it is the same and costs less; where the activation is a
+    function, or a module called more than once, on the input of the layer that takes its value (of its flattened
+    pixels, all that are one channel's); where there is no one such layer, on what the batch norm or the layer itself
+    puts out, so before the activation. The places are found by :mod:`torch.fx`; in parts of a network that it cannot
+    trace, the noise acts on what the layer itself puts out.
 
     Without ``modules``, linear layers whose output goes into a residual sum, a layer norm or a reshape before any
     activation (the projections of attentions and embeddings) have no noise; they can be named.

@@ -59,7 +59,7 @@ class NoiseUnits:
             )
             site = torch.repeat_interleave(torch.tensor(self.sizes)).to(low.device)
             members = (site.unsqueeze(-1) == torch.arange(len(self.sizes), device=low.device)).to(low.dtype)
-            self._tables = Tables(priors, (low, high), (log_low, log_high), members)
+            self._tables = Tables(priors, (low.double(), high.double()), (log_low, log_high), members)
         return self._tables
 
 
@@ -67,7 +67,7 @@ class Tables(NamedTuple):
     """What is made once for the priors that it is made of."""
 
     priors: list[LogUniform]
-    ends: tuple[Tensor, Tensor]  # low and high
+    ends: tuple[Tensor, Tensor]  # low and high, in double precision
     log_ends: tuple[Tensor, Tensor]  # their logarithms
     members: Tensor  # which units are a site's: 1 or 0, of shape (units, sites)
 

@@ -33,17 +33,14 @@ _ACTIVATION_NAMES = frozenset(
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 # Parameters, but no weights between units.
 _UNWEIGHTED = (*_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
-_PASSIVE: tuple[type[nn.Module], ...] = (
-    nn.Identity,
-    nn.modules.dropout._DropoutNd,
+_POOLINGS: tuple[type[nn.Module], ...] = (
     nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd,
     nn.modules.pooling._LPPoolNd,
     nn.modules.pooling._AdaptiveMaxPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.Upsample,
-    nn.ZeroPad2d,
 )
+_PASSIVE = (nn.Identity, nn.modules.dropout._DropoutNd, *_POOLINGS, nn.Upsample, nn.ZeroPad2d)
 _PASSIVE_NAMES = frozenset(
     "contiguous dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout interpolate pad".split()
 ) | frozenset(f"{kind}_pool{n}d" for kind in ("max", "avg", "lp", "adaptive_max", "adaptive_avg") for n in (1, 2, 3))
@@ -252,7 +249,7 @@ def _place_of(flow: _Flow, node: fx.Node, layer: nn.Module) -> Placement:
         if isinstance(module, _ACTIVATIONS) or called in _ACTIVATION_NAMES:
             activated = True
             if module is not None and flow.is_once(step) and not flattened:
-                return replace(own, place=flow.name(step))
+                return replace(own, place=_behind_pooling(flow, step))
         elif isinstance(module, _NORMS):
             if flow.is_once(step) and not (activated or flattened):
                 own = replace(own, place=flow.name(step))
@@ -265,6 +262,16 @@ def _place_of(flow: _Flow, node: fx.Node, layer: nn.Module) -> Placement:
             is_sum = step.target in _SUMS or called == "add"
             return replace(own, is_default=activated or own.place != name or (is_image and is_sum))
     return replace(own, is_default=activated or own.place != name or is_image)
+
+
+def _behind_pooling(flow: _Flow, node: fx.Node) -> str:
+    """The last of the poolings that follow at once: noise, never negative, commutes with them, and has less to do."""
+    for step in flow.steps(node):
+        module: Any = flow.called(step)
+        if not (isinstance(module, _POOLINGS) and flow.is_once(step)) or getattr(module, "return_indices", False):
+            break
+        node = step
+    return flow.name(node)
 
 
 def _at_input(own: Placement, consumer: nn.Module, place: str, flattened: bool) -> Placement:

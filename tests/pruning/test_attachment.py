@@ -144,7 +144,7 @@ def test_activations_that_are_functions_put_the_noise_on_the_next_layers_input()
 
 def test_a_shared_activation_is_no_place():
     assert places(ResNet()) == {
-        "stem.0": ("stem.2", "output", 4, 1),
+        "stem.0": ("stem.3", "output", 4, 1),
         "layers.0.conv1": ("layers.0.conv2", "input", 4, 1),
         "layers.0.conv2": ("layers.0.bn2", "output", 4, 1),
         "layers.1.conv1": ("layers.1.conv2", "input", 6, 1),

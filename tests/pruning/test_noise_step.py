@@ -11,6 +11,7 @@ from torch.distributions import Uniform, kl_divergence
 
 from pyro_bmrs.distributions import TruncatedNormal
 from pyro_bmrs.distributions.truncated_quantile import truncated_quantile
+from pyro_bmrs.pruning import noise_step
 from pyro_bmrs.pruning.noise_step import draw_log_normal, log_uniform_divergence
 
 DOUBLE = torch.float64
@@ -87,9 +88,28 @@ def test_draws_and_gradients_are_finite_and_inside(dtype, probability):
     locs = torch.tensor([-1e6, -1e3, -20.0, -1.0, 0.0, 1e-3, 1e3, 1e6], dtype=dtype)
     loc, log_scale = (grid.flatten().requires_grad_() for grid in torch.meshgrid(locs, scales, indexing="ij"))
     low, high = torch.full_like(loc, math.exp(-20)).detach(), torch.ones_like(loc).detach()
-    draw = draw_log_normal(torch.full(loc.shape, probability, dtype=DOUBLE), loc, log_scale, low, high)
+    draw = draw_log_normal(
+        torch.full(loc.shape, probability, dtype=DOUBLE), loc, log_scale, low.double(), high.double()
+    )
     divergence, _ = log_uniform_divergence(loc, log_scale, low.log(), high.log())
     assert ((draw >= low) & (draw <= high)).all()
     assert divergence.isfinite().all()
     for gradient in torch.autograd.grad((draw + divergence).sum(), (loc, log_scale)):
         assert gradient.isfinite().all()
+
+
+def test_both_libraries_compute_the_same(monkeypatch):
+    """On a CPU the arithmetic is NumPy's, elsewhere torch's."""
+    loc, log_scale = parameters()
+    low, high = ends(loc)
+    uniform = torch.rand(len(loc), dtype=DOUBLE)
+
+    def compute():
+        draw = draw_log_normal(uniform, loc, log_scale, low.exp(), high.exp())
+        values = [draw, *log_uniform_divergence(loc, log_scale, low, high)]
+        return [*values, *torch.autograd.grad(sum(value.sum() for value in values), (loc, log_scale))]
+
+    numpy = compute()
+    monkeypatch.setattr(noise_step, "_arrays", lambda *tensors: (torch, list(tensors)))
+    for one, other in zip(numpy, compute()):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
