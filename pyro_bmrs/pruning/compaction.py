@@ -12,11 +12,11 @@ the weights beside them. A rewriting that would change what the network computes
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,8 @@ def compact(
     :param delta_evidence: for each site the change in log evidence of its units in nats, for the report.
     :return: the smaller network; :func:`~pyro_bmrs.pruning.compaction_report` tells what became of each unit.
     :raises ReductionError: for a guide of another network, or one that is not fitted; weights or posterior means that
-        are NaN or infinite; example inputs that do not fit the network; a network whose output is random.
+        are NaN or infinite; example inputs that do not fit the network; a network whose output is random; a
+        ``delta_evidence`` that is not of its sites.
     :raises ImportError: without torch-pruning.
 
     Example::
@@ -135,46 +136,72 @@ def compact_gated(
     if any(noise_hooks_in(original)):
         detach_noise(original)
     gates = _checked_gates(original, gates, sites)
+    for name, evidence in (delta_evidence or {}).items():
+        if name not in sites or evidence.shape != gates[name].shape:
+            raise ReductionError(f"delta_evidence[{name!r}], of shape {tuple(evidence.shape)}, is of no site like that")
     _check_weights(original)
     before = cost(_without_noise(original, gates, sites, example_inputs), example_inputs)
     masked = deepcopy(original)
     make_plain(masked)
     scales = scale_network(masked, gates, sites)
     _check_called(masked, scales, example_inputs)
-    outputs = Outputs(masked, example_inputs)
-
     names = {scale: name for name, scale in scales_of(masked).items()}
     places = {site: names[scale] for site, scale in scales.items()}
+    done = _rewrite(masked, places, sites, importance or gates, example_inputs)
+    _copy_modes(original, done.net)
+    earlier = vars(net).get("compaction")
+    vars(done.net)["compaction"] = CompactionReport(
+        _units(gates, sites, places, done, delta_evidence or {}),
+        compare_costs(before, cost(done.net, example_inputs)),
+        {site: done.multiplied[place] for site, place in places.items() if place in done.multiplied},
+        [*(earlier.architecture if earlier else ()), describe(original, done.net)],
+    )
+    return done.net
+
+
+class _Rewritten(NamedTuple):
+    """
+    A masked network after exact rewritings.
+
+    :param net: the network.
+    :param present: names of the multiplications that were there before the last of them, which folds them.
+    :param left: why channels that are multiplied by 0 are still there.
+    :param multiplied: for the names of multiplications that are still there, why.
+    """
+
+    net: nn.Module
+    present: set[str]
+    left: dict[Channel, str]
+    multiplied: dict[str, str]
+
+
+def _rewrite(
+    masked: nn.Module,
+    places: Mapping[str, str],
+    sites: Mapping[str, NoiseSite],
+    importance: Mapping[str, Tensor],
+    example_inputs: Any,
+) -> _Rewritten:
+    outputs = Outputs(masked, example_inputs)
     sizes = {places[name]: site.noise.unit_size for name, site in sites.items()}
-    merits = {
-        places[name]: merit.repeat_interleave(sizes[places[name]]) for name, merit in (importance or gates).items()
-    }
+    merits = {places[name]: merit.repeat_interleave(sizes[places[name]]) for name, merit in importance.items()}
     kinds = {kind: [places[name] for name, site in sites.items() if site.kind == kind] for kind in KINDS}
 
     known = set(scales_of(masked))
-    smaller, left = remove_blocks(masked, kinds["block"], example_inputs, outputs)
-    kinds["units"] += sorted(scales_of(smaller).keys() - known)
+    net, left = remove_blocks(masked, kinds["block"], example_inputs, outputs)
+    # What is multiplied by 0 in branches that stay.
+    kinds["units"] += sorted(scales_of(net).keys() - known)
     for remove, kind in ((remove_heads, "heads"), (remove_channels, "units")):
-        widths = {place: sizes.get(place, 1) for place in kinds[kind] if place in scales_of(smaller)}
-        smaller, reasons = remove(smaller, widths, example_inputs, outputs, merits)
+        widths = {place: sizes.get(place, 1) for place in kinds[kind] if place in scales_of(net)}
+        net, reasons = remove(net, widths, example_inputs, outputs, merits)
         left.update(reasons)
-    present = set(scales_of(smaller))
-    smaller, multiplied = fold(smaller, example_inputs, outputs)
-    if outputs.difference(smaller) > 1:
+    present = set(scales_of(net))
+    net, multiplied = fold(net, example_inputs, outputs)
+    if outputs.difference(net) > 1:
         raise ReductionError(
             "the compact network does not compute what the masked one does; please report this network"
         )
-
-    _copy_modes(original, smaller)
-    earlier = vars(net).get("compaction")
-    units = _units(gates, sites, places, present, left, delta_evidence or {})
-    vars(smaller)["compaction"] = CompactionReport(
-        units,
-        compare_costs(before, cost(smaller, example_inputs)),
-        {site: multiplied[place] for site, place in places.items() if place in multiplied},
-        [*(earlier.architecture if earlier else ()), describe(original, smaller)],
-    )
-    return smaller
+    return _Rewritten(net, present, left, multiplied)
 
 
 def _without_noise(
@@ -261,8 +288,7 @@ def _units(
     gates: Mapping[str, Tensor],
     sites: Mapping[str, NoiseSite],
     places: Mapping[str, str],
-    present: Collection[str],
-    left: Mapping[Channel, str],
+    done: _Rewritten,
     delta_evidence: Mapping[str, Tensor],
 ) -> pd.DataFrame:
     """The rows of a report."""
@@ -274,9 +300,9 @@ def _units(
         evidence = delta_evidence[name].tolist() if name in delta_evidence else [math.nan] * len(gate)
         for unit, value in enumerate(gate.tolist()):
             elements = (Channel(places[name], "through", unit * size + element) for element in range(size))
-            reason = next((left[element] for element in elements if element in left), "")
+            reason = next((done.left[element] for element in elements if element in done.left), "")
             # What is in a residual branch goes with it.
-            fate = REMOVED if places[name] not in present else KEPT if value else MASKED if reason else REMOVED
+            fate = REMOVED if places[name] not in done.present else KEPT if value else MASKED if reason else REMOVED
             rows.append((name, unit, value, fate, reason if fate == MASKED else "", evidence[unit]))
     columns = ["site", "unit", "gate", "fate", "reason", "delta_evidence"]
     table = pd.DataFrame(rows, columns=columns).set_index(["site", "unit"])

@@ -140,7 +140,7 @@ class ViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         patches = self.patches(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], 1) + self.positions
+        tokens = torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches], 1) + self.positions
         return self.head(self.norm(self.blocks(tokens))[:, 0])
 
 

@@ -196,6 +196,14 @@ def test_exports_to_torch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_exports_for_any_number_of_examples(name: str) -> None:
+    _, net, inputs = compacted(name, torch.float32, seed=3)
+    several = torch.cat([inputs] * 3)
+    exported = torch.export.export(net, (several[1:],), dynamic_shapes=({0: torch.export.Dim("examples")},)).module()
+    assert difference(net(several), exported(several)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_exports_to_onnx(name: str) -> None:
     runtime = pytest.importorskip("onnxruntime")
@@ -402,6 +410,13 @@ class TestBadInput:
     def test_gates(self, net: nn.Module, gates: dict[str, Tensor], message: str) -> None:
         with pytest.raises(ReductionError, match=message):
             compact_gated(net, gates, noise_sites(net), torch.ones(2, 5))
+
+    @pytest.mark.parametrize("evidence", [{"1": torch.zeros(8)}, {"0": torch.zeros(7)}])
+    def test_evidence_of_other_sites(
+        self, net: nn.Module, guide: AutoTruncatedLogNormal, evidence: dict[str, Tensor]
+    ) -> None:
+        with pytest.raises(ReductionError, match="delta_evidence"):
+            compact(net, guide, torch.ones(2, 5), delta_evidence=evidence)
 
     def test_a_network_without_noise(self, guide: AutoTruncatedLogNormal) -> None:
         with pytest.raises(ReductionError, match="not of this network"):
