@@ -3,6 +3,8 @@
 
 """Structured pruning: noise on the units of a network, fitted with SVI, says which of them the data do not need."""
 
+from typing import Any
+
 from pyro_bmrs.pruning.attachment import NoiseSite, attach_noise, detach_noise, noise_sites
 from pyro_bmrs.pruning.attention import Attention
 from pyro_bmrs.pruning.compaction import compact
@@ -30,6 +32,7 @@ __all__ = [
     "MultiplicativeNoise",
     "NoiseSite",
     "PosteriorMean",
+    "PruningCallback",
     "PruningResult",
     "Regression",
     "SNR",
@@ -51,3 +54,12 @@ __all__ = [
     "save_compact",
     "unit_costs",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Lightning is there for those who ask for it.
+    if name == "PruningCallback":
+        from pyro_bmrs.pruning.callback import PruningCallback
+
+        return PruningCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
