@@ -3,7 +3,7 @@
 
 """Structured pruning: noise on the units of a network, fitted with SVI, says which of them the data do not need."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyro_bmrs.pruning.attachment import NoiseSite, attach_noise, detach_noise, noise_sites
 from pyro_bmrs.pruning.attention import Attention
@@ -19,6 +19,9 @@ from pyro_bmrs.pruning.report import CompactionReport, compaction_report
 from pyro_bmrs.pruning.saved import load_compact, save_compact
 from pyro_bmrs.pruning.selection import PruningResult, prune
 from pyro_bmrs.pruning.weight_criteria import Saliency, WeightNorm
+
+if TYPE_CHECKING:
+    from pyro_bmrs.pruning.callback import PruningCallback
 
 __all__ = [
     "Attention",

@@ -126,7 +126,7 @@ class MultiplicativeNoise(PyroModule):
         """The input times the noise, with 0 for units that are not kept."""
         dim = self._unit_dim(input)
         noise = self._draw(len(input)) if self.per_example and self.training else self._sample()
-        if not self._is_whole():
+        if not self.is_whole:
             noise = noise * self.kept
         if self.unit_size > 1:
             noise = noise.repeat_interleave(self.unit_size, dim=-1)
@@ -136,8 +136,10 @@ class MultiplicativeNoise(PyroModule):
             noise = noise.reshape(batch + between + noise.shape[-1:] + (1,) * trailing)
         return input * noise
 
-    def _is_whole(self) -> bool:
-        """Whether all units are kept; looked up again when the buffer is another or was written to."""
+    @property
+    def is_whole(self) -> bool:
+        """Whether all units are kept."""
+        # Looked up again when the buffer is another or was written to.
         kept: Any = self._buffers["kept"]
         if self._whole is None or self._whole[0] is not kept or self._whole[1] != kept._version:
             self._whole = kept, kept._version, bool(kept.all())

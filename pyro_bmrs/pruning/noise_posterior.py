@@ -108,8 +108,9 @@ class NoisePosteriors:
 
     def sum_kept(self, units: Tensor) -> dict[str, Tensor]:
         """By site, the sum over the units that are kept."""
-        kept = torch.cat([module.kept for module in self.units.noise.values()])
-        return dict(zip(self.units.noise, torch.matmul(units * kept, self.tables.members).unbind(-1)))
+        if not all(module.is_whole for module in self.units.noise.values()):
+            units = units * torch.cat([module.kept for module in self.units.noise.values()])
+        return dict(zip(self.units.noise, torch.matmul(units, self.tables.members).unbind(-1)))
 
     def draw(self, name: str, shape: _size) -> Tensor:
         """The noise at one site; drawn for all sites at once, and anew once it has been given away."""
@@ -211,7 +212,8 @@ class NoisePosterior(Independent):
     def divergence(self, prior: Any) -> Tensor:
         """From a prior; from the noise's own, that which was computed together with those at the other sites."""
         if self._is_own(prior):
-            return self._together.divergences[self._name].expand(self._batch_shape)
+            divergence = self._together.divergences[self._name]
+            return divergence.expand(self._batch_shape) if self._batch_shape else divergence
         return kl_divergence(Independent(self.base_dist, 1), prior)
 
     def _is_own(self, prior: Any) -> bool:
