@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -80,7 +80,8 @@ class Saliency(Criterion):
 
     batches: Iterable[tuple[Tensor, Tensor]]
     kind: str = "taylor"
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    # By a factory: a function that is a class attribute would be a method.
+    loss: Callable[[Tensor, Tensor], Tensor] = field(default_factory=lambda: F.cross_entropy)
 
     def __post_init__(self) -> None:
         if self.kind not in ("taylor", "fisher"):
