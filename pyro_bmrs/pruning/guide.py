@@ -41,7 +41,8 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
     log-uniform sites get their parameters in the first run, as the parent's do.
 
     :param model: the model; usually :class:`~pyro_bmrs.pruning.Classification` or
-        :class:`~pyro_bmrs.pruning.Regression` around a network with noise.
+        :class:`~pyro_bmrs.pruning.Regression` around a network with noise. Any Pyro program will do, but noise can be
+        found, and pruned, in a module that holds the network, not in a function that calls it.
     :param options: those of ``AutoNormalMessenger``, for the other sites.
     :raises ReductionError: for two noise modules with sites of one name.
 

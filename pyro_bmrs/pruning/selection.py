@@ -17,6 +17,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.attachment import noise_sites
 from pyro_bmrs.pruning.criteria import BMRS_N, Criterion, Scores, score_units
 from pyro_bmrs.pruning.guide import AutoTruncatedLogNormal
+from pyro_bmrs.pruning.likelihood import Likelihood
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +35,8 @@ class PruningResult:
     :param removed: which units went now, by site.
     :param kept: which units are left, by site.
     :param rescued: units that would have gone, had their site been left with none.
+    :param kl_weights: by site, what its divergence was multiplied by in the fit, where the guide's model says so. With
+        a weight other than 1 a change in log evidence is that under the likelihood to the power of one over the weight.
     """
 
     criterion: Criterion
@@ -41,6 +44,7 @@ class PruningResult:
     removed: dict[str, Tensor]
     kept: dict[str, Tensor]
     rescued: tuple[Unit, ...]
+    kl_weights: dict[str, float]
 
     @property
     def num_removed(self) -> int:
@@ -67,7 +71,9 @@ class PruningResult:
         return pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(index, names=["site", "unit"]))
 
     def __repr__(self) -> str:
-        lines = [f"{self.criterion.name}: {self.num_removed} units removed, {self.num_kept} left"]
+        weights = sorted({f"{weight:.4g}" for weight in self.kl_weights.values()} - {"1"})
+        tempered = f" (KL weight {', '.join(weights)})" if weights else ""
+        lines = [f"{self.criterion.name}: {self.num_removed} units removed, {self.num_kept} left{tempered}"]
         for name, kept in self.kept.items():
             rescued = [unit for site, unit in self.rescued if site == name]
             note = f" (unit {', '.join(map(str, rescued))} rescued: none would be left)" if rescued else ""
@@ -144,7 +150,10 @@ def prune(
     for name, noise in guide.noise.items():
         noise.kept &= ~removed[name]
     kept = {name: noise.kept.clone() for name, noise in guide.noise.items()}
-    return PruningResult(criterion, scores, removed, kept, tuple(rescued))
+    model, weights = guide.model, {}
+    if isinstance(model, Likelihood):
+        weights = {name: model.noise_weight(noise.num_units) for name, noise in guide.noise.items()}
+    return PruningResult(criterion, scores, removed, kept, tuple(rescued), weights)
 
 
 def unit_groups(net: nn.Module, example_inputs: Any = None) -> list[list[Unit]]:

@@ -177,12 +177,17 @@ def test_what_cannot_be_traced_is_read_part_by_part():
     assert places(Untraceable()) == {"body.0": ("body.1", "output", 4, 1), "hidden": ("hidden", "output", 5, 1)}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("kinds", [["units", "heads"], ["block"], ["units", "heads", "block"]], ids=str)
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        *((name, ["units", "heads"]) for name in NETWORKS),
+        *((name, ["block"]) for name in ("resnet", "vit", "encoder")),
+        *((name, ["units", "heads", "block"]) for name in NETWORKS),
+    ],
+    ids=str,
+)
 def test_noise_of_one_changes_nothing_and_comes_off(name, kinds):
     build, shape = NETWORKS[name]
-    if kinds == ["block"] and name in ("mlp", "lenet", "untraceable"):
-        pytest.skip("no residual branch")
     net, x = build().eval(), torch.randn(shape)
     expected, state = net(x), dict(net.state_dict())
     attach_noise(net, kinds=kinds)

@@ -14,6 +14,7 @@ from pyro_bmrs.pruning import (
     BMRS_N,
     SNR,
     AutoTruncatedLogNormal,
+    Classification,
     PosteriorMean,
     WeightNorm,
     accuracy_vs_compression,
@@ -72,6 +73,16 @@ def test_a_site_that_would_vanish_keeps_its_best_unit():
     assert kept(guide)["0"][best]
     assert result.rescued == (("0", best),)
     assert f"unit {best} rescued" in repr(result)
+
+
+def test_the_result_names_the_temperature_of_the_fit():
+    net, guide = mlp([-20.0, 0.0, -20.0, -0.1, 0.0, -20.0, -0.1])
+    assert prune(net, guide).kl_weights == {}
+    for weight, words in ((1.0, None), (5.0, "(KL weight 5)"), ("layer_mean", "(KL weight 12.5, 16.67)")):
+        tempered = AutoTruncatedLogNormal(Classification(net, num_examples=100, kl_weight=weight))
+        tempered.load_state_dict(guide.state_dict())
+        shown = repr(prune(net, tempered))
+        assert ("KL weight" not in shown) if words is None else (words in shown)
 
 
 def test_a_fraction_goes_in_the_order_of_the_criterion():
