@@ -66,6 +66,8 @@ class NoiseHook:
 
     def __init__(self, noise: MultiplicativeNoise, layer: nn.Module, place: nn.Module, when: str, kind: str) -> None:
         self.noise, self.layer, self.place, self.when, self.kind = noise, layer, place, when, kind
+        # Those that made nested tensors before, which noise cannot multiply.
+        self.encoders: list[nn.TransformerEncoder] = []
 
     def attach(self) -> None:
         """Hangs the hook on the module, and the noise below it."""
@@ -183,7 +185,16 @@ def attach_noise(
         hooks.append(hook(noise, layer, place, placement.when, placement.kind))
     for attached in hooks:
         attached.attach()
+        attached.encoders += [encoder for encoder in _nesting(net) if attached.place in set(encoder.modules())]
+        for encoder in attached.encoders:
+            encoder.use_nested_tensor = False
     return net
+
+
+def _nesting(net: nn.Module) -> list[nn.TransformerEncoder]:
+    """Encoders that pack padded sequences into nested tensors, for speed in evaluation."""
+    encoders = [module for module in net.modules() if isinstance(module, nn.TransformerEncoder)]
+    return [encoder for encoder in encoders if encoder.use_nested_tensor]
 
 
 def detach_noise(net: nn.Module) -> nn.Module:
@@ -215,6 +226,8 @@ def detach_noise(net: nn.Module) -> nn.Module:
     for hook in hooks:
         for name in [name for name, child in hook.place.named_children() if child is hook.noise]:
             delattr(hook.place, name)
+        for encoder in hook.encoders:
+            encoder.use_nested_tensor = True
     return net
 
 

@@ -338,3 +338,28 @@ def test_a_layer_that_is_called_twice_has_no_noise():
             return self.head(torch.relu(self.twice(torch.relu(self.twice(torch.relu(self.once(x)))))))
 
     assert places(Twice()) == {"once": ("once", "output", 4, 1)}
+
+
+class Padded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+        self.encoder, self.last = nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+
+    def forward(self, x, padding):
+        return self.last(self.encoder(x, src_key_padding_mask=padding)[:, 0])
+
+
+# Without the noise, PyTorch makes them.
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_padded_sequences_pass_an_encoder_with_noise():
+    net, x = Padded().eval(), torch.randn(4, 5, 8)
+    padding = torch.arange(5).expand(4, 5) > 2
+    with torch.no_grad():
+        before = net(x, padding)
+        attach_noise(net)
+        ones = {name: torch.ones(site.noise.num_units) for name, site in noise_sites(net).items()}
+        torch.testing.assert_close(poutine.condition(net, data=ones)(x, padding), before)
+        detach_noise(net)
+        assert net.encoder.use_nested_tensor
+        torch.testing.assert_close(net(x, padding), before)
