@@ -21,8 +21,9 @@ help:
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python tutorials/quickstart.py
 
+# A file's tests stay together: they share fits that take long.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check
