@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_bmrs.pruning.attention import Attention
 from pyro_bmrs.pruning.coupling import Channel, torch_pruning
 from pyro_bmrs.pruning.examples import Outputs, call, evaluation
-from pyro_bmrs.pruning.placement import _HEAD_COUNTS
+from pyro_bmrs.pruning.placement import HEAD_COUNTS
 from pyro_bmrs.pruning.removal import LAST, most_that_work
 from pyro_bmrs.pruning.scaling import scales_of
 
@@ -139,7 +139,7 @@ def _count_heads(net: nn.Module, name: str, kept: Tensor, size: int, with_width:
         attention = net.get_submodule(name)
         if isinstance(attention, Attention):
             return attention.keep_heads(kept)
-        counts = [key for key in _HEAD_COUNTS if vars(attention).get(key) == before]
+        counts = [key for key in HEAD_COUNTS if vars(attention).get(key) == before]
         for key in counts:
             setattr(attention, key, after)
         if counts and with_width:

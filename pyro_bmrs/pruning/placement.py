@@ -48,7 +48,7 @@ _SUMS = (operator.add, operator.iadd, torch.add)
 _CONVOLUTIONS = nn.modules.conv._ConvNd
 _ATTENTION = nn.MultiheadAttention
 _TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-_HEAD_COUNTS = ("num_heads", "n_heads", "n_head", "nhead", "num_attention_heads", "heads", "h")
+HEAD_COUNTS = ("num_heads", "n_heads", "n_head", "nhead", "num_attention_heads", "heads", "h")
 _PROJECTED = frozenset(
     "q k v qkv kv qk q_proj k_proj v_proj qkv_proj kv_proj in_proj query key value queries keys values to_q to_k to_v "
     "to_qkv to_kv wq wk wv wqkv w_q w_k w_v c_attn q_lin k_lin v_lin query_key_value".split()
@@ -306,7 +306,7 @@ def _recognised_heads(modules: Mapping[str, nn.Module]) -> dict[str, int]:
     """The output projections of attentions written as projections: of modules that hold a number of heads."""
     found = {}
     for name, module in modules.items():
-        counts = [value for value in (getattr(module, key, None) for key in _HEAD_COUNTS) if type(value) is int]
+        counts = [value for value in (getattr(module, key, None) for key in HEAD_COUNTS) if type(value) is int]
         if not counts or isinstance(module, _ATTENTION):
             continue
         linear = {child: layer for child, layer in module.named_modules() if isinstance(layer, nn.Linear)}
