@@ -1,0 +1,170 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The file of results: a line of JSON for each run, to which any number of processes append at once.
+
+A run that is killed as it writes leaves part of a line. Reading moves such a line to ``results.jsonl.torn``, says so,
+and keeps the rest; its job has no row then, and the next sweep runs it again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyro_bmrs.errors import ReductionError
+
+FILE = "results.jsonl"
+SCHEMA = 1
+
+# What says which run a row is of. All else may be missing: it is null then.
+_TEXTS = ("key", "experiment", "settings", "data", "network")
+
+
+def append_row(folder: Path, row: dict[str, Any]) -> None:
+    """
+    Adds a row to the results, on disk when this returns; safe beside other processes that do the same.
+
+    NaN is written as null, as JSON has none. Tensors and arrays are written as numbers and lists.
+
+    :param folder: the folder of results; made where there is none.
+    :param row: the row, by the names of schema 1.
+    :raises ReductionError: where the row does not say which run it is of, has another schema, or holds what JSON
+        cannot.
+
+    Example::
+
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> job = {"key": "a", "experiment": "continuous", "settings": "paper", "data": "mnist", "network": "mlp"}
+        >>> append_row(folder, {"schema": 1, "seed": 0, "criterion": "SNR", "accuracy": float("nan"), **job})
+        >>> [row["accuracy"] for row in read_rows(folder)]
+        [None]
+    """
+    _check(row, "the row to append")
+    try:
+        line = json.dumps(_plain(row), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise ReductionError(f"the row of {row['key']!r} cannot be written as JSON: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        descriptor = os.open(folder / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                line = b"\n" + line
+            written = os.write(descriptor, line)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if not size:
+            _sync_folder(folder)
+    if written < len(line):
+        raise OSError(f"{folder / FILE} took {written} of the {len(line)} bytes of a row; is the disk full?")
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """
+    The rows of the results, the last one of each key, in the order in which the keys first came.
+
+    Lines that are no JSON objects, torn as a run was killed, are moved to ``results.jsonl.torn``, with a warning.
+
+    :param folder: the folder of results; one that is not there has no rows.
+    :raises ReductionError: for a row of a schema that is not known, or one that does not say which run it is of.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return []
+    with _locked(folder):
+        lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+        parsed = [_parse(line) for line in lines]
+        torn = [line for line, row in zip(lines, parsed) if row is None]
+        if torn:
+            _set_aside(folder, torn, [line for line, row in zip(lines, parsed) if row is not None])
+    if torn:
+        warnings.warn(
+            f"{path}: {len(torn)} torn line{'s' * (len(torn) > 1)} moved to {path}.torn; "
+            f"{len(lines) - len(torn)} rows kept. Run again what wrote them: a sweep does so by itself",
+            stacklevel=2,
+        )
+    rows: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate((row for row in parsed if row is not None), start=1):
+        _check(row, f"{path}, row {number}")
+        rows[row["key"]] = row
+    return list(rows.values())
+
+
+def _check(row: dict[str, Any], where: str) -> None:
+    if row.get("schema") != SCHEMA:
+        raise ReductionError(
+            f"{where}: schema {row.get('schema')!r} is not known, only {SCHEMA}; read it by the version of the program "
+            "that wrote it, or begin a new folder of results"
+        )
+    missing = [name for name in _TEXTS if not isinstance(row.get(name), str)]
+    if not isinstance(row.get("seed"), int):
+        missing.append("seed")
+    if missing:
+        raise ReductionError(f"{where}: which run it is of is not said by {', '.join(missing)}")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numbers for tensors and arrays, null for NaN."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The row on a line; none if it is torn."""
+    try:
+        row = json.loads(line)
+    except ValueError:  # of JSON, or of UTF-8 cut within a character
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _set_aside(folder: Path, torn: list[bytes], kept: list[bytes]) -> None:
+    # The torn lines are safe on disk before they leave the results, which are replaced as a whole: a kill in between
+    # loses nothing.
+    with open(folder / f"{FILE}.torn", "ab") as file:
+        _write_lines(file, torn)
+    replacement = folder / f"{FILE}.new"
+    with open(replacement, "wb") as file:
+        _write_lines(file, kept)
+    os.replace(replacement, folder / FILE)
+    _sync_folder(folder)
+
+
+def _write_lines(file: Any, lines: list[bytes]) -> None:
+    file.writelines(line + b"\n" for line in lines)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name in a folder is on disk when the folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    # A file of its own, as setting lines aside puts another file in the place of the results.
+    with open(folder / f"{FILE}.lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
