@@ -1,0 +1,269 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyro_bmrs import ReductionError
+from tutorials.paper.results import append_row, read_rows
+from tutorials.paper.sweep import Job, read_jobs, sweep, take_shard
+
+CONFIGS = Path(__file__).parents[2] / "tutorials" / "paper" / "configs"
+
+GRID = """
+data: [mnist, digits]
+grids:
+  - {experiment: post_training, settings: paper, network: mlp, criterion: null, seed: [0, 1]}
+  - experiment: continuous
+    settings: [paper, recommended]
+    network: mlp
+    criterion: [BMRS_N, SNR]
+    seed: 0
+    overrides: {epochs: 3}
+"""
+
+# Stands in for a run: leaves its row, or does what its network's name says.
+RUN = """
+import json, os, sys, time
+from pathlib import Path
+results, job = Path(sys.argv[1]), json.loads(sys.argv[2])
+(results / f"{job['seed']}.pid").write_text(str(os.getpid()))
+print("threads", os.environ["OMP_NUM_THREADS"])
+if job["network"] == "fails" and job["seed"] == 1:
+    sys.exit("no such luck")
+if job["network"] == "waits for two":
+    deadline = time.monotonic() + 60
+    while len(list(results.glob("*.pid"))) < 2:
+        if time.monotonic() > deadline:
+            sys.exit("alone")
+        time.sleep(0.01)
+if job["network"] == "hangs":
+    time.sleep(600)
+if job["network"] != "forgets":
+    with open(results / "results.jsonl", "a") as file:
+        file.write(json.dumps(job) + "\\n")
+"""
+
+
+def stand_in(job, results):
+    names = {"experiment": job.experiment, "data": job.data, "network": job.network, "criterion": job.criterion}
+    row = {"schema": 1, "key": job.key, "settings": job.config.stem, "seed": job.seed, **names}
+    return [sys.executable, "-c", RUN, str(results), json.dumps(row)]
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    monkeypatch.setattr(Job, "command", stand_in)
+
+
+def write_sweep(folder, text=GRID, settings=("paper", "recommended")):
+    for name in settings:
+        (folder / f"{name}.yaml").touch()
+    path = folder / "sweep.yaml"
+    path.write_text(text)
+    return path
+
+
+def one_grid(folder, *, network="mlp", seeds=3):
+    grid = f"{{experiment: continuous, settings: paper, data: digits, network: {network}, criterion: SNR, "
+    return write_sweep(folder, f"grids:\n  - {grid}seed: {list(range(seeds))}}}\n")
+
+
+def seeds(results):
+    return sorted(row["seed"] for row in read_rows(results))
+
+
+def test_the_jobs_of_a_grid(tmp_path):
+    jobs = read_jobs(write_sweep(tmp_path))
+    points = [(job.data, job.experiment, job.config.stem, job.criterion, job.seed, job.overrides) for job in jobs]
+    of_each = [("post_training", "paper", None, seed, ()) for seed in (0, 1)] + [
+        ("continuous", settings, criterion, 0, (("epochs", 3),))
+        for settings in ("paper", "recommended")
+        for criterion in ("BMRS_N", "SNR")
+    ]
+    # What is common varies slowest: all of one data set, then all of the next.
+    assert points == [(data, *point) for data in ("mnist", "digits") for point in of_each]
+    assert len({job.key for job in jobs}) == len({job.log(tmp_path) for job in jobs}) == len(jobs)
+    assert {job.config for job in jobs} == {tmp_path / "paper.yaml", tmp_path / "recommended.yaml"}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("sweep-*.yaml")))
+def test_the_sweeps_that_come_with_the_program(name):
+    jobs = read_jobs(CONFIGS / name)
+    assert jobs
+    data = [job.data for job in jobs]
+    order = ["digits", "mnist", "fashion_mnist", "cifar10"]
+    assert data == sorted(data, key=order.index)
+
+
+def test_a_sweep_of_the_whole_paper():
+    jobs = read_jobs(CONFIGS / "sweep-paper.yaml")
+    for data in ("mnist", "fashion_mnist", "cifar10"):
+        for network, count in (("mlp", 3), ("lenet5", 1)):
+            own = [job for job in jobs if (job.data, job.network) == (data, network)]
+            assert sum(job.experiment == "post_training" for job in own) == count
+            of_paper = [job for job in own if job.experiment == "continuous" and job.config.stem == "paper"]
+            assert {job.criterion for job in of_paper} == {"BMRS_N", "BMRS_U-8", "BMRS_U-4", "SNR"}
+            assert len(of_paper) == 4 * count
+            assert len({job.seed for job in own if job.config.stem == "recommended"}) == 3
+
+
+@given(count=st.integers(0, 50), parts=st.integers(1, 12))
+def test_shards_are_a_partition(count, parts):
+    jobs = [Job("continuous", Path("paper.yaml"), "digits", "mlp", "SNR", seed) for seed in range(count)]
+    shards = [take_shard(jobs, f"{part}/{parts}") for part in range(1, parts + 1)]
+    assert sorted((job for shard in shards for job in shard), key=jobs.index) == jobs
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", "1/3/5", ""])
+def test_what_is_no_shard(shard):
+    with pytest.raises(ReductionError, match="a shard is i/n with i from 1 to n"):
+        take_shard([], shard)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("grids: [", "cannot be read"),
+        ("data: mnist", "no list of grids"),
+        ("- 3", "no list of grids"),
+        ("grids: []", "no list of grids"),
+        ("grids: [paper]", "grid 1: not names and values but 'paper'"),
+        (GRID.replace("network: mlp", "net: mlp"), "grid 1: net is unknown"),
+        (GRID + "    data: mnist\n", "grid 2: data is set outside the grids already"),
+        (GRID.replace("seed: 0", "seed: one"), "grid 2: seed is an integer"),
+        (GRID.replace("seed: 0", "seed: true"), "grid 2: seed is an integer"),
+        (GRID.replace("    seed: 0\n", ""), "grid 2: seed is an integer"),
+        (GRID.replace("seed: 0", "seed: []"), "grid 2: seed is an empty list"),
+        (GRID.replace("data: [mnist, digits]", ""), "grid 1: data is a name"),
+        (GRID.replace("data: [mnist, digits]", "data: []"), "outside the grids: data is an empty list"),
+        (GRID.replace("data: [mnist, digits]", "data: [mnist, mnist]"), "is listed twice"),
+        (GRID.replace("recommended", "recommendde"), r"no settings 'recommendde': .*recommendde\.yaml is missing"),
+        (GRID.replace("{epochs: 3}", "3"), "grid 2: overrides are options and their values"),
+        (GRID.replace("{epochs: 3}", "{epochs: {a: 1}}"), "grid 2: overrides are options and their values"),
+    ],
+)
+def test_what_is_no_sweep(tmp_path, text, message):
+    with pytest.raises(ReductionError, match=message):
+        read_jobs(write_sweep(tmp_path, text))
+
+
+def test_a_sweep_that_is_not_there(tmp_path):
+    with pytest.raises(ReductionError, match=r"nowhere\.yaml cannot be read"):
+        sweep(tmp_path / "nowhere.yaml", tmp_path)
+    with pytest.raises(ReductionError, match="at least 1, not 0"):
+        sweep(write_sweep(tmp_path), tmp_path, jobs=0)
+
+
+def test_a_dry_run_prints_commands_and_runs_none(tmp_path, capsys):
+    config, results = write_sweep(tmp_path), tmp_path / "results"
+    assert sweep(config, results, dry_run=True, shard="2/2") == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [job.command(results) for job in read_jobs(config)[1::2]]
+    assert all(line[:4] == [sys.executable, "-m", "tutorials.paper", "run"] for line in lines)
+    assert not results.exists()
+
+
+def test_jobs_that_are_done_are_skipped(tmp_path, stand_ins, capsys, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    config, results = one_grid(tmp_path), tmp_path / "results"
+    assert sweep(config, results, shard="2/3") == 0
+    assert seeds(results) == [1]
+    assert sweep(config, results) == 0
+    assert "3 jobs, 1 of them done" in capsys.readouterr().out
+    # One row each: the second sweep has not run again what the first did.
+    assert len((results / "results.jsonl").read_text().splitlines()) == 3
+    assert seeds(results) == [0, 1, 2]
+    for job in read_jobs(config):
+        command, output = f"$ {shlex.join(job.command(results))}\n", "threads 1\n"
+        assert job.log(results).read_text() == command + output
+
+
+def test_threads_as_set_outside(tmp_path, stand_ins, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    config = one_grid(tmp_path, seeds=1)
+    assert sweep(config, tmp_path) == 0
+    assert "threads 3" in read_jobs(config)[0].log(tmp_path).read_text()
+
+
+def test_a_job_that_fails_leaves_the_others(tmp_path, stand_ins, capsys):
+    config = one_grid(tmp_path, network="fails")
+    assert sweep(config, tmp_path) == 1
+    assert seeds(tmp_path) == [0, 2]
+    failed = read_jobs(config)[1]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"failed: {failed.key}: exit code 1; see {failed.log(tmp_path)}"
+    assert "no such luck" in failed.log(tmp_path).read_text()
+
+
+def test_a_job_that_leaves_no_row_has_failed(tmp_path, stand_ins, capsys):
+    assert sweep(one_grid(tmp_path, network="forgets", seeds=1), tmp_path) == 1
+    assert "left no row in the results" in capsys.readouterr().out
+
+
+def test_jobs_run_side_by_side(tmp_path, stand_ins):
+    # Each waits until another has begun.
+    assert sweep(one_grid(tmp_path, network="waits for two", seeds=2), tmp_path, jobs=2) == 0
+    assert seeds(tmp_path) == [0, 1]
+
+
+def test_a_torn_row_is_run_again(tmp_path, stand_ins):
+    config = one_grid(tmp_path)
+    assert sweep(config, tmp_path) == 0
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.warns(UserWarning, match="1 torn line moved"):
+        assert sweep(config, tmp_path) == 0
+    assert seeds(tmp_path) == [0, 1, 2]
+
+
+def is_alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads of /proc whether a process lives")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_interrupted_sweep_ends_its_jobs(tmp_path, number):
+    config = one_grid(tmp_path, network="hangs", seeds=5)
+    code = (
+        "import sys; from pathlib import Path; from tests.paper import test_sweep as t\n"
+        "t.Job.command = t.stand_in\n"
+        "t.sweep(Path(sys.argv[1]), Path(sys.argv[2]), jobs=2)\n"
+    )
+    command = [sys.executable, "-c", code, str(config), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        pids = []
+        while len(pids) < 2 and time.monotonic() < deadline and process.poll() is None:
+            pids = [int(path.read_text()) for path in tmp_path.glob("*.pid") if path.read_text()]
+            time.sleep(0.05)
+        assert len(pids) == 2, process.stderr.read() if process.poll() is not None else "the jobs do not begin"
+        assert all(is_alive(pid) for pid in pids)
+        os.kill(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGINT if number == signal.SIGINT else 128 + number), errors
+    assert not any(is_alive(pid) for pid in pids)
+    assert len(list(tmp_path.glob("*.pid"))) == 2
+
+
+def test_a_sweep_leaves_the_handlers_of_signals_as_they_were(tmp_path, stand_ins):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    append_row(
+        tmp_path, {**dict.fromkeys(("key", "experiment", "settings", "data", "network"), "a"), "schema": 1, "seed": 0}
+    )
+    assert sweep(one_grid(tmp_path, seeds=1), tmp_path) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
