@@ -15,10 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_bmrs import ReductionError
-from tutorials.paper.results import append_row, read_rows
+from tutorials.paper.results import read_rows
 from tutorials.paper.sweep import Job, read_jobs, sweep, take_shard
-
-CONFIGS = Path(__file__).parents[2] / "tutorials" / "paper" / "configs"
 
 GRID = """
 data: [mnist, digits]
@@ -95,27 +93,6 @@ def test_the_jobs_of_a_grid(tmp_path):
     assert points == [(data, *point) for data in ("mnist", "digits") for point in of_each]
     assert len({job.key for job in jobs}) == len({job.log(tmp_path) for job in jobs}) == len(jobs)
     assert {job.config for job in jobs} == {tmp_path / "paper.yaml", tmp_path / "recommended.yaml"}
-
-
-@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("sweep-*.yaml")))
-def test_the_sweeps_that_come_with_the_program(name):
-    jobs = read_jobs(CONFIGS / name)
-    assert jobs
-    data = [job.data for job in jobs]
-    order = ["digits", "mnist", "fashion_mnist", "cifar10"]
-    assert data == sorted(data, key=order.index)
-
-
-def test_a_sweep_of_the_whole_paper():
-    jobs = read_jobs(CONFIGS / "sweep-paper.yaml")
-    for data in ("mnist", "fashion_mnist", "cifar10"):
-        for network, count in (("mlp", 3), ("lenet5", 1)):
-            own = [job for job in jobs if (job.data, job.network) == (data, network)]
-            assert sum(job.experiment == "post_training" for job in own) == count
-            of_paper = [job for job in own if job.experiment == "continuous" and job.config.stem == "paper"]
-            assert {job.criterion for job in of_paper} == {"BMRS_N", "BMRS_U-8", "BMRS_U-4", "SNR"}
-            assert len(of_paper) == 4 * count
-            assert len({job.seed for job in own if job.config.stem == "recommended"}) == 3
 
 
 @given(count=st.integers(0, 50), parts=st.integers(1, 12))
@@ -262,8 +239,5 @@ def test_an_interrupted_sweep_ends_its_jobs(tmp_path, number):
 
 def test_a_sweep_leaves_the_handlers_of_signals_as_they_were(tmp_path, stand_ins):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
-    append_row(
-        tmp_path, {**dict.fromkeys(("key", "experiment", "settings", "data", "network"), "a"), "schema": 1, "seed": 0}
-    )
     assert sweep(one_grid(tmp_path, seeds=1), tmp_path) == 0
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
