@@ -1,0 +1,264 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+import statistics
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pyro_bmrs import ReductionError
+from tutorials.paper import report as report_module
+from tutorials.paper.figures import accuracy_by_bits, accuracy_by_size, accuracy_curves, rank_correlation_map
+from tutorials.paper.report import missing_parts, report
+from tutorials.paper.results import append_row
+from tutorials.paper.sweep import read_jobs
+from tutorials.paper.tables import (
+    continuous_table,
+    decision_table,
+    markdown,
+    ordered,
+    released_table,
+    stop_table,
+    unpruned_accuracy,
+)
+
+CRITERIA = ["SNR", "BMRS_N", "WeightNorm"]
+ACCURACIES = {0: 0.95, 1: 0.96, 2: 0.985}
+
+
+def continuous_row(seed, *, criterion="BMRS_N", settings="paper", data="mnist", network="mlp", **values):
+    return {
+        "schema": 1,
+        "key": f"continuous-{settings}-{data}-{network}-{criterion}-{seed}",
+        "experiment": "continuous",
+        "settings": settings,
+        "data": data,
+        "network": network,
+        "criterion": criterion,
+        "seed": seed,
+        "epochs": 50,
+        "fine_tune_epochs": 10,
+        "odds": "paper",
+        "units": 300,
+        "units_left": 60 + seed,
+        "parameters": 1000,
+        "parameters_left": 400,
+        "macs": 800,
+        "macs_left": 200,
+        "accuracy": ACCURACIES[seed],
+        **values,
+    }
+
+
+def curve(name, seed):
+    shares = np.linspace(0, 0.98, 8)
+    accuracy = (0.9 - 0.01 * seed) * (1 - shares**4)
+    stop = {"units_removed": 0.7 + 0.1 * seed, "parameters_removed": 0.5, "accuracy": 0.8}
+    return {"share_removed": shares, "accuracy": accuracy, "stop": None if name == "WeightNorm" else stop}
+
+
+def post_training_row(seed, **values):
+    rules = {"exact, even odds": 0.02, "paper's code": 0.7, "1 nat": 0.71}
+    stop = {"parameters_removed": 0.5, "accuracy": 0.8}
+    correlations = {a: {b: 1.0 if a == b else 0.1 * (seed + 1) for b in CRITERIA} for a in CRITERIA}
+    return continuous_row(seed) | {
+        "key": f"post_training-{seed}",
+        "experiment": "post_training",
+        "accuracy_unpruned": 0.97 + 0.01 * seed,
+        "curves": {name: curve(name, seed) for name in CRITERIA},
+        "rank_correlations": correlations,
+        "p1": [{"p1": p1, "units_removed": 0.9 - p1 / 100, **stop} for p1 in range(1, 21)],
+        "odds_stops": [{"rule": rule, "units_removed": removed, **stop} for rule, removed in rules.items()],
+        **values,
+    }
+
+
+def rows():
+    return [
+        *(continuous_row(seed, criterion=criterion) for criterion in ("SNR", "BMRS_N") for seed in range(3)),
+        continuous_row(0, settings="recommended"),
+        *(post_training_row(seed) for seed in range(2)),
+    ]
+
+
+def test_means_and_deviations_over_seeds():
+    table = continuous_table(rows())
+    assert list(table["criterion"]) == ["BMRS_N", "SNR", "BMRS_N"]
+    assert list(table["settings"]) == ["paper", "paper", "recommended"]
+    assert list(table["seeds"]) == [3, 3, 1]
+    assert set(table["epochs"]) == {"50 + 10"}
+    first, alone = table.iloc[0], table.iloc[2]
+    percents = [100 * accuracy for accuracy in ACCURACIES.values()]
+    assert first["accuracy"] == pytest.approx(statistics.mean(percents))
+    assert first["accuracy sd"] == pytest.approx(statistics.stdev(percents))
+    assert first["units removed"] == pytest.approx(100 * (1 - 61 / 300))
+    assert first["units removed sd"] == pytest.approx(100 / 300)
+    assert (first["parameters removed"], first["parameters removed sd"]) == (pytest.approx(60), 0)
+    assert first["MACs removed"] == pytest.approx(75)
+    assert alone["accuracy"] == pytest.approx(95) and pd.isna(alone["accuracy sd"])
+    # Of the same settings after training; there is none of the recommended ones.
+    assert first["unpruned"] == pytest.approx(97.5) and pd.isna(alone["unpruned"])
+
+
+def test_runs_of_other_setups_are_not_averaged():
+    table = continuous_table([continuous_row(0), continuous_row(1, epochs=20), continuous_row(2, kl_weight=30.0)])
+    assert list(table["seeds"]) == [1, 1, 1]
+
+
+def test_missing_values_are_no_zeros():
+    table = continuous_table([continuous_row(0, accuracy=None, macs=None), continuous_row(1, macs=None)])
+    assert table.loc[0, "accuracy"] == pytest.approx(96)
+    assert pd.isna(table.loc[0, "MACs removed"])
+    assert "| – |" in markdown(table, ["criterion", "MACs removed", "accuracy"])
+
+
+def test_the_accuracy_without_pruning_is_first_that_of_runs_without_noise():
+    place = ("mnist", "mlp", "paper")
+    after = [post_training_row(seed) for seed in range(2)]
+    assert unpruned_accuracy(after) == {place: pytest.approx(97.5)}
+    without = continuous_row(0, criterion=None, accuracy=0.99)
+    assert unpruned_accuracy([*after, without]) == {place: pytest.approx(99)}
+    assert list(continuous_table([without])["criterion"]) == ["none"]
+
+
+def test_where_criteria_and_rules_stop():
+    stops = stop_table(rows())
+    assert list(stops["criterion"]) == ["BMRS_N", "SNR"]
+    assert stops.loc[0, "units removed"] == pytest.approx(75)
+    assert stops.loc[0, "units removed sd"] == pytest.approx(100 * 0.1 / np.sqrt(2))
+    decisions = decision_table(rows())
+    assert list(decisions["rule"]) == ["paper's code", "1 nat", "exact, even odds"]
+    assert list(decisions["units removed"]) == pytest.approx([70, 71, 2])
+
+
+def test_beside_the_released_code():
+    table = released_table([*rows(), continuous_row(0, data="cifar10"), continuous_row(0, network="lenet5")])
+    lines = {
+        (line["network"], line["criterion"], line["by"]): (line["parameters removed"], line["accuracy"])
+        for line in table.to_dict("records")
+    }
+    ours = (pytest.approx(60), pytest.approx(100 * statistics.mean(ACCURACIES.values())))
+    assert lines == {
+        ("mlp", "BMRS_N", "released code"): (54.6, 95.3),
+        ("mlp", "BMRS_N", "this program"): ours,
+        ("mlp", "BMRS_U-8", "released code"): (56.2, 95.5),
+        ("mlp", "SNR", "released code"): (54.6, 95.6),
+        ("mlp", "SNR", "this program"): ours,
+        ("lenet5", "BMRS_N", "released code"): (87.2, 95.8),
+        ("lenet5", "BMRS_N", "this program"): (pytest.approx(60), pytest.approx(95)),
+    }
+    assert released_table([continuous_row(0, data="cifar10")]).empty
+
+
+def test_the_order_of_names():
+    names = ["SNR", "another", "BMRS_U-4", "BMRS_N", "SNR", "a third"]
+    assert ordered(names) == ["BMRS_N", "BMRS_U-4", "SNR", "a third", "another"]
+
+
+def test_a_curve_is_the_mean_over_seeds_and_its_marker_where_it_stops():
+    figure = accuracy_curves([post_training_row(seed) for seed in range(2)])
+    [ax] = figure.axes
+    curves = [line for line in ax.lines if len(line.get_xdata()) > 1]
+    assert len(curves) == len(CRITERIA)
+    shares, accuracy = curves[0].get_data()
+    assert shares.max() <= 98
+    knots = np.linspace(0, 98, 8)
+    exact = np.interp(shares, knots, 100 * 0.895 * (1 - (knots / 100) ** 4))
+    np.testing.assert_allclose(accuracy, exact)
+    stops = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines if len(line.get_xdata()) == 1]
+    assert stops == [(pytest.approx(75), pytest.approx(80))] * 2
+    [legend] = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["BMRS_N", "SNR", "WeightNorm"]
+
+
+def test_correlations_are_means_over_seeds():
+    figure = rank_correlation_map([post_training_row(seed) for seed in range(2)])
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["1.00", "0.15", "0.15", "0.15", "1.00", "0.15", "0.15", "0.15", "1.00"]
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["BMRS_N", "SNR", "WeightNorm"]
+
+
+def test_points_by_bits_and_by_size():
+    lines = accuracy_by_bits([post_training_row(0)]).axes[0].lines
+    np.testing.assert_allclose(lines[1].get_ydata(), 90 - np.arange(1, 21))
+    figure = accuracy_by_size(rows())
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["Accuracy unpruned, paper", "BMRS_N, paper", "SNR, paper", "BMRS_N, recommended"]
+
+
+def test_no_figure_of_nothing():
+    bare = [continuous_row(0)]
+    assert accuracy_curves(bare) is rank_correlation_map(bare) is accuracy_by_bits(bare) is None
+    assert accuracy_by_size([post_training_row(0)]) is None
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    monkeypatch.setattr(report_module, "_CONFIGS", folder)
+    return folder
+
+
+def write_sweep(folder):
+    (folder / "paper.yaml").touch()
+    grid = (
+        "{experiment: continuous, settings: paper, data: mnist, network: mlp, criterion: [BMRS_N, SNR], seed: [0, 1]}"
+    )
+    path = folder / "sweep-some.yaml"
+    path.write_text(f"grids:\n  - {grid}\n")
+    return read_jobs(path)
+
+
+def test_what_is_missing_of_a_sweep_that_was_begun(configs):
+    jobs = write_sweep(configs)
+    begun = [continuous_row(0, key=jobs[0].key), continuous_row(1, key=jobs[1].key)]
+    assert missing_parts(begun) == ["sweep-some.yaml: 2 runs of mnist, mlp, paper, continuous, SNR"]
+    whole = [*begun, *(continuous_row(0, key=job.key) for job in jobs[2:])]
+    assert missing_parts(whole) == missing_parts([continuous_row(0, key="of no sweep")]) == []
+
+
+def test_what_is_missing_of_runs(configs):
+    row = post_training_row(0, accuracy=None, curves=None, p1=[])
+    assert missing_parts([row]) == ["post_training-0: accuracy, curves, p1"]
+
+
+def test_a_report(tmp_path, configs, capsys):
+    results, output = tmp_path / "results", tmp_path / "new" / "output"
+    for row in rows():
+        append_row(results, row)
+    append_row(results, post_training_row(2, key="broken", curves=None))
+    report(results, output)
+    text = (output / "report.md").read_text()
+    assert "| paper | BMRS_N | 50 + 10 | 3 | 98.0 | 96.5 ± 1.8 | 79.7 ± 0.3 | 60.0 ± 0.0 | 75.0 ± 0.0 |" in text
+    assert "- broken: curves" in text
+    assert "missing: broken: curves" in capsys.readouterr().out
+    figures = sorted(path.name for path in output.glob("*.png"))
+    of_runs = [f"{name}-mnist-mlp-paper.png" for name in ("bits", "correlations", "curves")]
+    assert figures == sorted(["continuous-mnist-mlp.png", *of_runs])
+    for name in figures:
+        assert f"]({name})" in text
+        assert (output / name).stat().st_size < 100_000
+        with Image.open(output / name) as image:
+            assert image.width > 300
+    assert sorted(path.stem for path in output.glob("*.csv")) == ["continuous", "decisions", "released", "stops"]
+    table = pd.read_csv(output / "continuous.csv")
+    expected = continuous_table([*rows(), post_training_row(2)])
+    np.testing.assert_allclose(table["accuracy"], expected["accuracy"], atol=1e-4)
+
+
+def test_a_report_of_one_run(tmp_path, configs):
+    append_row(tmp_path, continuous_row(0, data="digits"))
+    report(tmp_path, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["continuous-digits-mlp.png"]
+    assert (tmp_path / "report.md").read_text().endswith("## Missing\n\n- nothing\n")
+
+
+def test_no_results_no_report(tmp_path):
+    with pytest.raises(ReductionError, match=r"no results in .*results\.jsonl"):
+        report(tmp_path / "nowhere", tmp_path / "output")
+    assert not (tmp_path / "output").exists()

@@ -1,0 +1,207 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Figures of the results, each of one data set and network; means over seeds, with bands or bars of a standard deviation.
+
+The colours are those of M. Okabe and K. Ito (2008), *Color universal design*, https://jfly.uni-koeln.de/color/; lines
+and markers differ too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MultipleLocator
+
+from .tables import Row, continuous_table, ordered, unpruned_accuracy
+
+# Colour, line and marker of a criterion.
+STYLES = {
+    "BMRS_N": ("#0072B2", "-", "o"),
+    "BMRS_U-8": ("#D55E00", "-", "s"),
+    "BMRS_U-4": ("#009E73", "-", "^"),
+    "SNR": ("#CC79A7", "-", "D"),
+    "PosteriorMean": ("#56B4E9", "--", "v"),
+    "WeightNorm": ("#E69F00", "--", "P"),
+    "Saliency-taylor": ("#000000", ":", "X"),
+    "Saliency-fisher": ("#7F7F7F", ":", "*"),
+}
+# How the marker of settings is filled, in their order.
+_FILLS: tuple[Literal["none", "full", "left", "top"], ...] = ("none", "full", "left", "top")
+_OTHER_STYLE = ("#000000", "-.", "h")
+
+_SHARES = np.linspace(0, 100, 201)
+
+
+def accuracy_curves(rows: Sequence[Row]) -> Figure | None:
+    """
+    Accuracy against the share of the units that are removed, by criterion, and where those that decide stop.
+
+    The paper's Figures 2 and 5.
+
+    :param rows: runs after training, of one data set, network and settings.
+    :return: the figure; none where no run has curves.
+    """
+    curves = [row["curves"] for row in rows if row.get("curves")]
+    if not curves:
+        return None
+    figure, ax = _figure(6.6, 4.0)
+    handles = []
+    for name in ordered(name for of_run in curves for name in of_run):
+        color, line, marker = STYLES.get(name, _OTHER_STYLE)
+        of_seeds = [of_run[name] for of_run in curves if name in of_run]
+        shares = _SHARES[_SHARES <= 100 * min(max(curve["share_removed"]) for curve in of_seeds)]
+        values = np.array(
+            [np.interp(shares, _percent(curve["share_removed"]), _percent(curve["accuracy"])) for curve in of_seeds]
+        )
+        ax.plot(shares, values.mean(0), line, color=color, linewidth=1.4)
+        handle = Line2D([], [])
+        handle.update_from(ax.lines[-1])
+        handle.set_label(name)
+        if len(values) > 1:
+            spread = values.std(0, ddof=1)
+            ax.fill_between(shares, values.mean(0) - spread, values.mean(0) + spread, color=color, alpha=0.15, lw=0)
+        stops = [curve["stop"] for curve in of_seeds if curve.get("stop")]
+        if stops:
+            removed, accuracy = (_percent([stop[part] for stop in stops]) for part in ("units_removed", "accuracy"))
+            ax.plot(
+                removed.mean(), accuracy.mean(), marker, color=color, markeredgecolor="white", markersize=9, zorder=5
+            )
+            handle.set_marker(marker)
+        handles.append(handle)
+    ax.set(xlabel="Units removed (%)", ylabel="Test accuracy (%)", xlim=(0, 100))
+    _finish(figure, ax, rows, handles=handles, title="Marker: where it stops")
+    return figure
+
+
+def rank_correlation_map(rows: Sequence[Row]) -> Figure | None:
+    """
+    Spearman's rank correlations between the orders of criteria. The paper's Figure 3.
+
+    :param rows: runs after training, of one data set, network and settings.
+    :return: the figure; none where no run has correlations.
+    """
+    matrices = [pd.DataFrame(row["rank_correlations"]) for row in rows if row.get("rank_correlations")]
+    if not matrices:
+        return None
+    names = ordered(matrices[0].columns)
+    values = np.mean([matrix.loc[names, names].to_numpy(dtype=float) for matrix in matrices], axis=0)
+    figure, ax = _figure(1.6 + 0.62 * len(names), 1.1 + 0.52 * len(names))
+    image = ax.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(names)), names)
+    for line, column in np.ndindex(*values.shape):
+        value = values[line, column]
+        ink = "white" if abs(value) > 0.6 else "black"
+        ax.text(column, line, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
+    figure.colorbar(image, ax=ax, label="Spearman's rank correlation")
+    ax.grid(False)
+    ax.set_title(_title(rows))
+    return figure
+
+
+def accuracy_by_bits(rows: Sequence[Row]) -> Figure | None:
+    """
+    Accuracy and compression where BMRS_U stops, against its number of bits. The paper's Figure 4.
+
+    :param rows: runs after training, of one data set, network and settings.
+    :return: the figure; none where no run was evaluated by bits.
+    """
+    points = [{**point, "seed": row["seed"]} for row in rows for point in row.get("p1") or []]
+    if not points:
+        return None
+    groups = pd.DataFrame(points).groupby("p1")
+    parts = {
+        "Test accuracy": ("accuracy", "#0072B2", "o"),
+        "Units removed": ("units_removed", "#D55E00", "s"),
+        "Parameters removed": ("parameters_removed", "#009E73", "^"),
+    }
+    figure, ax = _figure(6.6, 3.6)
+    for label, (column, color, marker) in parts.items():
+        mean, spread = 100 * groups[column].mean(), 100 * groups[column].std().fillna(0)
+        ax.plot(mean.index, mean, marker + "-", color=color, markersize=4, linewidth=1.4, label=label)
+        ax.fill_between(mean.index, mean - spread, mean + spread, color=color, alpha=0.15, lw=0)
+    _draw_unpruned(ax, rows)
+    ax.set(
+        xlabel="BMRS_U: number of bits $p_1$ (the noise is confined to below $2^{-p_1}$)",
+        ylabel="Accuracy, share removed (%)",
+    )
+    ax.set_ylim(0, 100)
+    ax.xaxis.set_major_locator(MultipleLocator(2))
+    _finish(figure, ax, rows)
+    return figure
+
+
+def accuracy_by_size(rows: Sequence[Row]) -> Figure | None:
+    """
+    Accuracy against the parameters removed by pruning in training, by settings and criterion.
+
+    :param rows: runs of one data set and network.
+    :return: the figure; none where no run was pruned in training.
+    """
+    table = continuous_table(rows)
+    if table.empty:
+        return None
+    figure, ax = _figure(6.6, 4.0)
+    settings = ordered(table["settings"])
+    for line in table.to_dict("records"):
+        color, _, marker = STYLES.get(line["criterion"], _OTHER_STYLE)
+        ax.errorbar(
+            line["parameters removed"],
+            line["accuracy"],
+            xerr=_bar(line["parameters removed sd"]),
+            yerr=_bar(line["accuracy sd"]),
+            fmt=marker,
+            color=color,
+            fillstyle=_FILLS[settings.index(line["settings"]) % len(_FILLS)],
+            markersize=8,
+            capsize=3,
+            linewidth=1.2,
+            label=f"{line['criterion']}, {line['settings']}",
+        )
+    _draw_unpruned(ax, rows)
+    ax.set(xlabel="Parameters removed (%)", ylabel="Test accuracy (%)")
+    ax.margins(0.12)
+    _finish(figure, ax, rows)
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    ax = figure.add_subplot()
+    ax.grid(color="#DDDDDD", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure, ax
+
+
+def _finish(figure: Figure, ax: Axes, rows: Sequence[Row], **legend: Any) -> None:
+    """The title, and a legend beside the axes, where it hides nothing."""
+    ax.set_title(_title(rows))
+    figure.legend(loc="outside right upper", fontsize=8, title_fontsize=8, frameon=False, **legend)
+
+
+def _title(rows: Sequence[Row]) -> str:
+    seeds = len({row["seed"] for row in rows})
+    return f"{rows[0]['data']}, {rows[0]['network']} ({seeds} seed{'s' * (seeds > 1)})"
+
+
+def _draw_unpruned(ax: Axes, rows: Sequence[Row]) -> None:
+    for (_, _, settings), accuracy in unpruned_accuracy(rows).items():
+        label = f"Accuracy unpruned, {settings}"
+        ax.axhline(accuracy, color="#444444", linestyle=(0, (4, 3)), linewidth=1, zorder=1, label=label)
+
+
+def _percent(values: Iterable[Any]) -> np.ndarray[Any, Any]:
+    return 100 * np.asarray(list(values), dtype=float)
+
+
+def _bar(deviation: float) -> float | None:
+    return None if pd.isna(deviation) else deviation

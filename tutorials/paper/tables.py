@@ -1,0 +1,227 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tables of the results: means and standard deviations over seeds, in percent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+Row = dict[str, Any]
+
+# In which order tables and figures name things; what is not here comes after.
+ORDER = (
+    *("digits", "mnist", "fashion_mnist", "cifar10", "mlp", "lenet5", "paper", "recommended"),
+    *("BMRS_N", "BMRS_U-8", "BMRS_U-4", "SNR", "PosteriorMean", "WeightNorm", "Saliency-taylor", "Saliency-fisher"),
+    *("paper's code", "1 nat", "exact, even odds"),
+)
+MEASURES = ("accuracy", "units removed", "parameters removed", "MACs removed")
+
+_SETUP = ("epochs", "batch_size", "lr", "noise_lr", "kl_weight", "odds", "num_train")
+
+# What the code released with the paper gave on MNIST, one seed each: units and parameters removed, accuracy, all in
+# percent; its networks were trained for 40 epochs and fine-tuned for 5. None where it was not recorded.
+RELEASED = (
+    ("mlp", "BMRS_N", 79.7, 54.6, 95.3),
+    ("mlp", "BMRS_U-8", None, 56.2, 95.5),
+    ("mlp", "SNR", 79.7, 54.6, 95.6),
+    ("lenet5", "BMRS_N", 83.6, 87.2, 95.8),
+)
+RELEASED_UNPRUNED = {"mlp": 96.8}
+
+
+def continuous_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """
+    What pruning in training gave: a line for each data set, network, settings and criterion.
+
+    :param rows: the results.
+    :return: the setup, the epochs as those of training and of fine-tuning; how many seeds; means over them of the
+        accuracy, and of what was removed, each with its standard deviation in a column ``... sd`` (missing for one
+        seed); in percent. ``unpruned`` is the accuracy of the same settings without pruning, where there is a run of
+        it.
+    """
+    frame = pd.DataFrame([_measured(row) for row in rows if row["experiment"] == "continuous"])
+    if frame.empty:
+        return frame
+    unpruned = unpruned_accuracy(rows)
+    table = _over_seeds(frame, ["data", "network", "settings", "criterion", *_SETUP], MEASURES)
+    places = zip(table["data"], table["network"], table["settings"])
+    return table.assign(unpruned=pd.Series([unpruned.get(place) for place in places], dtype=float))
+
+
+def stop_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """
+    Where the criteria that decide stop, after training without pruning: a line for each.
+
+    :param rows: the results.
+    :return: as :func:`continuous_table`, without fine-tuning; MACs are not counted.
+    """
+    return _stops(
+        rows,
+        "criterion",
+        lambda row: [(name, curve["stop"]) for name, curve in (row.get("curves") or {}).items() if curve.get("stop")],
+    )
+
+
+def decision_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """
+    What BMRS_N removes by each rule of decision, after training without pruning; how much of it is prior odds.
+
+    :param rows: the results.
+    :return: as :func:`stop_table`, by rule.
+    """
+    return _stops(rows, "rule", lambda row: [(stop["rule"], stop) for stop in row.get("odds_stops") or []])
+
+
+def released_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """
+    The paper's settings on MNIST beside what the code released with the paper gave.
+
+    :param rows: the results.
+    """
+    ours = continuous_table([row for row in rows if (row["data"], row["settings"]) == ("mnist", "paper")])
+    if ours.empty:
+        return ours
+    lines: list[dict[Any, Any]] = []
+    for network, criterion, units, parameters, accuracy in RELEASED:
+        measured = {"units removed": units, "parameters removed": parameters, "accuracy": accuracy}
+        setup = {
+            "data": "mnist",
+            "network": network,
+            "criterion": criterion,
+            "by": "released code",
+            "epochs": "40 + 5",
+            "seeds": 1,
+        }
+        lines.append({**setup, "unpruned": RELEASED_UNPRUNED.get(network), **measured})
+        match = ours[(ours["network"] == network) & (ours["criterion"] == criterion)]
+        lines += [{**line, "by": "this program"} for line in match.to_dict("records")]
+    columns = ["data", "network", "criterion", "by", "epochs", "seeds", "unpruned"]
+    measures = [column for name in MEASURES[:3] for column in (name, f"{name} sd")]
+    return pd.DataFrame(lines).reindex(columns=[*columns, *measures])
+
+
+def unpruned_accuracy(rows: Iterable[Row]) -> dict[tuple[str, str, str], float]:
+    """
+    The mean accuracy without pruning, in percent, by data set, network and settings.
+
+    That of runs without a criterion, or else of networks with noise before they are pruned after training.
+
+    :param rows: the results.
+    """
+    without, before = dict[tuple[str, str, str], list[float]](), dict[tuple[str, str, str], list[float]]()
+    for row in rows:
+        place = (row["data"], row["network"], row["settings"])
+        if row.get("criterion") is None and row.get("accuracy") is not None:
+            without.setdefault(place, []).append(row["accuracy"])
+        elif row["experiment"] == "post_training" and row.get("accuracy_unpruned") is not None:
+            before.setdefault(place, []).append(row["accuracy_unpruned"])
+    return {place: 100 * sum(values) / len(values) for place, values in {**before, **without}.items()}
+
+
+def markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
+    """
+    A table in Markdown, of text to the left and numbers to the right.
+
+    :param table: the table; a column ``x sd`` is shown as ± behind ``x``.
+    :param columns: what to show.
+
+    Example::
+
+        >>> print(markdown(pd.DataFrame({"a": ["x"], "b": [1.25], "b sd": [0.5]}), ["a", "b"]))
+        | a | b |
+        | :-- | --: |
+        | x | 1.2 ± 0.5 |
+    """
+    cells = [[_cell(line, name) for name in columns] for line in table.to_dict("records")]
+    numeric = [pd.api.types.is_numeric_dtype(table[name]) for name in columns]
+    lines = [list(columns), ["--:" if right else ":--" for right in numeric], *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """
+    Each name once, in the order of tables and figures.
+
+    :param names: of data sets, networks, settings or criteria.
+    """
+    return sorted(dict.fromkeys(names), key=rank)
+
+
+def rank(name: str) -> tuple[int, str]:
+    """
+    What to sort by, for the order of tables and figures.
+
+    :param name: of a data set, network, settings, criterion or rule.
+    """
+    return (ORDER.index(name), "") if name in ORDER else (len(ORDER), name)
+
+
+def _cell(line: dict[Any, Any], name: str) -> str:
+    value, deviation = line[name], line.get(f"{name} sd")
+    if pd.isna(value):
+        return "–"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1f}" if deviation is None or pd.isna(deviation) else f"{value:.1f} ± {deviation:.1f}"
+
+
+def _measured(row: Row) -> dict[str, Any]:
+    """What the table of runs has of one, in percent."""
+    removed = {
+        f"{label} removed": _removed(row.get(name), row.get(f"{name}_left"))
+        for label, name in (("units", "units"), ("parameters", "parameters"), ("MACs", "macs"))
+    }
+    known = {name: row[name] for name in ("data", "network", "settings", "seed")}
+    known["criterion"] = row.get("criterion") or "none"
+    setup = {name: _hashable(row.get(name)) for name in _SETUP}
+    setup["epochs"] = " + ".join(str(row[name]) for name in ("epochs", "fine_tune_epochs") if row.get(name))
+    return {**known, **setup, "accuracy": _percent(row, "accuracy"), **removed}
+
+
+def _removed(before: float | None, left: float | None) -> float | None:
+    return None if before is None or left is None else 100 * (1 - left / before)
+
+
+def _percent(values: dict[str, Any], name: str) -> float | None:
+    value = values.get(name)
+    return None if value is None else 100 * value
+
+
+def _hashable(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _stops(rows: Sequence[Row], name: str, stops: Any) -> pd.DataFrame:
+    """A line for each named stop of the runs after training."""
+    measures = {"accuracy": "accuracy", "units removed": "units_removed", "parameters removed": "parameters_removed"}
+    lines = [
+        {
+            **{column: row[column] for column in ("data", "network", "settings", "seed")},
+            name: label,
+            **{measure: _percent(stop, column) for measure, column in measures.items()},
+            "unpruned": _percent(row, "accuracy_unpruned"),
+        }
+        for row in rows
+        if row["experiment"] == "post_training"
+        for label, stop in stops(row)
+    ]
+    if not lines:
+        return pd.DataFrame()
+    return _over_seeds(pd.DataFrame(lines), ["data", "network", "settings", name], ["unpruned", *measures])
+
+
+def _over_seeds(frame: pd.DataFrame, by: list[str], measures: Sequence[str]) -> pd.DataFrame:
+    """Means and standard deviations over the seeds of what is alike otherwise, in order."""
+    values = {name: pd.to_numeric(frame[name]) for name in measures}
+    groups = frame.assign(**values).groupby(by, sort=False, dropna=False)
+    parts: dict[str, pd.Series[Any]] = {"seeds": groups["seed"].nunique()}
+    for name in measures:
+        parts |= {name: groups[name].mean(), f"{name} sd": groups[name].std()}
+    table = pd.DataFrame(parts).reset_index()
+    names = [name for name in by if name not in _SETUP]
+    order = sorted(range(len(table)), key=lambda line: [rank(table[name].iloc[line]) for name in names])
+    return table.iloc[order].reset_index(drop=True)
