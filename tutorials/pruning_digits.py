@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 
 import pyro
 import torch
-from pyro.infer import TraceMeanField_ELBO
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from pyro_bmrs.pruning import (
     BMRS_N,
     AutoTruncatedLogNormal,
     Classification,
+    NoiseELBO,
     attach_noise,
     compact,
     compaction_report,
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> nn.Module:
     net = attach_noise(network())
     model = Classification(net, len(x), kl_weight=options.kl_weight)
     guide = AutoTruncatedLogNormal(model)
-    elbo = TraceMeanField_ELBO()(model, guide)
+    elbo = NoiseELBO()(model, guide)
     train(elbo, torch.optim.Adam(parameter_groups(elbo, lr=1e-2)), x, y, options.epochs)
     result = prune(net, guide, BMRS_N())
     small = compact(net, guide, x[:1], delta_evidence=result.scores).eval()

@@ -12,6 +12,7 @@ from pyro_bmrs.pruning.costs import proportional_odds, unit_costs
 from pyro_bmrs.pruning.coupling import coupled_units
 from pyro_bmrs.pruning.criteria import BMRS_N, BMRS_U, SNR, Criterion, PosteriorMean
 from pyro_bmrs.pruning.curves import accuracy_vs_compression, rank_correlations
+from pyro_bmrs.pruning.elbo import NoiseELBO
 from pyro_bmrs.pruning.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.likelihood import Classification, Likelihood, Regression, WarmUp, parameter_groups
 from pyro_bmrs.pruning.noise import MultiplicativeNoise
@@ -33,6 +34,7 @@ __all__ = [
     "Criterion",
     "Likelihood",
     "MultiplicativeNoise",
+    "NoiseELBO",
     "NoiseSite",
     "PosteriorMean",
     "PruningCallback",

@@ -93,6 +93,7 @@ class PruningCallback(Callback):
         result = prune(
             _net_of(guide), guide, self.criterion, fraction=self.fraction, example_inputs=self.example_inputs
         )
+        agree_on_kept(trainer, guide)
         self.results.append(result)
         pl_module.log("pruning/units", float(result.num_kept))
         for name, kept in result.kept.items():
@@ -116,6 +117,19 @@ class PruningCallback(Callback):
         np.random.set_state(_tuples(state_dict["numpy"]))
         if torch.cuda.is_available() and len(state_dict["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["cuda"]])
+
+
+def agree_on_kept(trainer: Trainer, guide: AutoTruncatedLogNormal) -> None:
+    """
+    Lets all processes of a trainer keep the units that its first one does.
+
+    Their parameters are the same, and so are their decisions, but for what the arithmetic of unlike machines may do.
+
+    :param trainer: the trainer.
+    :param guide: the guide of the noise.
+    """
+    for noise in guide.noise.values():
+        noise.kept.copy_(trainer.strategy.broadcast(noise.kept.cpu()))
 
 
 def _tuples(state: Any) -> Any:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -98,6 +100,23 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
         with torch.no_grad():
             means = {name: self.noise_posterior(name).mean for name in self.noise}
             return {name: torch.where(self.noise[name].kept, mean, 0.0) for name, mean in means.items()}
+
+    @contextmanager
+    def given_noise(self) -> Iterator[NoisePosteriors]:
+        """
+        While it lasts, the noise of the network is drawn from its posteriors without sample statements.
+
+        :return: the posteriors.
+        """
+        posteriors = NoisePosteriors(self._units, self.noise_locs, self.noise_log_scales)
+        # Past the module's own __setattr__, which costs as much as the draw.
+        for name, noise in self.noise.items():
+            vars(noise)["given"] = partial(posteriors.draw, name)
+        try:
+            yield posteriors
+        finally:
+            for noise in self.noise.values():
+                del vars(noise)["given"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_posteriors": None}

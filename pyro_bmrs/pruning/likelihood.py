@@ -136,12 +136,20 @@ class Likelihood(nn.Module):
             with poutine.scale(scale=1 / len(output)), pyro.plate("data", len(output), dim=-1):
                 pyro.sample("y", self.observation(output), obs=y)
         if self.training and y is not None:
-            self._step += 1
+            self.count_step()
         return output
+
+    def count_step(self) -> None:
+        """One more training step is done."""
+        self._step += 1
 
     def observation(self, output: Tensor) -> Any:
         """The distribution of what is observed, given the network's output; of one batch dimension, the examples."""
         raise NotImplementedError
+
+    def log_likelihood(self, output: Tensor, y: Tensor) -> Tensor:
+        """The log density of what was observed, of each example in nats, given the network's output."""
+        return self.observation(output).log_prob(y)
 
 
 class Classification(Likelihood):
@@ -157,13 +165,13 @@ class Classification(Likelihood):
     Example::
 
         >>> import torch
-        >>> from pyro.infer import TraceMeanField_ELBO
         >>> from torch import nn
-        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, attach_noise, parameter_groups
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, NoiseELBO
+        >>> from pyro_bmrs.pruning import attach_noise, parameter_groups
         >>> x, y = torch.randn(200, 3), torch.randint(2, (200,))
         >>> net = attach_noise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)))
         >>> model = Classification(net, num_examples=200)
-        >>> elbo = TraceMeanField_ELBO()(model, AutoTruncatedLogNormal(model))
+        >>> elbo = NoiseELBO()(model, AutoTruncatedLogNormal(model))
         >>> optimizer = torch.optim.Adam(parameter_groups(elbo, lr=1e-3))
         >>> for _ in range(3):
         ...     loss = elbo(x, y)
@@ -173,6 +181,10 @@ class Classification(Likelihood):
     def observation(self, output: Tensor) -> Any:
         """A categorical distribution."""
         return dist.Categorical(logits=output)
+
+    def log_likelihood(self, output: Tensor, y: Tensor) -> Tensor:
+        """The same as by the distribution, in one operation."""
+        return -nn.functional.cross_entropy(output, y, reduction="none")
 
 
 class Regression(Likelihood):

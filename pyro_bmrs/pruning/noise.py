@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -66,6 +67,8 @@ class MultiplicativeNoise(PyroModule):
 
     kept: Tensor
     _like: Tensor
+    # What draws the noise of a given shape in the place of a sample statement, while there is such a thing.
+    given: Callable[[tuple[int, ...]], Tensor] | None = None
 
     def __init__(
         self,
@@ -159,10 +162,14 @@ class MultiplicativeNoise(PyroModule):
         return dim
 
     def _sample(self) -> Tensor:
+        if self.given is not None:
+            return self.given(())
         return pyro.sample(self.site_name, self.prior, infer=_MARK)
 
     def _draw(self, num_examples: int) -> Tensor:
         """A draw for each example, counted once in all."""
+        if self.given is not None:
+            return self.given((num_examples,))
         with pyro.plate(f"{self.site_name}.examples", num_examples, dim=-1), poutine.scale(scale=1 / num_examples):
             return self._sample()
 

@@ -10,7 +10,7 @@ noise of all layers is therefore one vector while a step lasts; each site sees i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -39,9 +39,23 @@ class NoiseUnits:
         self.noise = dict(noise)
         self.sizes = [module.num_units for module in self.noise.values()]
         self._tables: Tables | None = None
+        self._weights: tuple[tuple[float, ...], Tensor, Tensor] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoiseUnits:
         return NoiseUnits({name: memo.get(id(module), module) for name, module in self.noise.items()})
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all units of all sites are kept."""
+        return all(module.is_whole for module in self.noise.values())
+
+    def weights(self, sites: tuple[float, ...]) -> Tensor:
+        """The weights of all sites by unit, 0 where a unit is not kept."""
+        members = self.tables.members
+        if self._weights is None or self._weights[0] != sites or self._weights[1] is not members:
+            self._weights = sites, members, members @ members.new_tensor(sites)
+        weights = self._weights[2]
+        return weights if self.is_whole else weights * torch.cat([module.kept for module in self.noise.values()])
 
     def split(self, units: Tensor) -> dict[str, Tensor]:
         """Values of all units by site."""
@@ -52,14 +66,13 @@ class NoiseUnits:
         """What the priors say of all units."""
         priors = [module.unit_prior for module in self.noise.values()]
         if self._tables is None or any(one is not other for one, other in zip(self._tables.priors, priors)):
-            low, high, log_low, log_high = (
-                torch.cat([getattr(prior, end) for prior in part])
+            ends, log_ends = (
+                torch.stack([torch.cat([getattr(prior, end) for prior in part]) for end in ("low", "high")])
                 for part in (priors, [prior.base_dist for prior in priors])
-                for end in ("low", "high")
             )
-            site = torch.repeat_interleave(torch.tensor(self.sizes)).to(low.device)
-            members = (site.unsqueeze(-1) == torch.arange(len(self.sizes), device=low.device)).to(low.dtype)
-            self._tables = Tables(priors, (low.double(), high.double()), (log_low, log_high), members)
+            site = torch.repeat_interleave(torch.tensor(self.sizes)).to(ends.device)
+            members = (site.unsqueeze(-1) == torch.arange(len(self.sizes), device=ends.device)).to(ends.dtype)
+            self._tables = Tables(priors, ends.double(), log_ends, members)
         return self._tables
 
 
@@ -67,8 +80,8 @@ class Tables(NamedTuple):
     """What is made once for the priors that it is made of."""
 
     priors: list[LogUniform]
-    ends: tuple[Tensor, Tensor]  # low and high, in double precision
-    log_ends: tuple[Tensor, Tensor]  # their logarithms
+    ends: Tensor  # low and high, in double precision, of shape (2, units)
+    log_ends: Tensor  # their logarithms
     members: Tensor  # which units are a site's: 1 or 0, of shape (units, sites)
 
 
@@ -99,7 +112,7 @@ class NoisePosteriors:
     @cached_property
     def unit_divergences(self) -> tuple[Tensor, Tensor]:
         """Of each unit's posterior from its prior, in nats, and the log of its normaliser."""
-        return log_uniform_divergence(self.locs, self.log_scales, *self.tables.log_ends)
+        return log_uniform_divergence(self.locs, self.log_scales, self.tables.log_ends)
 
     @cached_property
     def divergences(self) -> dict[str, Tensor]:
@@ -108,9 +121,18 @@ class NoisePosteriors:
 
     def sum_kept(self, units: Tensor) -> dict[str, Tensor]:
         """By site, the sum over the units that are kept."""
-        if not all(module.is_whole for module in self.units.noise.values()):
+        if not self.units.is_whole:
             units = units * torch.cat([module.kept for module in self.units.noise.values()])
         return dict(zip(self.units.noise, torch.matmul(units, self.tables.members).unbind(-1)))
+
+    def weighted_divergence(self, weight: Callable[[int], float]) -> Tensor:
+        """
+        Of all noise from its prior, each site's with a weight.
+
+        :param weight: of a site, given its number of units.
+        """
+        weights = self.units.weights(tuple(map(weight, self.units.sizes)))
+        return torch.dot(self.unit_divergences[0], weights)
 
     def draw(self, name: str, shape: _size) -> Tensor:
         """The noise at one site; drawn for all sites at once, and anew once it has been given away."""
@@ -118,7 +140,7 @@ class NoisePosteriors:
             uniform = torch.rand((*shape, *self.locs.shape), dtype=self.locs.dtype, device=self.locs.device).double()
             # A 0 stands for all that rounds to it.
             uniform.clamp_(min=2.0**-26)
-            draws = Draws(draw_log_normal(uniform, self.locs, self.log_scales, *self.tables.ends))
+            draws = Draws(draw_log_normal(uniform, self.locs, self.log_scales, self.tables.ends))
             self._drawn |= {(site, shape): (value, draws) for site, value in self.units.split(draws.values).items()}
         self._given[name] = self._drawn.pop((name, shape))
         return self._given[name][0]

@@ -49,52 +49,49 @@ _FAR = 30.0
 _NUM_FOLDS = 40.0
 
 
-def draw_log_normal(uniform: Tensor, loc: Tensor, log_scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def draw_log_normal(uniform: Tensor, loc: Tensor, log_scale: Tensor, ends: Tensor) -> Tensor:
     """
     Quantiles of truncated log-normals, differentiable once in ``loc`` and ``log_scale``.
 
     :param uniform: probabilities in (0, 1), in double precision; shape ``(..., units)``.
     :param loc: location of the logarithm, shape ``(units,)``.
     :param log_scale: log of the scale of the logarithm, likewise.
-    :param low: lower end of the variable itself, positive, in double precision.
-    :param high: its upper end, finite, likewise.
+    :param ends: the ends of the variable itself, positive and finite, in double precision; shape ``(2, units)``.
     :return: of the shape of ``uniform`` and the dtype of ``loc``.
 
     Example::
 
         >>> import torch
-        >>> uniform, low, high = torch.tensor([[0.5], [1e-9], [1.0]]).double()
-        >>> draw_log_normal(uniform, torch.tensor([-3.0]), torch.tensor([0.0]), low, high).log()
+        >>> uniform, ends = torch.tensor([0.5]).double(), torch.tensor([[1e-9], [1.0]]).double()
+        >>> draw_log_normal(uniform, torch.tensor([-3.0]), torch.tensor([0.0]), ends).log()
         tensor([-3.0017])
     """
-    return _Draw.apply(uniform, loc, log_scale, low, high)
+    return _Draw.apply(uniform, loc, log_scale, ends)
 
 
-def log_uniform_divergence(loc: Tensor, log_scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def log_uniform_divergence(loc: Tensor, log_scale: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     """
     KL(q || p) for q a truncated log-normal, and p log-uniform on the same interval; and the log normaliser of q.
 
     :param loc: location of the logarithm, shape ``(units,)``.
     :param log_scale: log of the scale of the logarithm.
-    :param low: lower end of the logarithm, finite.
-    :param high: its upper end, finite.
+    :param ends: the ends of the logarithm, finite; shape ``(2, units)``.
     :return: the divergence of each unit in nats, and the log of the integral of the density of the logarithm relative
         to its mode; differentiable once in ``loc`` and ``log_scale``.
 
     Example::
 
         >>> import torch
-        >>> low, high = torch.tensor([-20.0]), torch.tensor([0.0])
-        >>> log_uniform_divergence(torch.tensor([0.0]), torch.tensor([-5.0]), low, high)
+        >>> log_uniform_divergence(torch.tensor([0.0]), torch.tensor([-5.0]), torch.tensor([[-20.0], [0.0]]))
         (tensor([7.2699]), tensor([-4.7742]))
     """
-    return _Divergence.apply(loc, log_scale, low, high)
+    return _Divergence.apply(loc, log_scale, ends)
 
 
 class _Draw(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, uniform: Tensor, loc: Tensor, log_scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        xp, arrays = _arrays(uniform, loc.double(), log_scale.double(), low, high)
+    def forward(ctx: Any, uniform: Tensor, loc: Tensor, log_scale: Tensor, ends: Tensor) -> Tensor:
+        xp, arrays = _arrays(uniform, loc.double(), log_scale.double(), ends)
         with np.errstate(all="ignore"):
             value, by_loc, by_log_scale = (torch.as_tensor(array).to(loc) for array in _quantile(xp, *arrays))
         ctx.save_for_backward(by_loc, by_log_scale)
@@ -105,14 +102,14 @@ class _Draw(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         by_loc, by_log_scale = ctx.saved_tensors
-        return None, (grad * by_loc).sum_to_size(ctx.shape), (grad * by_log_scale).sum_to_size(ctx.shape), None, None
+        return None, (grad * by_loc).sum_to_size(ctx.shape), (grad * by_log_scale).sum_to_size(ctx.shape), None
 
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loc: Tensor, log_scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, loc: Tensor, log_scale: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        xp, arrays = _arrays(loc, log_scale, low, high)
+        xp, arrays = _arrays(loc, log_scale, ends)
         with np.errstate(all="ignore"):
             results = _divergence(xp, *arrays, *_arrays(*_rule(loc.dtype, loc.device))[1])
         divergence, log_normaliser, *saved = map(torch.as_tensor, results)
@@ -131,7 +128,7 @@ class _Divergence(torch.autograd.Function):
             more_loc, more_log_scale = grad_normaliser * place, 2 * grad_normaliser * energy
             by_loc = more_loc if by_loc is None else by_loc + more_loc
             by_log_scale = more_log_scale if by_log_scale is None else by_log_scale + more_log_scale
-        return by_loc, by_log_scale, None, None
+        return by_loc, by_log_scale, None
 
 
 def _arrays(*tensors: Tensor) -> tuple[Any, list[Any]]:
@@ -150,29 +147,25 @@ def _special(function: Callable[[Tensor], Tensor], array: Any) -> Any:
     return function(array) if isinstance(array, Tensor) else function(torch.from_numpy(array)).numpy()
 
 
-def _quantile(xp: Any, uniform: Any, loc: Any, log_scale: Any, low: Any, high: Any) -> tuple[Any, Any, Any]:
+def _quantile(xp: Any, uniform: Any, loc: Any, log_scale: Any, ends: Any) -> tuple[Any, Any, Any]:
     """The quantiles, and their derivatives in the location and the log of the scale."""
     scale = xp.exp(log_scale)
-    distances = (xp.log(xp.stack([low, high])) - loc) / scale
-    below, above = distances
-    # Of the mode from the location, signed, and of both ends from the mode; in scales.
-    offset = below.clip(0, None) + above.clip(None, 0)
-    start = abs(offset)
-    lengths = abs(distances - offset)
+    distances = (xp.log(ends) - loc) / scale
+    offset, start, lengths = _from_mode(xp, distances)
 
     # Beyond the start, of the half normal: the share of it that each side has.
-    tails = _special(torch.special.erfcx, xp.stack([start, start + lengths[0], start + lengths[1]]) * _ROOT_HALF)
+    tails, whole = (_special(torch.special.erfcx, place * _ROOT_HALF) for place in (start + lengths, start))
     falls = lengths * (start + 0.5 * lengths)
-    survival = xp.exp(-falls) * tails[1:] / tails[0]
-    total, above_uniform = (1 - survival).sum(0), 1 - uniform
-    signed = survival[0] - 1 + uniform * total
+    survival = xp.exp(-falls) * tails / whole
+    below, above = 1 - survival
+    total, above_uniform = below + above, 1 - uniform
+    signed = uniform * total - below
     # Sums of what is small, not differences of what is not.
     is_below = signed < 0
     beyond, outer = xp.where(is_below, survival[0], survival[1]), xp.where(is_below, uniform, above_uniform)
     left = beyond + outer * total
 
-    near = _special(torch.special.erfc, start.clip(None, _FAR) * _ROOT_HALF) * left
-    t = (-start - _special(torch.special.ndtri, 0.5 * near)).clip(0, None)
+    t = -start - _special(torch.special.ndtri, 0.5 * whole * xp.exp(-0.5 * start * start) * left)
     is_far = start > _FAR
     if is_far.any():
         # The hazard less the start, which as a difference would cancel.
@@ -181,50 +174,61 @@ def _quantile(xp: Any, uniform: Any, loc: Any, log_scale: Any, low: Any, high: A
         hazard = start + gap
         quadratic = 2 * depth / (hazard + xp.sqrt(hazard * hazard + 2 * depth * hazard * gap))
         t = xp.where(is_far, quadratic, t)
-    t = xp.copysign(xp.minimum(t, xp.where(is_below, lengths[0], lengths[1])), signed)
+    t = xp.minimum(xp.maximum(t, xp.zeros_like(t)), xp.where(is_below, lengths[0], lengths[1]))
+    t = xp.copysign(t, signed)
 
     # Densities at the ends, relative to that at the value.
     fall = t * (offset + 0.5 * t)
     by_low, by_high = xp.exp(fall - falls[0]) * above_uniform, xp.exp(fall - falls[1]) * uniform
     place = t + offset
     value = xp.exp(loc + scale * place)
-    by_scale = place - below * by_low - above * by_high
+    by_scale = place - distances[0] * by_low - distances[1] * by_high
     # exp(log(low)) may round to less than low.
-    return xp.clip(value, low, high), value * (1 - (by_low + by_high)), value * scale * by_scale
+    return xp.minimum(xp.maximum(value, ends[0]), ends[1]), value * (1 - (by_low + by_high)), value * scale * by_scale
 
 
-def _divergence(
-    xp: Any, loc: Any, log_scale: Any, low: Any, high: Any, nodes: Any, moments: Any, side: Any
-) -> tuple[Any, ...]:
+def _from_mode(xp: Any, distances: Any) -> tuple[Any, Any, Any]:
+    """
+    Where the mode is, given both ends relative to the location, in scales.
+
+    :return: the mode relative to the location, how far it is from it, and how far the ends are from the mode.
+    """
+    nothing = xp.zeros_like(distances[0])
+    offset = xp.maximum(distances[0], nothing) + xp.minimum(distances[1], nothing)
+    return offset, abs(offset), abs(distances - offset)
+
+
+def _divergence(xp: Any, loc: Any, log_scale: Any, ends: Any, nodes: Any, moments: Any, root: Any) -> tuple[Any, ...]:
     """The divergence and the log normaliser, and of the density exp(-e(t)): Cov(t, e), Var(e), E[t] and E[e]."""
     narrowness = xp.exp(-log_scale)
-    below, above = (low - loc) * narrowness, (high - loc) * narrowness
-    offset = below.clip(0, None) + above.clip(None, 0)
-    start = abs(offset)
+    _, start, lengths = _from_mode(xp, (ends - loc) * narrowness)
     # Where the density has fallen far enough: the root of |offset| t + t²/2 = folds.
-    root = math.sqrt(2 * _NUM_FOLDS)
-    fallen = root * root / (start + xp.hypot(start, root + 0 * start))
-    lengths = xp.minimum(abs(xp.stack([below - offset, above - offset])), fallen)
+    lengths = xp.minimum(lengths, 2 * _NUM_FOLDS / (start + xp.hypot(start, root)))[..., None]
     # The mode is where the density is highest: on whatever side there is anything, it falls.
-    energies = xp.stack([start * lengths, 0.5 * lengths * lengths], -1) @ nodes
+    t = lengths * nodes
+    energies = t * (start[:, None] + 0.5 * t)
     density = xp.exp(-energies)
     weighted = density * energies
-    sums, moved = xp.moveaxis(
-        (xp.stack([density, weighted, weighted * energies]) @ moments) * lengths[..., None], -1, 0
+    # The integrals of 1 and t, of e and e t, and of e².
+    (mass, place), (energy, cross), (square, _) = (
+        _both_sides(values @ moments * lengths, lengths) for values in (density, weighted, weighted * energies)
     )
-    mass, energy, square = sums.sum(1)
-    place, cross, _ = (moved * (lengths * side)).sum(1)
     energy, place = energy / mass, place / mass
     log_normaliser = xp.log(mass) + log_scale
     covariance, variance = (cross / mass - place * energy) * narrowness, square / mass - energy * energy
-    divergence = xp.log(high - low) - log_normaliser - energy
+    divergence = xp.log(ends[1] - ends[0]) - log_normaliser - energy
     return divergence, log_normaliser, covariance, variance, place * narrowness, energy
+
+
+def _both_sides(integrals: Any, lengths: Any) -> tuple[Any, Any]:
+    """The sums over both sides of the mode of the integrals of a function, and of it times t."""
+    below, above = integrals
+    return below[:, 0] + above[:, 0], above[:, 1] * lengths[1, :, 0] - below[:, 1] * lengths[0, :, 0]
 
 
 @lru_cache
 def _rule(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The nodes on [0, 1] and their squares, the weights of the integral and of the mean, the signs of the sides."""
+    """The nodes on [0, 1], the weights of the integral and of the mean, and how many scales a normal takes to fall."""
     rule = gauss_legendre(16 if torch.finfo(dtype).bits <= 32 else 32)
     nodes, weights = torch.tensor(rule, dtype=dtype, device=device)
-    moments = torch.stack([weights, weights * nodes], -1)
-    return torch.stack([nodes, nodes * nodes]), moments, nodes.new_tensor([[-1.0], [1.0]])
+    return nodes, torch.stack([weights, weights * nodes], -1), nodes.new_tensor(math.sqrt(2 * _NUM_FOLDS))

@@ -17,10 +17,9 @@ import pyro
 import pytest
 import torch
 import torch.nn.functional as F
-from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
-from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, attach_noise, parameter_groups
+from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, NoiseELBO, attach_noise, parameter_groups
 
 BATCH = 64
 ROUNDS, STEPS = 40, 10
@@ -39,10 +38,10 @@ def mlp() -> nn.Module:
     return nn.Sequential(*hidden, nn.Linear(50, 10))
 
 
-# What a step may cost, as a multiple of one without noise. The aims are 1.15 and 2.5; the bounds hold what is reached.
+# What a step may cost, as a multiple of one without noise.
 NETWORKS = [
-    pytest.param(lenet, (BATCH, 1, 32, 32), 2.0, id="LeNet-5"),
-    pytest.param(mlp, (BATCH, 784), 4.5, id="MLP"),
+    pytest.param(lenet, (BATCH, 1, 32, 32), 1.15, id="LeNet-5"),
+    pytest.param(mlp, (BATCH, 784), 2.5, id="MLP"),
 ]
 
 
@@ -84,7 +83,7 @@ def test_a_step_with_noise(build, shape, most, validation, record_property):
     torch.manual_seed(0)
     plain, x, y = build(), torch.randn(shape), torch.randint(10, shape[:1])
     model = Classification(attach_noise(copy.deepcopy(plain)), num_examples=60_000)
-    elbo = TraceMeanField_ELBO()(model, AutoTruncatedLogNormal(model))
+    elbo = NoiseELBO()(model, AutoTruncatedLogNormal(model))
     with pyro.validation_enabled(validation):
         without, with_noise = fastest(
             trained(plain.parameters(), lambda: F.cross_entropy(plain(x), y)),

@@ -28,13 +28,13 @@ def parameters(dtype=DOUBLE):
 
 
 def ends(loc):
-    return torch.full_like(loc, -20.0).detach(), torch.zeros_like(loc).detach()
+    return torch.stack([torch.full_like(loc, -20.0), torch.zeros_like(loc)]).detach()
 
 
 def test_divergences_are_those_of_the_general_rule():
     loc, log_scale = parameters()
     low, high = ends(loc)
-    fast, normaliser = log_uniform_divergence(loc, log_scale, low, high)
+    fast, normaliser = log_uniform_divergence(loc, log_scale, ends(loc))
     posterior = TruncatedNormal(loc, log_scale.exp(), low, high)
     exact = kl_divergence(posterior, Uniform(low, high))
     torch.testing.assert_close(normaliser, -posterior.log_prob(posterior.mode), rtol=1e-12, atol=1e-13)
@@ -49,8 +49,8 @@ def test_divergences_are_those_of_the_general_rule():
 
 def test_divergences_in_single_precision():
     loc, log_scale = parameters(torch.float32)
-    single, _ = log_uniform_divergence(loc, log_scale, *ends(loc))
-    double, _ = log_uniform_divergence(loc.double(), log_scale.double(), *ends(loc.double()))
+    single, _ = log_uniform_divergence(loc, log_scale, ends(loc))
+    double, _ = log_uniform_divergence(loc.double(), log_scale.double(), ends(loc.double()))
     torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-5)
 
 
@@ -59,7 +59,7 @@ def test_draws_are_quantiles_with_their_derivatives(probability):
     loc, log_scale = parameters()
     low, high = ends(loc)
     uniform = torch.full_like(loc, probability).detach()
-    fast = draw_log_normal(uniform, loc, log_scale, low.exp(), high.exp()).log()
+    fast = draw_log_normal(uniform, loc, log_scale, ends(loc).exp()).log()
     exact = truncated_quantile(uniform, loc, log_scale.exp(), low, high)
     torch.testing.assert_close(fast, exact, rtol=1e-7, atol=1e-12)
     for one, other in zip(
@@ -70,10 +70,9 @@ def test_draws_are_quantiles_with_their_derivatives(probability):
 
 def test_draws_for_many_examples_share_the_parameters():
     loc, log_scale = parameters()
-    low, high = (end.exp() for end in ends(loc))
     uniform = torch.rand(5, len(loc), dtype=DOUBLE)
-    together = draw_log_normal(uniform, loc, log_scale, low, high)
-    apart = torch.stack([draw_log_normal(row, loc, log_scale, low, high) for row in uniform])
+    together = draw_log_normal(uniform, loc, log_scale, ends(loc).exp())
+    apart = torch.stack([draw_log_normal(row, loc, log_scale, ends(loc).exp()) for row in uniform])
     assert torch.equal(together, apart)
     for one, other in zip(
         torch.autograd.grad(together.sum(), (loc, log_scale)), torch.autograd.grad(apart.sum(), (loc, log_scale))
@@ -87,12 +86,10 @@ def test_draws_and_gradients_are_finite_and_inside(dtype, probability):
     scales = torch.linspace(-40.0, 40.0, 41, dtype=dtype)
     locs = torch.tensor([-1e6, -1e3, -20.0, -1.0, 0.0, 1e-3, 1e3, 1e6], dtype=dtype)
     loc, log_scale = (grid.flatten().requires_grad_() for grid in torch.meshgrid(locs, scales, indexing="ij"))
-    low, high = torch.full_like(loc, math.exp(-20)).detach(), torch.ones_like(loc).detach()
-    draw = draw_log_normal(
-        torch.full(loc.shape, probability, dtype=DOUBLE), loc, log_scale, low.double(), high.double()
-    )
-    divergence, _ = log_uniform_divergence(loc, log_scale, low.log(), high.log())
-    assert ((draw >= low) & (draw <= high)).all()
+    units = torch.stack([torch.full_like(loc, math.exp(-20)), torch.ones_like(loc)]).detach()
+    draw = draw_log_normal(torch.full(loc.shape, probability, dtype=DOUBLE), loc, log_scale, units.double())
+    divergence, _ = log_uniform_divergence(loc, log_scale, units.log())
+    assert ((draw >= units[0]) & (draw <= units[1])).all()
     assert divergence.isfinite().all()
     for gradient in torch.autograd.grad((draw + divergence).sum(), (loc, log_scale)):
         assert gradient.isfinite().all()
@@ -101,12 +98,11 @@ def test_draws_and_gradients_are_finite_and_inside(dtype, probability):
 def test_both_libraries_compute_the_same(monkeypatch):
     """On a CPU the arithmetic is NumPy's, elsewhere torch's."""
     loc, log_scale = parameters()
-    low, high = ends(loc)
     uniform = torch.rand(len(loc), dtype=DOUBLE)
 
     def compute():
-        draw = draw_log_normal(uniform, loc, log_scale, low.exp(), high.exp())
-        values = [draw, *log_uniform_divergence(loc, log_scale, low, high)]
+        draw = draw_log_normal(uniform, loc, log_scale, ends(loc).exp())
+        values = [draw, *log_uniform_divergence(loc, log_scale, ends(loc))]
         return [*values, *torch.autograd.grad(sum(value.sum() for value in values), (loc, log_scale))]
 
     numpy = compute()
