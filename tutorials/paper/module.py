@@ -1,0 +1,238 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Networks as Lightning trains them: with noise, and plain."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import pyro
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, NoiseELBO, WarmUp, parameter_groups
+
+from .networks import build_network, find_network
+
+Schedule = Literal["constant", "cosine"]
+
+_STEPS_BETWEEN_CHECKS = 100
+
+
+class Classifier(LightningModule, ABC):
+    """
+    A network that is trained with Adam and validated after each epoch.
+
+    The random numbers of an epoch depend on the seed, the epoch and the process alone, so that a run that is resumed
+    goes on as one that was never interrupted.
+
+    :param lr: learning rate.
+    :param schedule: whether the learning rate stays, or falls to 0 along a half cosine.
+    :param seed: of the noise.
+    """
+
+    net: Any
+
+    def __init__(self, lr: float, schedule: Schedule, seed: int) -> None:
+        super().__init__()
+        if schedule not in ("constant", "cosine"):
+            raise ReductionError(f"schedule is 'constant' or 'cosine', not {schedule!r}")
+        if not lr > 0:
+            raise ReductionError(f"the learning rate is positive, not {lr}")
+        self.lr, self.schedule, self.seed = lr, schedule, seed
+        # After each epoch: its number, the units that are left, the validation accuracy.
+        self.history: list[tuple[int, int, float]] = []
+        self.seconds = 0.0
+        self._correct, self._seen, self._loss = 0, 0, torch.zeros(())
+
+    @abstractmethod
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """What is minimised."""
+
+    @abstractmethod
+    def predict(self, x: Tensor) -> Tensor:
+        """The logits, without noise."""
+
+    @abstractmethod
+    def parameters_by_rate(self) -> list[dict[str, Any]]:
+        """Groups of parameters for the optimiser."""
+
+    @property
+    def units_left(self) -> int:
+        """How many units with noise there are."""
+        return 0
+
+    def on_train_epoch_start(self) -> None:
+        """Begins with an epoch's own random numbers."""
+        pyro.set_rng_seed(hash((self.seed, self.current_epoch, self.global_rank)) % 2**32)
+        self._loss, self._start = torch.zeros((), device=self.device), time.perf_counter()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss."""
+        loss = self.loss(*batch)
+        self._loss += loss.detach()
+        if batch_idx % _STEPS_BETWEEN_CHECKS == 0:
+            self._check(loss)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the mean loss."""
+        self._check(self._loss)
+        self.log("loss", self._loss / self.trainer.num_training_batches, sync_dist=True)
+        self.seconds += time.perf_counter() - self._start
+
+    def _check(self, loss: Tensor) -> None:
+        if not loss.isfinite():
+            raise ReductionError(
+                f"the loss is {float(loss.detach())} in epoch {self.current_epoch} (epochs count from 0): train at a lower "
+                "learning rate, of the weights (--model.lr) or of the noise (--model.noise_lr)"
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Begins to count."""
+        self._correct, self._seen = 0, 0
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Counts what is right."""
+        x, y = batch
+        self._correct += int((self.predict(x).argmax(-1) == y).sum())
+        self._seen += len(y)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the accuracy on all that is held out."""
+        counts = torch.tensor([self._correct, self._seen], dtype=torch.float, device=self.device)
+        correct, seen = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        accuracy = float(correct / seen)
+        self.history.append((self.current_epoch, self.units_left, accuracy))
+        self.log("validation_accuracy", accuracy, prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the history with the weights."""
+        checkpoint["history"], checkpoint["seconds"] = self.history, self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes it up again."""
+        self.history, self.seconds = [tuple(entry) for entry in checkpoint["history"]], checkpoint["seconds"]
+
+    def configure_optimizers(self) -> Any:
+        """Adam, and its schedule."""
+        optimizer = torch.optim.Adam(self.parameters_by_rate(), lr=self.lr, fused=True)
+        if self.schedule == "constant":
+            return optimizer
+        total = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1.0))
+        )
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+class PlainClassifier(Classifier):
+    """
+    A network without noise.
+
+    :param net: the network.
+    """
+
+    def __init__(self, net: nn.Module, *, lr: float = 1e-3, schedule: Schedule = "constant", seed: int = 0) -> None:
+        super().__init__(lr, schedule, seed)
+        self.net = net
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The cross entropy."""
+        return F.cross_entropy(self.net(x), y)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """What the network puts out."""
+        return self.net(x)
+
+    def parameters_by_rate(self) -> list[dict[str, Any]]:
+        """All in one group."""
+        return [{"params": list(self.net.parameters())}]
+
+
+class NoisyClassifier(Classifier):
+    """
+    A network with multiplicative noise, trained on the ELBO with a weight on the divergence of the noise.
+
+    :param image_shape: channels, height and width.
+    :param num_classes: how many classes there are.
+    :param num_train: how many examples there are to train with.
+    :param steps_per_epoch: how many batches they are.
+    :param network: mlp, lenet5, lenet5_caffe, resnet18, resnet50, vit or small_mlp.
+    :param lr: learning rate of the weights.
+    :param noise_lr: that of the noise; by default ten times as much.
+    :param schedule: constant or cosine, which falls to 0.
+    :param kl_weight: of the divergence: a number, or layer_mean, as in the paper.
+    :param warm_up_epochs: over how many epochs the weight, a number, rises from 0.
+    :param per_example: whether each example has noise of its own.
+    :param seed: of the noise, and of the weights to begin with.
+    :raises ReductionError: for a network that is not known, one that does not fit the images, or a warm-up of
+        layer_mean.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        num_train: int,
+        steps_per_epoch: int,
+        network: str = "mlp",
+        lr: float = 1e-3,
+        noise_lr: float | None = None,
+        schedule: Schedule = "constant",
+        kl_weight: float | Literal["layer_mean"] = 1.0,
+        warm_up_epochs: float = 0.0,
+        per_example: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(lr, schedule, seed)
+        if warm_up_epochs and isinstance(kl_weight, str):
+            raise ReductionError("layer_mean has no warm-up: give a number for kl_weight, or warm_up_epochs 0")
+        if warm_up_epochs < 0:
+            raise ReductionError(f"warm_up_epochs is not negative, as {warm_up_epochs} is")
+        pyro.set_rng_seed(seed)
+        self.network, self.noise_lr, self.kl_weight = network, noise_lr, kl_weight
+        net = find_network(network).attach_noise(
+            build_network(network, image_shape, num_classes), per_example=per_example
+        )
+        weight: Any = kl_weight
+        if warm_up_epochs:
+            weight = WarmUp(math.ceil(warm_up_epochs * steps_per_epoch), weight)
+        model = Classification(net, num_train, kl_weight=weight)
+        self.elbo: Any = NoiseELBO()(model, AutoTruncatedLogNormal(model))
+
+    @property
+    def net(self) -> Any:
+        """The network, with noise."""
+        return self.elbo.model.net
+
+    @property
+    def guide(self) -> AutoTruncatedLogNormal:
+        """The guide of its noise."""
+        return self.elbo.guide
+
+    @property
+    def units_left(self) -> int:
+        """How many units are not pruned."""
+        return sum(int(noise.kept.sum()) for noise in self.guide.noise.values())
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The negative ELBO over the number of examples."""
+        return self.elbo(x, y)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """What the network puts out with its noise at the posterior mean."""
+        with poutine.condition(data=self.guide.mean_noise()):
+            return self.net(x)
+
+    def parameters_by_rate(self) -> list[dict[str, Any]]:
+        """The weights and the noise."""
+        return parameter_groups(self.elbo, lr=self.lr, noise_lr=self.noise_lr)

@@ -1,0 +1,128 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a trained network with noise would be worth, pruned by one criterion or another, and as far as each goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_bmrs.pruning import (
+    BMRS_N,
+    BMRS_U,
+    Criterion,
+    accuracy_vs_compression,
+    compact,
+    compaction_report,
+    prune,
+    rank_correlations,
+)
+
+from .data import Examples
+from .module import NoisyClassifier
+
+# The numbers of bits that BMRS_U is tried with.
+BITS = range(1, 21)
+ODDS_RULES = {"exact, even odds": BMRS_N(0.0), "paper's code": BMRS_N.paper(), "1 nat": BMRS_N(1.0)}
+
+
+@torch.no_grad()
+def measure_accuracy(predict: Callable[[Tensor], Tensor], examples: Examples, device: torch.device) -> float:
+    """
+    The share of examples that are classified correctly.
+
+    :param predict: given images, their logits.
+    :param examples: the examples.
+    :param device: where the images are wanted.
+    """
+    correct = sum(int((predict(x.to(device)).argmax(-1) == y.to(device)).sum()) for x, y in examples.batches())
+    return correct / len(examples)
+
+
+class Comparison:
+    """
+    Criteria of pruning compared on one trained network, which is as it was afterwards.
+
+    :param module: the network with noise.
+    :param examples: what it is tested on.
+    :param device: where.
+    :param example: images that the network is called with.
+    :param tied: the same where units can only go together, else none.
+    """
+
+    def __init__(
+        self, module: NoisyClassifier, examples: Examples, device: torch.device, example: Tensor, tied: Tensor | None
+    ) -> None:
+        self.module, self.examples, self.device = module.to(device).eval(), examples, device
+        self.example, self.tied = example.to(device), None if tied is None else tied.to(device)
+        self.num_units = sum(noise.num_units for noise in module.guide.noise.values())
+
+    def row(self, criteria: Sequence[Criterion], num_points: int) -> dict[str, Any]:
+        """
+        What a row of the results says of it.
+
+        :param criteria: those to compare.
+        :param num_points: how many points a curve has.
+        """
+        correlations = rank_correlations(self.module.net, self.module.guide, criteria)
+        return {
+            "curves": {criterion.name: self.curve(criterion, num_points) for criterion in criteria},
+            "rank_correlations": correlations.to_dict(),
+            "p1": [{"p1": bits, **self.stop(BMRS_U.paper(bits))} for bits in BITS],
+            "odds_stops": [{"rule": rule, **self.stop(criterion)} for rule, criterion in ODDS_RULES.items()],
+        }
+
+    def curve(self, criterion: Criterion, num_points: int) -> dict[str, Any]:
+        """The accuracy as units go one by one in a criterion's order, and where it stops, if it does."""
+        removed = []
+
+        def evaluate(predict: Callable[..., Any]) -> float:
+            removed.append(self._parameters_removed())
+            return measure_accuracy(predict, self.examples, self.device)
+
+        table = accuracy_vs_compression(
+            self.module.net,
+            self.module.guide,
+            criterion,
+            evaluate,
+            num_points=num_points,
+            example_inputs=self.tied,
+        )
+        return {
+            "share_removed": table["share_removed"].tolist(),
+            "parameters_removed": removed,
+            "accuracy": table["value"].tolist(),
+            "stop": self.stop(criterion) if criterion.decides else None,
+        }
+
+    def stop(self, criterion: Criterion) -> dict[str, float]:
+        """What a criterion would remove by its own threshold, and the accuracy then."""
+        with self._restored():
+            prune(self.module.net, self.module.guide, criterion, example_inputs=self.tied)
+            return {
+                "units_removed": 1 - self.module.units_left / self.num_units,
+                "parameters_removed": self._parameters_removed(),
+                "accuracy": measure_accuracy(self.module.predict, self.examples, self.device),
+            }
+
+    def _parameters_removed(self) -> float:
+        """The share of the parameters that compaction takes out."""
+        small = compact(self.module.net, self.module.guide, self.example)
+        layers = compaction_report(small).layers
+        # Biases may be new in it.
+        return 1 - math.fsum(layers["parameters_after"]) / math.fsum(layers["parameters_before"])
+
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        kept = {noise: noise.kept.clone() for noise in self.module.guide.noise.values()}
+        try:
+            yield
+        finally:
+            for noise, before in kept.items():
+                noise.kept.copy_(before)
