@@ -10,6 +10,7 @@ from PIL import Image
 
 from pyro_bmrs import ReductionError
 from tutorials.paper import report as report_module
+from tutorials.paper.cli import main
 from tutorials.paper.figures import accuracy_by_bits, accuracy_by_size, accuracy_curves, rank_correlation_map
 from tutorials.paper.report import missing_parts, report
 from tutorials.paper.results import append_row
@@ -258,7 +259,9 @@ def test_a_report_of_one_run(tmp_path, configs):
     assert (tmp_path / "report.md").read_text().endswith("## Missing\n\n- nothing\n")
 
 
-def test_no_results_no_report(tmp_path):
+def test_no_results_no_report(tmp_path, capsys):
+    assert main(["report", "--results", str(tmp_path / "nowhere"), "--output", str(tmp_path / "output")]) == 1
+    assert "error: there are no results" in capsys.readouterr().err
     with pytest.raises(ReductionError, match=r"no results in .*results\.jsonl"):
         report(tmp_path / "nowhere", tmp_path / "output")
     assert not (tmp_path / "output").exists()

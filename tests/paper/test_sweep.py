@@ -1,6 +1,7 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
+import dataclasses
 import json
 import os
 import shlex
@@ -11,12 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_bmrs import ReductionError
+from tutorials.paper.cli import PaperCLI, main
 from tutorials.paper.results import read_rows
 from tutorials.paper.sweep import Job, read_jobs, sweep, take_shard
+
+CONFIGS = Path(__file__).parents[2] / "tutorials" / "paper" / "configs"
 
 GRID = """
 data: [mnist, digits]
@@ -95,6 +100,29 @@ def test_the_jobs_of_a_grid(tmp_path):
     assert {job.config for job in jobs} == {tmp_path / "paper.yaml", tmp_path / "recommended.yaml"}
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("sweep-*.yaml")))
+def test_the_sweeps_that_come_with_the_program(name):
+    jobs = read_jobs(CONFIGS / name)
+    assert jobs
+    for job in jobs:
+        assert yaml.safe_load(job.config.read_text())["settings"] == job.config.stem
+    data = [job.data for job in jobs]
+    order = ["digits", "mnist", "fashion_mnist", "cifar10"]
+    assert data == sorted(data, key=order.index)
+
+
+def test_a_sweep_of_the_whole_paper():
+    jobs = read_jobs(CONFIGS / "sweep-paper.yaml")
+    for data in ("mnist", "fashion_mnist", "cifar10"):
+        for network, count in (("mlp", 3), ("lenet5", 1)):
+            own = [job for job in jobs if (job.data, job.network) == (data, network)]
+            assert sum(job.experiment == "post_training" for job in own) == count
+            of_paper = [job for job in own if job.experiment == "continuous" and job.config.stem == "paper"]
+            assert {job.criterion for job in of_paper} == {"BMRS_N", "BMRS_U-8", "BMRS_U-4", "SNR"}
+            assert len(of_paper) == 4 * count
+            assert len({job.seed for job in own if job.config.stem == "recommended"}) == 3
+
+
 @given(count=st.integers(0, 50), parts=st.integers(1, 12))
 def test_shards_are_a_partition(count, parts):
     jobs = [Job("continuous", Path("paper.yaml"), "digits", "mlp", "SNR", seed) for seed in range(count)]
@@ -150,6 +178,33 @@ def test_a_dry_run_prints_commands_and_runs_none(tmp_path, capsys):
     assert lines == [job.command(results) for job in read_jobs(config)[1::2]]
     assert all(line[:4] == [sys.executable, "-m", "tutorials.paper", "run"] for line in lines)
     assert not results.exists()
+
+
+def test_a_command_says_all_that_the_job_is(tmp_path):
+    overrides = (("trainer.max_epochs", 5), ("model.kl_weight", 30.0))
+    job = Job("continuous", CONFIGS / "paper.yaml", "cifar10", "lenet5", "BMRS_U-8", 2, overrides)
+    cli = PaperCLI(job.command(tmp_path)[4:])
+    named = (cli.experiment.experiment, cli.experiment.settings, cli.experiment.criterion, cli.experiment.results)
+    assert named == ("continuous", "paper", "BMRS_U-8", tmp_path)
+    assert (cli.config.data.name, cli.config.model.network, cli.config.seed_everything) == ("cifar10", "lenet5", 2)
+    assert (cli.config.trainer.max_epochs, cli.config.model.kl_weight) == (5, 30.0)
+    assert cli.key == job.key
+    unpruned = PaperCLI(dataclasses.replace(job, criterion=None).command(tmp_path)[4:])
+    assert unpruned.experiment.criterion is None
+
+
+def test_the_command_line(tmp_path, stand_ins, capsys):
+    config = one_grid(tmp_path)
+    options = ["sweep", "--config", str(config), "--results", str(tmp_path)]
+    assert main([*options, "--shard", "1/3", "--dry_run", "true"]) == 0
+    assert capsys.readouterr().out.count(sys.executable) == 1 and seeds(tmp_path) == []
+    assert main([*options, "--jobs", "2"]) == 0
+    assert seeds(tmp_path) == [0, 1, 2]
+    assert main([*options, "--shard", "0/3"]) == 1
+    assert "error: a shard is i/n" in capsys.readouterr().err
+    assert (
+        main(["sweep", "--config", str(one_grid(tmp_path, network="fails", seeds=2)), "--results", str(tmp_path)]) == 1
+    )
 
 
 def test_jobs_that_are_done_are_skipped(tmp_path, stand_ins, capsys, monkeypatch):
@@ -232,7 +287,9 @@ def test_an_interrupted_sweep_ends_its_jobs(tmp_path, number):
         assert all(is_alive(pid) for pid in pids)
         os.kill(process.pid, number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == (-signal.SIGINT if number == signal.SIGINT else 128 + number), errors
+    assert process.returncode != 0, errors
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + number, errors
     assert not any(is_alive(pid) for pid in pids)
     assert len(list(tmp_path.glob("*.pid"))) == 2
 

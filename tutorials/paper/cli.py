@@ -17,7 +17,7 @@ from typing import Any
 import pyro
 import torch
 import yaml
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -248,7 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command == "run":
             PaperCLI(options).run()
         elif command in ("sweep", "report"):
-            return auto_cli(_command(command), args=options, prog=f"python -m tutorials.paper {command}") or 0
+            function = _command(command)
+            parser = ArgumentParser(prog=f"python -m tutorials.paper {command}")
+            parser.add_function_arguments(function)
+            return function(**parser.parse_args(options).as_dict()) or 0
         else:
             print(USAGE, end="")
             return 0 if command in ("-h", "--help") else 2

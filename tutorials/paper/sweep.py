@@ -41,6 +41,7 @@ from tqdm import tqdm
 from pyro_bmrs.errors import ReductionError
 
 from .results import read_rows
+from .run import job_key
 
 _NAMES = ("experiment", "settings", "data", "network", "criterion", "seed", "overrides")
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -67,8 +68,15 @@ class Job:
     @property
     def key(self) -> str:
         """What its row in the results is known by."""
-        parts = [self.experiment, self.config.stem, self.data, self.network, self.criterion or "none", self.seed]
-        return "-".join(map(str, [*parts, *(f"{name}={value}" for name, value in self.overrides)]))
+        return job_key(
+            self.experiment,
+            self.config.stem,
+            self.data,
+            self.network,
+            self.criterion,
+            self.seed,
+            dict(self.overrides),
+        )
 
     def command(self, results: Path) -> list[str]:
         """
@@ -76,9 +84,17 @@ class Job:
 
         :param results: the folder of results.
         """
-        options = {"config": self.config, "experiment": self.experiment, "data": self.data, "network": self.network}
-        options |= {} if self.criterion is None else {"criterion": self.criterion}
-        options |= {"seed": self.seed, **dict(self.overrides), "results": results}
+        options: dict[str, Any] = {
+            "config": self.config,
+            "experiment": self.experiment,
+            "data.name": self.data,
+            "model.network": self.network,
+            "criterion": "null" if self.criterion is None else self.criterion,
+            "seed": self.seed,
+            **dict(self.overrides),
+            "results": results,
+            "key": self.key,
+        }
         arguments = itertools.chain.from_iterable((f"--{name}", str(value)) for name, value in options.items())
         return [sys.executable, "-m", "tutorials.paper", "run", *arguments]
 
