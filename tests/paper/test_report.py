@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from tutorials.paper.cli import main
 from tutorials.paper.figures import accuracy_by_bits, accuracy_by_size, accuracy_curves, rank_correlation_map
 from tutorials.paper.report import missing_parts, report
 from tutorials.paper.results import append_row
-from tutorials.paper.sweep import read_jobs
+from tutorials.paper.sweep import read_jobs, sweep
 from tutorials.paper.tables import (
     continuous_table,
     decision_table,
@@ -25,6 +26,7 @@ from tutorials.paper.tables import (
     unpruned_accuracy,
 )
 
+CONFIGS = Path(__file__).parents[2] / "tutorials" / "paper" / "configs"
 CRITERIA = ["SNR", "BMRS_N", "WeightNorm"]
 ACCURACIES = {0: 0.95, 1: 0.96, 2: 0.985}
 
@@ -257,6 +259,26 @@ def test_a_report_of_one_run(tmp_path, configs):
     report(tmp_path, tmp_path)
     assert [path.name for path in tmp_path.glob("*.png")] == ["continuous-digits-mlp.png"]
     assert (tmp_path / "report.md").read_text().endswith("## Missing\n\n- nothing\n")
+
+
+def test_a_sweep_and_its_report(tmp_path, capfd):
+    config, results, output = tmp_path / "sweep.yaml", tmp_path / "results", tmp_path / "output"
+    (tmp_path / "quick.yaml").write_text((CONFIGS / "quick.yaml").read_text())
+    config.write_text(
+        "{data: digits, network: small_mlp, settings: quick, criterion: BMRS_N, seed: 0, grids: [{experiment: "
+        "[continuous, post_training], overrides: {trainer.max_epochs: 2, fine_tune_epochs: 1, num_points: 4}}]}"
+    )
+    assert sweep(config, results, jobs=2) == 0
+    capfd.readouterr()
+    report(results, output)
+    assert "missing" not in capfd.readouterr().out
+    written = sorted(path.stem for path in output.iterdir())
+    of_run = [f"{name}-digits-small_mlp-quick" for name in ("bits", "correlations", "curves")]
+    assert written == sorted(["continuous", "continuous-digits-small_mlp", "decisions", "report", "stops", *of_run])
+    assert "| quick | BMRS_N | 2 + 1 | 1 |" in (output / "report.md").read_text()
+    # All is done: nothing is run again.
+    assert sweep(config, results, dry_run=True) == 0
+    assert capfd.readouterr().out == ""
 
 
 def test_no_results_no_report(tmp_path, capsys):

@@ -22,20 +22,20 @@ from matplotlib.ticker import MultipleLocator
 
 from .tables import Row, continuous_table, ordered, unpruned_accuracy
 
-# Colour, line and marker of a criterion.
+# Colour, dashes and marker of a criterion; lines that coincide are seen through each other's gaps.
 STYLES = {
     "BMRS_N": ("#0072B2", "-", "o"),
-    "BMRS_U-8": ("#D55E00", "-", "s"),
-    "BMRS_U-4": ("#009E73", "-", "^"),
-    "SNR": ("#CC79A7", "-", "D"),
-    "PosteriorMean": ("#56B4E9", "--", "v"),
-    "WeightNorm": ("#E69F00", "--", "P"),
-    "Saliency-taylor": ("#000000", ":", "X"),
-    "Saliency-fisher": ("#7F7F7F", ":", "*"),
+    "BMRS_U-8": ("#D55E00", (0, (6, 2)), "s"),
+    "BMRS_U-4": ("#009E73", (0, (4, 4)), "^"),
+    "SNR": ("#CC79A7", (0, (2, 3)), "D"),
+    "PosteriorMean": ("#56B4E9", (0, (5, 2, 1, 2)), "v"),
+    "WeightNorm": ("#E69F00", (0, (8, 2)), "P"),
+    "Saliency-taylor": ("#000000", (0, (1, 2)), "X"),
+    "Saliency-fisher": ("#7F7F7F", (0, (1, 1)), "*"),
 }
-# How the marker of settings is filled, in their order.
-_FILLS: tuple[Literal["none", "full", "left", "top"], ...] = ("none", "full", "left", "top")
-_OTHER_STYLE = ("#000000", "-.", "h")
+# How the markers of settings are filled, in their order: the first with white.
+_FILLS: tuple[Literal["full", "left", "top"], ...] = ("full", "full", "left", "top")
+_OTHER_STYLE = ("#000000", (0, (8, 2, 1, 2)), "h")
 
 _SHARES = np.linspace(0, 100, 201)
 
@@ -61,7 +61,7 @@ def accuracy_curves(rows: Sequence[Row]) -> Figure | None:
         values = np.array(
             [np.interp(shares, _percent(curve["share_removed"]), _percent(curve["accuracy"])) for curve in of_seeds]
         )
-        ax.plot(shares, values.mean(0), line, color=color, linewidth=1.4)
+        ax.plot(shares, values.mean(0), linestyle=line, color=color, linewidth=2.2 if line == "-" else 1.6)
         handle = Line2D([], [])
         handle.update_from(ax.lines[-1])
         handle.set_label(name)
@@ -153,6 +153,7 @@ def accuracy_by_size(rows: Sequence[Row]) -> Figure | None:
     settings = ordered(table["settings"])
     for line in table.to_dict("records"):
         color, _, marker = STYLES.get(line["criterion"], _OTHER_STYLE)
+        hollow = settings.index(line["settings"]) == 0
         ax.errorbar(
             line["parameters removed"],
             line["accuracy"],
@@ -160,6 +161,8 @@ def accuracy_by_size(rows: Sequence[Row]) -> Figure | None:
             yerr=_bar(line["accuracy sd"]),
             fmt=marker,
             color=color,
+            markerfacecolor="white" if hollow else color,
+            markerfacecoloralt="white",
             fillstyle=_FILLS[settings.index(line["settings"]) % len(_FILLS)],
             markersize=8,
             capsize=3,
@@ -185,7 +188,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 def _finish(figure: Figure, ax: Axes, rows: Sequence[Row], **legend: Any) -> None:
     """The title, and a legend beside the axes, where it hides nothing."""
     ax.set_title(_title(rows))
-    figure.legend(loc="outside right upper", fontsize=8, title_fontsize=8, frameon=False, **legend)
+    figure.legend(loc="outside right upper", fontsize=8, title_fontsize=8, handlelength=3, frameon=False, **legend)
 
 
 def _title(rows: Sequence[Row]) -> str:
