@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pyro_bmrs.pruning.attachment import NoiseSite, attach_noise, detach_noise, noise_sites
 from pyro_bmrs.pruning.attention import Attention
 from pyro_bmrs.pruning.compaction import compact
-from pyro_bmrs.pruning.costs import proportional_odds, unit_costs
+from pyro_bmrs.pruning.costs import in_proportion_to_cost, unit_costs
 from pyro_bmrs.pruning.coupling import coupled_units
 from pyro_bmrs.pruning.criteria import BMRS_N, BMRS_U, SNR, Criterion, PosteriorMean
 from pyro_bmrs.pruning.curves import accuracy_vs_compression, rank_correlations
@@ -53,7 +53,7 @@ __all__ = [
     "load_compact",
     "noise_sites",
     "parameter_groups",
-    "proportional_odds",
+    "in_proportion_to_cost",
     "prune",
     "rank_correlations",
     "save_compact",

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a unit costs, and the prior odds for removal that follow."""
+"""What a unit costs, and numbers in proportion to it: prior odds for removal, weights of the divergence."""
 
 from __future__ import annotations
 
@@ -63,21 +63,24 @@ def _dtype(net: nn.Module) -> torch.dtype:
     return first.dtype
 
 
-def proportional_odds(net: nn.Module, example_inputs: Any = None, *, mean: float = 1.0) -> dict[str, float]:
+def in_proportion_to_cost(net: nn.Module, example_inputs: Any = None, *, mean: float = 1.0) -> dict[str, float]:
     """
-    Prior log odds for removal in proportion to what a unit costs, for ``prior_log_odds`` of a criterion.
+    Numbers for the noise sites in proportion to what a unit costs.
+
+    For ``prior_log_odds`` of a criterion, where what costs more has to earn more to stay; and for ``kl_weight`` of a
+    model, where noise is fitted to fewer examples, as it were, the more its unit costs.
 
     :param net: a network with noise.
     :param example_inputs: see :func:`unit_costs`; with them, cost is counted in multiplications.
-    :param mean: the mean over all units, in nats.
-    :return: the log odds of each site's units.
+    :param mean: the mean over all units.
+    :return: a number for each site.
 
     Example::
 
         >>> from torch import nn
-        >>> from pyro_bmrs.pruning import attach_noise, proportional_odds
+        >>> from pyro_bmrs.pruning import attach_noise, in_proportion_to_cost
         >>> net = nn.Sequential(nn.Linear(30, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 2))
-        >>> {name: round(odds, 2) for name, odds in proportional_odds(attach_noise(net)).items()}
+        >>> {name: round(odds, 2) for name, odds in in_proportion_to_cost(attach_noise(net)).items()}
         {'0': 1.71, '2': 0.29}
     """
     costs, sites = unit_costs(net, example_inputs), noise_sites(net)

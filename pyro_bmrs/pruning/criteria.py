@@ -153,7 +153,7 @@ class BMRS_N(_Evidence):
 
     As ``scale`` goes to 0 it becomes the Savage-Dickey ratio there, the posterior's log density less the prior's.
 
-    :param prior_log_odds: for removal, in nats; a number, or one for each site, as :func:`proportional_odds` gives
+    :param prior_log_odds: for removal, in nats; a number, or one for each site, as :func:`in_proportion_to_cost` gives
         in proportion to what a unit costs. A unit of which the data say nothing has a change in log evidence near 0,
         for every reduced prior: this is what decides about it. By default 1, the limit of what Jeffreys calls evidence
         not worth more than a bare mention.

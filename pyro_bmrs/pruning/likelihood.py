@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import pyro
@@ -23,31 +23,32 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.noise import MultiplicativeNoise
 
-KLWeight: TypeAlias = "float | str | Callable[[int], float]"
+KLWeight: TypeAlias = "float | str | Mapping[str, float] | WarmUp | Callable[[int], float]"
 
 
 class WarmUp:
     """
-    A KL weight that rises linearly from 0 to ``weight`` over the first training steps.
+    A KL weight that rises linearly from 0 over the first training steps.
 
     :param num_steps: how many steps it takes.
-    :param weight: where it ends; 1 is the ELBO.
+    :param weight: where it ends, as any ``kl_weight`` of :class:`Likelihood`; 1 is the ELBO.
+    :raises ReductionError: for less than one step.
 
     Example::
 
         >>> from pyro_bmrs.pruning import WarmUp
-        >>> [WarmUp(4)(step) for step in (0, 1, 4, 100)]
+        >>> [WarmUp(4).share(step) for step in (0, 1, 4, 100)]
         [0.25, 0.5, 1.0, 1.0]
     """
 
-    def __init__(self, num_steps: int, weight: float = 1.0) -> None:
+    def __init__(self, num_steps: int, weight: KLWeight = 1.0) -> None:
         if num_steps < 1:
             raise ReductionError(f"a warm-up takes at least one step, not {num_steps}")
         self.num_steps, self.weight = num_steps, weight
 
-    def __call__(self, step: int) -> float:
-        """The weight in a step, counted from 0."""
-        return self.weight * min(1.0, (step + 1) / self.num_steps)
+    def share(self, step: int) -> float:
+        """The share of the weight in a step, counted from 0."""
+        return min(1.0, (step + 1) / self.num_steps)
 
 
 class _Scales(Messenger):
@@ -55,17 +56,17 @@ class _Scales(Messenger):
     Scales what latent sites contribute.
 
     :param scale: for all of them.
-    :param weight: for noise besides, given its number of units.
+    :param weight: for noise besides, given the name of its site.
     """
 
-    def __init__(self, scale: float, weight: Callable[[int], float]) -> None:
+    def __init__(self, scale: float, weight: Callable[[str], float]) -> None:
         super().__init__()
         self.scale, self.weight = scale, weight
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["scale"] *= self.scale
         if msg["infer"].get("is_noise"):
-            msg["scale"] *= self.weight(msg["fn"].event_shape[0])
+            msg["scale"] *= self.weight(msg["name"])
 
 
 def _is_heard() -> bool:
@@ -86,9 +87,11 @@ class Likelihood(nn.Module):
     :param kl_weight: what the divergence of the noise is multiplied by: 1 is the ELBO; a number :math:`\beta` fits the
         posterior under the likelihood to the power :math:`1/\beta`, as if N / :math:`\beta` examples had been seen;
         ``"layer_mean"`` is the mean over sites and units, :math:`\beta = N / (L d_l)` for the l-th of L sites, with
-        :math:`d_l` units (D. Wright, C. Igel and R. Selvan (2024), https://arxiv.org/abs/2406.01345); a callable is
-        given the number of the training step, as :class:`WarmUp`.
-    :raises ReductionError: for fewer than one example, or a weight that is none of these.
+        :math:`d_l` units (D. Wright, C. Igel and R. Selvan (2024), https://arxiv.org/abs/2406.01345); a mapping has a
+        number for each site, as :func:`in_proportion_to_cost` gives; a callable is given the number of the training
+        step. :class:`WarmUp` begins any of these at 0.
+    :raises ReductionError: for fewer than one example, a weight that is none of these, or a mapping whose sites are not
+        the network's.
     """
 
     _step: Tensor
@@ -97,27 +100,49 @@ class Likelihood(nn.Module):
         super().__init__()
         if num_examples < 1:
             raise ReductionError(f"num_examples is the size of the training data, not {num_examples}")
-        is_number = isinstance(kl_weight, (int, float)) and kl_weight >= 0
-        if not (is_number or kl_weight == "layer_mean" or callable(kl_weight)):
-            raise ReductionError(
-                f"kl_weight is a number, not negative, 'layer_mean', or a callable of the step; not {kl_weight!r}"
-            )
         noise = [module for module in net.modules() if isinstance(module, MultiplicativeNoise)]
-        if kl_weight == "layer_mean" and not noise:
-            raise ReductionError("kl_weight='layer_mean' is a mean over noise sites, and the network has none")
-        self.net, self.num_examples, self.kl_weight, self._num_sites = net, num_examples, kl_weight, len(noise)
+        self._sizes = {module.site_name: module.num_units for module in noise}
+        self.net, self.num_examples, self.kl_weight = net, num_examples, kl_weight
+        self._check_weight(kl_weight.weight if isinstance(kl_weight, WarmUp) else kl_weight)
         self.register_buffer("_step", torch.zeros((), dtype=torch.long))
 
-    def noise_weight(self, num_units: int) -> float:
+    def _check_weight(self, weight: Any) -> None:
+        if isinstance(weight, Mapping):
+            if weight.keys() != self._sizes.keys():
+                raise ReductionError(
+                    f"kl_weight has numbers for {sorted(weight)}, and the network's noise sites are "
+                    f"{sorted(self._sizes)}"
+                )
+            numbers = list(weight.values())
+        elif weight == "layer_mean" or (callable(weight) and not isinstance(weight, WarmUp)):
+            numbers = []
+        else:
+            numbers = [weight]
+        if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
+            raise ReductionError(
+                "kl_weight is a number, not negative, one for each site, 'layer_mean', a callable of the step, or a "
+                f"WarmUp of these; not {weight!r}"
+            )
+        if weight == "layer_mean" and not self._sizes:
+            raise ReductionError("kl_weight='layer_mean' is a mean over noise sites, and the network has none")
+
+    def noise_weight(self, site: str) -> float:
         """
         The present weight of the divergence of a noise site: the temperature of the posterior that is fitted.
 
-        :param num_units: how many units the site has.
+        :param site: the name of the site.
         """
         weight: Any = self.kl_weight
+        share = 1.0
+        if isinstance(weight, WarmUp):
+            share, weight = weight.share(int(self._step)), weight.weight
         if weight == "layer_mean":
-            return self.num_examples / (self._num_sites * num_units)
-        return float(weight(int(self._step)) if callable(weight) else weight)
+            weight = self.num_examples / (len(self._sizes) * self._sizes[site])
+        elif isinstance(weight, Mapping):
+            weight = weight[site]
+        elif callable(weight):
+            weight = weight(int(self._step))
+        return share * float(weight)
 
     def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
         """

@@ -125,13 +125,13 @@ class NoisePosteriors:
             units = units * torch.cat([module.kept for module in self.units.noise.values()])
         return dict(zip(self.units.noise, torch.matmul(units, self.tables.members).unbind(-1)))
 
-    def weighted_divergence(self, weight: Callable[[int], float]) -> Tensor:
+    def weighted_divergence(self, weight: Callable[[str], float]) -> Tensor:
         """
         Of all noise from its prior, each site's with a weight.
 
-        :param weight: of a site, given its number of units.
+        :param weight: of a site, given its name.
         """
-        weights = self.units.weights(tuple(map(weight, self.units.sizes)))
+        weights = self.units.weights(tuple(map(weight, self.units.noise)))
         return torch.dot(self.unit_divergences[0], weights)
 
     def draw(self, name: str, shape: _size) -> Tensor:

@@ -152,7 +152,7 @@ def prune(
     kept = {name: noise.kept.clone() for name, noise in guide.noise.items()}
     model, weights = guide.model, {}
     if isinstance(model, Likelihood):
-        weights = {name: model.noise_weight(noise.num_units) for name, noise in guide.noise.items()}
+        weights = {name: model.noise_weight(name) for name in guide.noise}
     return PruningResult(criterion, scores, removed, kept, tuple(rescued), weights)
 
 

@@ -82,6 +82,7 @@ def test_kl_weights():
         (160.0, lambda kl: 160 * sum(part.sum() for part in kl.values()) / NUM_EXAMPLES),
         (0.0, lambda kl: torch.zeros(())),
         ("layer_mean", lambda kl: torch.stack([part.mean() for part in kl.values()]).mean()),
+        ({"0": 3.0, "2": 0.5}, lambda kl: (3 * kl["0"].sum() + 0.5 * kl["2"].sum()) / NUM_EXAMPLES),
     ):
         model = Classification(network(), NUM_EXAMPLES, kl_weight=weight)
         guide = AutoTruncatedLogNormal(model)
@@ -95,7 +96,7 @@ def test_the_layer_mean_is_the_temperature_of_the_paper():
     """48,000 examples and six layers of fifty units."""
     layers = [module for _ in range(6) for module in (nn.Linear(50, 50), nn.Tanh())]
     model = Classification(attach_noise(nn.Sequential(*layers, nn.Linear(50, 10))), 48_000, kl_weight="layer_mean")
-    assert model.noise_weight(50) == pytest.approx(160)
+    assert model.noise_weight("0") == pytest.approx(160)
 
 
 def test_a_warm_up_rises_with_the_training_steps():
@@ -105,13 +106,23 @@ def test_a_warm_up_rises_with_the_training_steps():
     x, y = torch.randn(20, 4), torch.randint(3, (20,))
     weights = []
     for _ in range(6):
-        weights.append(model.noise_weight(6))
+        weights.append(model.noise_weight("0"))
         elbo(x, y)
     assert weights == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
     model.eval()
     again = Classification(network(), NUM_EXAMPLES, kl_weight=WarmUp(4, weight=2.0))
     again.load_state_dict(model.state_dict())
-    assert again.noise_weight(6) == 2.0
+    assert again.noise_weight("0") == 2.0
+
+
+@pytest.mark.parametrize("weight", ["layer_mean", {"0": 3.0, "2": 0.5}])
+def test_any_weight_can_warm_up(weight):
+    """The last step's is the weight itself."""
+    whole, rising = (Classification(network(), NUM_EXAMPLES, kl_weight=w) for w in (weight, WarmUp(4, weight)))
+    for site in ("0", "2"):
+        assert rising.noise_weight(site) == pytest.approx(whole.noise_weight(site) / 4)
+    rising.load_state_dict(rising.state_dict() | {"_step": torch.tensor(7)})
+    assert [rising.noise_weight(site) for site in ("0", "2")] == [whole.noise_weight(site) for site in ("0", "2")]
 
 
 def test_predictive_draws_observations():
@@ -138,6 +149,10 @@ def test_the_noise_has_a_learning_rate_of_its_own():
         (lambda: Classification(network(), 0), "num_examples"),
         (lambda: Classification(network(), 5, kl_weight=-1.0), "kl_weight"),
         (lambda: Classification(network(), 5, kl_weight="mean"), "'layer_mean'"),
+        (lambda: Classification(network(), 5, kl_weight=WarmUp(3, -1.0)), "kl_weight"),
+        (lambda: Classification(network(), 5, kl_weight=WarmUp(3, WarmUp(3))), "kl_weight"),
+        (lambda: Classification(network(), 5, kl_weight={"0": 1.0}), "noise sites are"),
+        (lambda: Classification(network(), 5, kl_weight={"0": 1.0, "2": -1.0}), "kl_weight"),
         (lambda: Classification(nn.Linear(2, 2), 5, kl_weight="layer_mean"), "none"),
         (lambda: Regression(network(), 5, scale=0.0), "scale"),
         (lambda: WarmUp(0), "at least one step"),

@@ -15,7 +15,7 @@ from pyro_bmrs.pruning import (
     Saliency,
     WeightNorm,
     attach_noise,
-    proportional_odds,
+    in_proportion_to_cost,
     unit_costs,
 )
 
@@ -120,6 +120,6 @@ def test_costs_count_weights_and_multiplications():
     )
     assert unit_costs(net) == {"0": 18, "3": 48}
     assert unit_costs(net, torch.randn(4, 2, 6, 6)) == {"0": 18 * 16, "3": 48}
-    odds = proportional_odds(net, torch.randn(1, 2, 6, 6), mean=2.0)
+    odds = in_proportion_to_cost(net, torch.randn(1, 2, 6, 6), mean=2.0)
     assert odds["0"] / odds["3"] == pytest.approx(6)
     assert (3 * odds["0"] + 5 * odds["3"]) / 8 == pytest.approx(2.0)

@@ -30,7 +30,7 @@ from pyro_bmrs.pruning import (
     WeightNorm,
     compact,
     detach_noise,
-    proportional_odds,
+    in_proportion_to_cost,
     prune,
     save_compact,
 )
@@ -65,7 +65,7 @@ class Experiment:
         criteria at all compressions.
     :param settings: the name of the settings in the results.
     :param criterion: BMRS_N, BMRS_U-8 (or another number of bits), SNR, PosteriorMean, WeightNorm, Saliency-taylor,
-        Saliency-fisher, or none to train the network without noise.
+        Saliency-fisher, or null to train the network without noise.
     :param odds: the prior log odds for removal of BMRS_N and BMRS_U, in nats: a number; parameters or macs for odds in
         proportion to what a unit costs; or paper for the rule of the paper's code.
     :param mean_odds: the mean over units of odds in proportion to costs.
@@ -139,7 +139,7 @@ class Criteria:
         self.batches, self.is_papers = batches, experiment.odds == "paper"
         odds: Any = experiment.odds
         if odds in ("parameters", "macs"):
-            odds = proportional_odds(net, example if odds == "macs" else None, mean=experiment.mean_odds)
+            odds = in_proportion_to_cost(net, example if odds == "macs" else None, mean=experiment.mean_odds)
         self.odds: float | Mapping[str, float] = odds
 
     def find(self, name: str) -> Criterion:
@@ -219,7 +219,7 @@ def run(
     example = data.train[:2][0]
     tied = example if find_network(module.network).ties_units else None
     criteria = Criteria(experiment, module.net, example[:1], list(data.train.batches())[:2])
-    criterion = None if experiment.criterion in (None, "none") else criteria.find(str(experiment.criterion))
+    criterion = None if experiment.criterion is None else criteria.find(experiment.criterion)
     if criterion is not None and not criterion.decides and experiment.fraction is None:
         raise ReductionError(f"{criterion.name} has no threshold of its own; say what share of units goes: --fraction")
 
@@ -285,7 +285,7 @@ def describe(
 ) -> dict[str, Any]:
     """What a row says before anything is measured."""
     odds: Any = experiment.odds
-    units = [noise.num_units for noise in module.guide.noise.values()]
+    sites = {name: noise.num_units for name, noise in module.guide.noise.items()}
     return {
         "schema": SCHEMA,
         "key": key,
@@ -303,8 +303,10 @@ def describe(
         "kl_weight": module.kl_weight,
         "odds": f"{odds}, mean {experiment.mean_odds:g}" if odds in ("parameters", "macs") else odds,
         "num_train": data.num_train,
-        "units": sum(units),
-        "units_left": sum(units),
+        "units": sum(sites.values()),
+        "units_left": sum(sites.values()),
+        "sites": {name: [units, units] for name, units in sites.items()},
+        "accuracy_pruned": None,
         "world_size": trainer.world_size,
         "versions": {name: version(name) for name in ("torch", "pyro-ppl", "lightning", "pyro_bmrs")},
     }
