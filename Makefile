@@ -7,11 +7,13 @@ BIN := $(VENV)/bin
 # The tensors are small: more threads than one only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test lint docs bench dev clean
+.PHONY: help quickstart test paper-quick paper lint docs bench dev clean
 
 help:
 	@echo 'make quickstart   fit a model to real data, reduce it, save the figure quickstart.png'
 	@echo 'make test         the tests and the examples of the docstrings'
+	@echo 'make paper-quick  the program of the paper'"'"'s experiments, on scikit-learn'"'"'s digits, in minutes'
+	@echo 'make paper        the paper'"'"'s experiments: days on a small machine; what is done is not done again'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make docs         the Sphinx site, in docs/_build/html'
 	@echo 'make bench        the benchmarks'
@@ -24,6 +26,16 @@ quickstart: $(VENV)/installed-quickstart
 # A file's tests stay together: they share fits that take long.
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+# What is done is skipped: the results are kept, and go into the report.
+paper-quick: $(VENV)/installed-paper
+	$(BIN)/python -m tutorials.paper sweep --config tutorials/paper/configs/sweep-quick.yaml --results build/paper-quick --jobs 2
+	$(BIN)/python -m tutorials.paper report --results build/paper-quick --output build/paper-quick/report
+
+RESULTS ?= build/paper
+paper: $(VENV)/installed-paper
+	$(BIN)/python -m tutorials.paper sweep --config tutorials/paper/configs/sweep-paper.yaml --results $(RESULTS) --jobs 2
+	$(BIN)/python -m tutorials.paper report --results $(RESULTS) --output $(RESULTS)/report
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check
