@@ -45,8 +45,14 @@ COMMAND --help lists the options. For example:
 
 _RUN = "Trains a network with noise, prunes it, fine-tunes, compacts and tests it, and adds a row to the results."
 _STEPS_BETWEEN_REFRESHES = 50
-# The data are in memory, and epochs may be short.
-_KNOWN_WARNINGS = (".*does not have many workers", ".*is smaller than the logging interval")
+# The data are in memory, epochs may be short, and the folder of a run that is resumed has its checkpoint.
+_KNOWN_WARNINGS = (
+    ".*does not have many workers",
+    ".*is smaller than the logging interval",
+    "Checkpoint directory .* exists",
+    ".*LeafSpec.* is deprecated",
+)
+_WORDY = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")
 # Settings that change what comes out, beside all those of the model.
 _OF_DATA = ("size", "channels", "batch_size", "validation_share", "limit")
 _OF_TRAINER = (
@@ -147,6 +153,9 @@ class PaperCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Nothing yet: the name of the run needs no data."""
 
+    def instantiate_trainer(self, **options: Any) -> Any:
+        """None yet: each stage has its own."""
+
     @property
     def experiment(self) -> Experiment:
         """What to do."""
@@ -243,7 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, options = (given[0], given[1:]) if given else ("", [])
     for message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in _WORDY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         if command == "run":
             PaperCLI(options).run()

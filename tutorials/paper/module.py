@@ -71,12 +71,13 @@ class Classifier(LightningModule, ABC):
         return 0
 
     def on_train_epoch_start(self) -> None:
-        """Begins with an epoch's own random numbers."""
-        pyro.set_rng_seed(hash((self.seed, self.current_epoch, self.global_rank)) % 2**32)
+        """Begins to sum."""
         self._loss, self._start = torch.zeros((), device=self.device), time.perf_counter()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss."""
+        """The loss; with an epoch's own random numbers from its first step on, whatever came before it."""
+        if batch_idx == 0:
+            pyro.set_rng_seed(hash((self.seed, self.current_epoch, self.global_rank)) % 2**32)
         loss = self.loss(*batch)
         self._loss += loss.detach()
         if batch_idx % _STEPS_BETWEEN_CHECKS == 0:
@@ -92,7 +93,7 @@ class Classifier(LightningModule, ABC):
     def _check(self, loss: Tensor) -> None:
         if not loss.isfinite():
             raise ReductionError(
-                f"the loss is {float(loss.detach())} in epoch {self.current_epoch} (epochs count from 0): train at a lower "
+                f"the loss is {float(loss.detach())} in epoch {self.current_epoch}, counted from 0: train at a lower "
                 "learning rate, of the weights (--model.lr) or of the noise (--model.noise_lr)"
             )
 
@@ -112,6 +113,7 @@ class Classifier(LightningModule, ABC):
         correct, seen = self.trainer.strategy.reduce(counts, reduce_op="sum")
         accuracy = float(correct / seen)
         self.history.append((self.current_epoch, self.units_left, accuracy))
+        self.log("units", float(self.units_left))
         self.log("validation_accuracy", accuracy, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

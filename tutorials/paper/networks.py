@@ -167,8 +167,14 @@ def vit(shape: Shape, num_classes: int) -> nn.Module:
     if height != width or height % patch:
         raise ReductionError(f"vit cuts square images into patches of {patch} pixels; these have {height}x{width}")
     config = ViTConfig(
-        **{"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768},
-        **{"image_size": height, "patch_size": patch, "num_channels": channels, "num_labels": num_classes},
+        hidden_size=192,
+        num_hidden_layers=6,
+        num_attention_heads=3,
+        intermediate_size=768,
+        image_size=height,
+        patch_size=patch,
+        num_channels=channels,
+        num_labels=num_classes,
     )
     return Logits(ViTForImageClassification(config))
 

@@ -1,0 +1,98 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Runs of two processes, as Lightning starts them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+for package in ("lightning", "jsonargparse", "sklearn", "torch_pruning"):
+    pytest.importorskip(package)
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+from tutorials.paper.data import Images  # noqa: E402
+from tutorials.paper.results import read_rows  # noqa: E402
+
+TWO = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--process_timeout=30"]
+EPOCHS = ["--trainer.max_epochs=14", "--start=7", "--fine_tune_epochs=2"]
+SHORT = ["--trainer.max_epochs=5", "--start=2", "--fine_tune_epochs=1"]
+
+
+def callbacks(*given: tuple[str, dict]) -> str:
+    entries = [{"class_path": f"tests.paper.witnesses.{name}", "init_args": options} for name, options in given]
+    return f"--trainer.callbacks={json.dumps(entries)}"
+
+
+def test_two_processes_decide_alike_and_as_well_as_one(finish, tmp_path):
+    # Masked, so that what each process has at the end is the network with its masks.
+    options = [*EPOCHS, "--fine_tune=masked"]
+    status, errors = finish("--key=two", *options, *TWO, callbacks(("Witness", {"folder": str(tmp_path)})))
+    assert status == 0, errors
+    states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    masks = [{name: mask for name, mask in found["state"].items() if name.endswith("kept")} for found in states]
+    assert len(masks[0]) == 2 and 0 < sum(int((~mask).sum()) for mask in masks[0].values())
+    for name, value in states[0]["state"].items():
+        assert torch.equal(value, states[1]["state"][name]), name
+    # While each draws noise of its own.
+    assert states[0]["seed"] != states[1]["seed"]
+    status, errors = finish("--key=one", *options)
+    assert status == 0, errors
+    two, one = read_rows(tmp_path)
+    assert (two["world_size"], one["world_size"]) == (2, 1)
+    assert sum(int(mask.sum()) for mask in masks[0].values()) == two["units_left"]
+    # Four standard errors of the difference, as if each had a test set of its own.
+    p = (two["accuracy"] + one["accuracy"]) / 2
+    assert abs(two["accuracy"] - one["accuracy"]) < 4 * math.sqrt(2 * p * (1 - p) / len(Images("digits").test))
+    assert one["accuracy"] > 0.9
+    assert abs(two["units_left"] - one["units_left"]) < 20
+
+
+def kill(finish, folder: Path, rank: int) -> None:
+    """A run of which one process is killed, which ends it."""
+    watched = callbacks(("Presence", {"folder": str(folder)}), ("Death", {"epoch": 3, "rank": rank}))
+    status, _ = finish("--key=a", *SHORT, *TWO, watched, seconds=90)
+    assert status != 0
+    for number in range(2):
+        assert ends(int((folder / f"{number}.pid").read_text()), seconds=40)
+    assert read_rows(folder) == []
+
+
+def test_a_rank_that_is_killed_ends_the_run_which_can_be_resumed(finish, tmp_path):
+    kill(finish, tmp_path, rank=1)
+    status, errors = finish("--key=a", *SHORT, *TWO)
+    assert status == 0, errors
+    (row,) = read_rows(tmp_path)
+    # Each epoch once, those before the death too.
+    assert [epoch for epoch, _, _ in row["history"]] == list(range(6))
+    assert row["accuracy"] > 0.8
+
+
+def test_the_first_rank_that_is_killed_takes_the_others_with_it(finish, tmp_path):
+    kill(finish, tmp_path, rank=0)
+
+
+def ends(process: int, seconds: float) -> bool:
+    """Whether a process ends in time; one that ended and that nobody asked after has."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.kill(process, 0)
+            if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_batch_that_cannot_be_shared_is_an_error_of_all(finish):
+    status, errors = finish("--data.batch_size=63", *TWO, seconds=90)
+    assert status != 0 and "batch_size" in errors
