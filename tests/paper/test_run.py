@@ -160,6 +160,19 @@ def test_odds(tmp_path, odds):
     assert read_rows(tmp_path)[0]["odds"] == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--model.kl_weight=layer_mean"], "layer_mean"),
+        (["--model.kl_weight=3", "--model.kl_weight_by=parameters"], "3 by parameters"),
+        (["--model.kl_weight=3", "--model.kl_weight_by=macs", "--model.warm_up_epochs=0"], "3 by macs"),
+    ],
+)
+def test_weights_of_the_divergence(tmp_path, options, told):
+    assert run(tmp_path, *SHORT, *options) == 0
+    assert read_rows(tmp_path)[0]["kl_weight"] == told
+
+
 @pytest.mark.parametrize("criterion", ["BMRS_U-8", "SNR"])
 def test_criteria_that_decide(tmp_path, criterion):
     assert run(tmp_path, *SHORT, f"--criterion={criterion}") == 0
@@ -200,7 +213,7 @@ def test_tensorboard(tmp_path):
         (["--model.network=mpl"], "did you mean 'mlp'"),
         (["--criterion=BMRS"], "BMRS_N, BMRS_U-8"),
         (["--criterion=WeightNorm"], "--fraction"),
-        (["--model.kl_weight=layer_mean"], "warm_up_epochs"),
+        (["--model.kl_weight=layer_mean", "--model.kl_weight_by=macs"], "layer_mean is for all units"),
         (["--model.lr=-1"], "positive"),
         (["--every=0"], "every_n_epochs"),
         (["--model.lr=1e38"], "the loss is nan in epoch 0"),

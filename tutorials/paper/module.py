@@ -18,7 +18,14 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, NoiseELBO, WarmUp, parameter_groups
+from pyro_bmrs.pruning import (
+    AutoTruncatedLogNormal,
+    Classification,
+    NoiseELBO,
+    WarmUp,
+    in_proportion_to_cost,
+    parameter_groups,
+)
 
 from .networks import build_network, find_network
 
@@ -173,11 +180,13 @@ class NoisyClassifier(Classifier):
     :param noise_lr: that of the noise; by default ten times as much.
     :param schedule: constant or cosine, which falls to 0.
     :param kl_weight: of the divergence: a number, or layer_mean, as in the paper.
-    :param warm_up_epochs: over how many epochs the weight, a number, rises from 0.
+    :param kl_weight_by: whether that number is for all units, or the mean over units of weights in proportion to the
+        parameters, or the multiply-accumulate operations, that they cost.
+    :param warm_up_epochs: over how many epochs the weight rises from 0.
     :param per_example: whether each example has noise of its own.
     :param seed: of the noise, and of the weights to begin with.
-    :raises ReductionError: for a network that is not known, one that does not fit the images, or a warm-up of
-        layer_mean.
+    :raises ReductionError: for a network that is not known, one that does not fit the images, or layer_mean in
+        proportion to something.
     """
 
     def __init__(
@@ -191,21 +200,28 @@ class NoisyClassifier(Classifier):
         noise_lr: float | None = None,
         schedule: Schedule = "constant",
         kl_weight: float | Literal["layer_mean"] = 1.0,
+        kl_weight_by: Literal["unit", "parameters", "macs"] = "unit",
         warm_up_epochs: float = 0.0,
         per_example: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(lr, schedule, seed)
-        if warm_up_epochs and isinstance(kl_weight, str):
-            raise ReductionError("layer_mean has no warm-up: give a number for kl_weight, or warm_up_epochs 0")
+        if kl_weight_by != "unit" and isinstance(kl_weight, str):
+            raise ReductionError(
+                f"layer_mean is for all units; give a number for kl_weight, the mean by {kl_weight_by}"
+            )
         if warm_up_epochs < 0:
             raise ReductionError(f"warm_up_epochs is not negative, as {warm_up_epochs} is")
         pyro.set_rng_seed(seed)
-        self.network, self.noise_lr, self.kl_weight = network, noise_lr, kl_weight
+        self.network, self.noise_lr = network, noise_lr
+        self.kl_weight = kl_weight if kl_weight_by == "unit" else f"{kl_weight:g} by {kl_weight_by}"
         net = find_network(network).attach_noise(
             build_network(network, image_shape, num_classes), per_example=per_example
         )
         weight: Any = kl_weight
+        if kl_weight_by != "unit":
+            example = torch.zeros(1, *image_shape) if kl_weight_by == "macs" else None
+            weight = in_proportion_to_cost(net, example, mean=weight)
         if warm_up_epochs:
             weight = WarmUp(math.ceil(warm_up_epochs * steps_per_epoch), weight)
         model = Classification(net, num_train, kl_weight=weight)
