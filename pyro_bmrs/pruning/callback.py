@@ -19,6 +19,7 @@ from pyro_bmrs.pruning.likelihood import Likelihood
 from pyro_bmrs.pruning.selection import PruningResult, prune
 
 try:
+    from lightning.fabric.utilities import move_data_to_device
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError as error:
     raise ImportError("PruningCallback needs Lightning: pip install pyro_bmrs[lightning]") from error
@@ -90,9 +91,8 @@ class PruningCallback(Callback):
         if done <= self.start or done % every:
             return
         guide = _guide_of(pl_module)
-        result = prune(
-            _net_of(guide), guide, self.criterion, fraction=self.fraction, example_inputs=self.example_inputs
-        )
+        example_inputs = move_data_to_device(self.example_inputs, pl_module.device)
+        result = prune(_net_of(guide), guide, self.criterion, fraction=self.fraction, example_inputs=example_inputs)
         agree_on_kept(trainer, guide)
         self.results.append(result)
         pl_module.log("pruning/units", float(result.num_kept))

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +38,7 @@ from pyro_bmrs.pruning import (
 from pyro_bmrs.pruning.callback import agree_on_kept
 from pyro_bmrs.pruning.report import cost
 
-from .data import Images
+from .data import Examples, Images
 from .module import Classifier, NoisyClassifier, PlainClassifier
 from .networks import build_network, find_network
 from .post_training import Comparison, measure_accuracy
@@ -52,6 +53,7 @@ COMPARED = (
     *("PosteriorMean", "WeightNorm", "Saliency-taylor", "Saliency-fisher"),
 )
 
+_GRADIENT_BATCHES = 2
 _TIMED_EXAMPLES, _TIMED_CALLS = 128, 20
 
 
@@ -123,6 +125,18 @@ def run_folder(results: Path, key: str) -> Path:
     return results / "runs" / re.sub(r"[^\w.,=+-]+", "_", key)
 
 
+class _Beside:
+    """The first examples in batches, on the device that a network is on by then."""
+
+    def __init__(self, net: nn.Module, examples: Examples) -> None:
+        self.net, self.examples = net, examples
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device = next(self.net.parameters()).device
+        for x, y in itertools.islice(self.examples.batches(), _GRADIENT_BATCHES):
+            yield x.to(device), y.to(device)
+
+
 class Criteria:
     """
     The criteria of pruning by name, for one network.
@@ -130,13 +144,12 @@ class Criteria:
     :param experiment: says what the prior odds are.
     :param net: the network, with noise.
     :param example: an image that it is called with.
-    :param batches: examples for criteria that take gradients.
+    :param examples: those that criteria take gradients for.
     """
 
-    def __init__(
-        self, experiment: Experiment, net: nn.Module, example: Tensor, batches: list[tuple[Tensor, Tensor]]
-    ) -> None:
-        self.batches, self.is_papers = batches, experiment.odds == "paper"
+    def __init__(self, experiment: Experiment, net: nn.Module, example: Tensor, examples: Examples) -> None:
+        self.batches = _Beside(net, examples)
+        self.is_papers = experiment.odds == "paper"
         odds: Any = experiment.odds
         if odds in ("parameters", "macs"):
             odds = in_proportion_to_cost(net, example if odds == "macs" else None, mean=experiment.mean_odds)
@@ -218,7 +231,7 @@ def run(
     folder = run_folder(experiment.results, key)
     example = data.train[:2][0]
     tied = example if find_network(module.network).ties_units else None
-    criteria = Criteria(experiment, module.net, example[:1], list(data.train.batches())[:2])
+    criteria = Criteria(experiment, module.net, example[:1], data.train)
     criterion = None if experiment.criterion is None else criteria.find(experiment.criterion)
     if criterion is not None and not criterion.decides and experiment.fraction is None:
         raise ReductionError(f"{criterion.name} has no threshold of its own; say what share of units goes: --fraction")
@@ -271,7 +284,7 @@ def run(
     plain = build_network(module.network, data.image_shape, data.num_classes).to(device).eval()
     row |= {"history": history, "seconds": seconds, **compare_sizes(plain, small, example.to(device))}
     if criterion is not None:
-        save_compact(small, folder / "compact.pt")
+        save_compact(small.cpu(), folder / "compact.pt")
     if criterion is not None and experiment.experiment == "post_training":
         module.load_state_dict(state)
         comparison = Comparison(module, data.test, device, example, tied)
