@@ -63,9 +63,11 @@ def _dtype(net: nn.Module) -> torch.dtype:
     return first.dtype
 
 
-def in_proportion_to_cost(net: nn.Module, example_inputs: Any = None, *, mean: float = 1.0) -> dict[str, float]:
+def in_proportion_to_cost(
+    net: nn.Module, example_inputs: Any = None, *, mean: float = 1.0, power: float = 1.0
+) -> dict[str, float]:
     """
-    Numbers for the noise sites in proportion to what a unit costs.
+    Numbers for the noise sites in proportion to what a unit costs, or to a power of it.
 
     For ``prior_log_odds`` of a criterion, where what costs more has to earn more to stay; and for ``kl_weight`` of a
     model, where noise is fitted to fewer examples, as it were, the more its unit costs.
@@ -73,6 +75,7 @@ def in_proportion_to_cost(net: nn.Module, example_inputs: Any = None, *, mean: f
     :param net: a network with noise.
     :param example_inputs: see :func:`unit_costs`; with them, cost is counted in multiplications.
     :param mean: the mean over all units.
+    :param power: of the costs: 1 for proportion, 0 for the same number everywhere, 0.5 for half-way on a log scale.
     :return: a number for each site.
 
     Example::
@@ -83,7 +86,8 @@ def in_proportion_to_cost(net: nn.Module, example_inputs: Any = None, *, mean: f
         >>> {name: round(odds, 2) for name, odds in in_proportion_to_cost(attach_noise(net)).items()}
         {'0': 1.71, '2': 0.29}
     """
-    costs, sites = unit_costs(net, example_inputs), noise_sites(net)
+    costs = {name: cost**power for name, cost in unit_costs(net, example_inputs).items()}
+    sites = noise_sites(net)
     total = sum(costs[name] * site.noise.num_units for name, site in sites.items())
     num_units = sum(site.noise.num_units for site in sites.values())
     return {name: mean * cost * num_units / total for name, cost in costs.items()}

@@ -166,6 +166,10 @@ def test_odds(tmp_path, odds):
         (["--model.kl_weight=layer_mean"], "layer_mean"),
         (["--model.kl_weight=3", "--model.kl_weight_by=parameters"], "3 by parameters"),
         (["--model.kl_weight=3", "--model.kl_weight_by=macs", "--model.warm_up_epochs=0"], "3 by macs"),
+        (
+            ["--model.kl_weight=3", "--model.kl_weight_by=parameters", "--model.kl_weight_power=0.5"],
+            "3 by parameters^0.5",
+        ),
     ],
 )
 def test_weights_of_the_divergence(tmp_path, options, told):

@@ -123,3 +123,6 @@ def test_costs_count_weights_and_multiplications():
     odds = in_proportion_to_cost(net, torch.randn(1, 2, 6, 6), mean=2.0)
     assert odds["0"] / odds["3"] == pytest.approx(6)
     assert (3 * odds["0"] + 5 * odds["3"]) / 8 == pytest.approx(2.0)
+    roots = in_proportion_to_cost(net, torch.randn(1, 2, 6, 6), mean=2.0, power=0.5)
+    assert roots["0"] / roots["3"] == pytest.approx(6**0.5)
+    assert (3 * roots["0"] + 5 * roots["3"]) / 8 == pytest.approx(2.0)

@@ -182,6 +182,7 @@ class NoisyClassifier(Classifier):
     :param kl_weight: of the divergence: a number, or layer_mean, as in the paper.
     :param kl_weight_by: whether that number is for all units, or the mean over units of weights in proportion to the
         parameters, or the multiply-accumulate operations, that they cost.
+    :param kl_weight_power: of those costs.
     :param warm_up_epochs: over how many epochs the weight rises from 0.
     :param per_example: whether each example has noise of its own.
     :param seed: of the noise, and of the weights to begin with.
@@ -201,6 +202,7 @@ class NoisyClassifier(Classifier):
         schedule: Schedule = "constant",
         kl_weight: float | Literal["layer_mean"] = 1.0,
         kl_weight_by: Literal["unit", "parameters", "macs"] = "unit",
+        kl_weight_power: float = 1.0,
         warm_up_epochs: float = 0.0,
         per_example: bool = True,
         seed: int = 0,
@@ -214,14 +216,15 @@ class NoisyClassifier(Classifier):
             raise ReductionError(f"warm_up_epochs is not negative, as {warm_up_epochs} is")
         pyro.set_rng_seed(seed)
         self.network, self.noise_lr = network, noise_lr
-        self.kl_weight = kl_weight if kl_weight_by == "unit" else f"{kl_weight:g} by {kl_weight_by}"
+        power = "" if kl_weight_power == 1 else f"^{kl_weight_power:g}"
+        self.kl_weight = kl_weight if kl_weight_by == "unit" else f"{kl_weight:g} by {kl_weight_by}{power}"
         net = find_network(network).attach_noise(
             build_network(network, image_shape, num_classes), per_example=per_example
         )
         weight: Any = kl_weight
         if kl_weight_by != "unit":
             example = torch.zeros(1, *image_shape) if kl_weight_by == "macs" else None
-            weight = in_proportion_to_cost(net, example, mean=weight)
+            weight = in_proportion_to_cost(net, example, mean=weight, power=kl_weight_power)
         if warm_up_epochs:
             weight = WarmUp(math.ceil(warm_up_epochs * steps_per_epoch), weight)
         model = Classification(net, num_train, kl_weight=weight)
