@@ -74,7 +74,8 @@ class NoiseELBO(TraceMeanField_ELBO):
         loss = noise.weighted_divergence(model.noise_weight) / model.num_examples - log_likelihood.mean()
         if model.training:
             model.count_step()
-        warn_if_nan(loss, "loss")
+        # Detached: on what has a gradient, it hangs a hook that costs as much as a layer.
+        warn_if_nan(loss.detach(), "loss")
         return loss
 
 

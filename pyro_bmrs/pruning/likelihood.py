@@ -166,7 +166,7 @@ class Likelihood(nn.Module):
 
     def count_step(self) -> None:
         """One more training step is done."""
-        self._step += 1
+        self._step.add_(1)
 
     def observation(self, output: Tensor) -> Any:
         """The distribution of what is observed, given the network's output; of one batch dimension, the examples."""
