@@ -11,7 +11,7 @@ noise, as the ordinary network that it is.
 
 Most operations are in the filters, which are few, and most of the time goes into those of the first layer, which see
 the most pixels. The divergence of the noise therefore has a weight for each layer: the noise of a neuron is fitted as
-if a ninth of the examples had been seen, that of a filter as if many fewer had. What costs more has to earn more.
+if a twelfth of the examples had been seen, that of a filter as if many fewer had. What costs more has to earn more.
 
 Run it with ``python tutorials/pruning_mnist.py --data FOLDER``, a folder or the name of a data set on the hub that
 ``datasets.load_dataset`` reads; ``--help`` lists what can be set. It needs ``pip install pyro_bmrs[paper]``.
@@ -52,7 +52,10 @@ Images = tuple[Tensor, Tensor]
 
 def load_images(data: str) -> tuple[Images, Images]:
     """Images of shape ``(n, 1, 28, 28)``, standardised, and their digits, to train with and to test on."""
-    from datasets import load_dataset
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError("images are read by datasets: pip install pyro_bmrs[paper]") from error
 
     parts: Any = load_dataset(data)
 
@@ -88,7 +91,11 @@ def train(
     epochs: int,
     description: str,
 ) -> None:
-    """An ordinary PyTorch loop, with a learning rate that falls to 0 along half a cosine."""
+    """
+    An ordinary PyTorch loop, with a learning rate that falls to 0 along half a cosine.
+
+    Each batch is shifted by up to two pixels, across and down; the margins of the images are empty.
+    """
     x, y = images
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
     steps = epochs * -(-len(x) // BATCH_SIZE)
@@ -96,8 +103,9 @@ def train(
     with tqdm(total=steps, desc=description, unit="step", mininterval=1) as progress:
         for _ in range(epochs):
             for batch in torch.randperm(len(x)).split(BATCH_SIZE):
+                shift = torch.randint(-2, 3, (2,)).tolist()
                 optimizer.zero_grad()
-                loss(x[batch], y[batch]).backward()
+                loss(x[batch].roll(shift, (-2, -1)), y[batch]).backward()
                 optimizer.step()
                 schedule.step()
                 progress.update()
@@ -160,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--epochs", type=int, default=8, help="of training with noise (%(default)s)")
     parser.add_argument("--fine-tune", type=int, default=15, help="epochs of the compact network (%(default)s)")
     parser.add_argument(
-        "--kl-weights", type=float, nargs=3, default=[350, 90, 9], help="of the noise of each layer (%(default)s)"
+        "--kl-weights", type=float, nargs=3, default=[600, 130, 12], help="of the noise of each layer (%(default)s)"
     )
     options = parser.parse_args(arguments)
     images, test = load_images(options.data)
