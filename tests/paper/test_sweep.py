@@ -271,8 +271,10 @@ def is_alive(process):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_an_interrupted_sweep_ends_its_jobs(tmp_path, number):
     config = one_grid(tmp_path, network="hangs", seeds=5)
+    # What runs the tests in the background may ignore Ctrl-C, and those that it starts inherit that.
     code = (
-        "import sys; from pathlib import Path; from tests.paper import test_sweep as t\n"
+        "import signal, sys; from pathlib import Path; from tests.paper import test_sweep as t\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "t.Job.command = t.stand_in\n"
         "t.sweep(Path(sys.argv[1]), Path(sys.argv[2]), jobs=2)\n"
     )
