@@ -107,6 +107,17 @@ def test_the_log_likelihood_of_classes_is_the_distribution_s():
     torch.testing.assert_close(model.log_likelihood(output, y), model.observation(output).log_prob(y))
 
 
+class _Tempered(Classification):
+    """Half as sure as its network."""
+
+    def observation(self, output):
+        return dist.Categorical(logits=output / 2)
+
+
+def test_a_derived_class_has_its_own_likelihood():
+    assert_equal(_Tempered(network(), 50), torch.randn(6, 1, 6, 6), torch.randint(3, (6,)))
+
+
 def test_svi_trains_with_it():
     model = Classification(network(), 50)
     guide = AutoTruncatedLogNormal(model)
