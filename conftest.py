@@ -9,11 +9,12 @@ import torch
 
 # Read once, as fixtures of wider scope run before that of a test and may set it.
 DEFAULT_DTYPE = torch.get_default_dtype()
+DEFAULT_THREADS = torch.get_num_threads()
 
 
 @pytest.fixture(autouse=True)
 def clean_slate():
-    """Random numbers that do not depend on what ran before, an empty parameter store, torch's own default dtype."""
+    """Random numbers of its own, an empty parameter store, and the settings that torch and Pyro begin with."""
     _clean()
     pyro.set_rng_seed(0)
     yield
@@ -22,4 +23,6 @@ def clean_slate():
 
 def _clean() -> None:
     pyro.clear_param_store()
+    pyro.enable_validation(__debug__)
     torch.set_default_dtype(DEFAULT_DTYPE)
+    torch.set_num_threads(DEFAULT_THREADS)

@@ -7,6 +7,7 @@ import math
 import signal
 from pathlib import Path
 
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -201,6 +202,7 @@ def test_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert main(["run", f"--config={QUICK}", f"--results={tmp_path}", *SHORT, "--key=a", QUIET[1]]) == 0
+    assert dist.is_validation_enabled() is __debug__, "as it was before the run"
     events = EventAccumulator(str(run_folder(tmp_path, "a") / "train"))
     events.Reload()
     assert {"loss", "validation_accuracy", "units"} <= set(events.Tags()["scalars"])

@@ -187,12 +187,12 @@ class PaperCLI(LightningCLI):
         :raises ReductionError: also where another run has the same key.
         """
         torch.set_num_threads(self.config.threads)
-        pyro.enable_validation(False)
         key = self.key
         self.folder = run_folder(self.experiment.results, key)
         self._keep_settings()
-        super().instantiate_classes()
-        run(self.experiment, self.model, self.datamodule, self.make_trainer, key)
+        with pyro.validation_enabled(False):
+            super().instantiate_classes()
+            run(self.experiment, self.model, self.datamodule, self.make_trainer, key)
 
     def _keep_settings(self) -> None:
         """Writes the settings beside the checkpoints, or sees that they are those that are there."""
