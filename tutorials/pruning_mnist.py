@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--epochs", type=int, default=8, help="of training with noise (%(default)s)")
     parser.add_argument("--fine-tune", type=int, default=15, help="epochs of the compact network (%(default)s)")
     parser.add_argument(
-        "--kl-weights", type=float, nargs=3, default=[600, 130, 12], help="of the noise of each layer (%(default)s)"
+        "--kl-weights", type=float, nargs=3, default=[1000, 130, 12], help="of the noise of each layer (%(default)s)"
     )
     options = parser.parse_args(arguments)
     images, test = load_images(options.data)

@@ -10,7 +10,7 @@ noise of all layers is therefore one vector while a step lasts; each site sees i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from torch.types import _size
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
 from pyro_bmrs.pruning.noise import MultiplicativeNoise
-from pyro_bmrs.pruning.noise_step import draw_log_normal, log_uniform_divergence
+from pyro_bmrs.pruning.noise_step import NoiseStep, noise_step
 
 
 class NoiseUnits:
@@ -72,7 +72,7 @@ class NoiseUnits:
             )
             site = torch.repeat_interleave(torch.tensor(self.sizes)).to(ends.device)
             members = (site.unsqueeze(-1) == torch.arange(len(self.sizes), device=ends.device)).to(ends.dtype)
-            self._tables = Tables(priors, ends.double(), log_ends, members)
+            self._tables = Tables(priors, ends.double(), log_ends.double(), members)
         return self._tables
 
 
@@ -81,7 +81,7 @@ class Tables(NamedTuple):
 
     priors: list[LogUniform]
     ends: Tensor  # low and high, in double precision, of shape (2, units)
-    log_ends: Tensor  # their logarithms
+    log_ends: Tensor  # their logarithms, likewise
     members: Tensor  # which units are a site's: 1 or 0, of shape (units, sites)
 
 
@@ -97,6 +97,7 @@ class NoisePosteriors:
     def __init__(self, units: NoiseUnits, locs: Tensor, log_scales: Tensor) -> None:
         self.units, self.locs, self.log_scales = units, locs, log_scales
         self.tables = units.tables
+        self._step: NoiseStep | None = None
         self._drawn: dict[tuple[str, _size], tuple[Tensor, Draws]] = {}
         self._given: dict[str, tuple[Tensor, Draws]] = {}
 
@@ -109,15 +110,20 @@ class NoisePosteriors:
         prior, (locs, log_scales) = self.units.noise[name].unit_prior, self._parameters
         return TruncatedLogNormal(locs[name], log_scales[name].exp(), prior.low, prior.high)
 
-    @cached_property
-    def unit_divergences(self) -> tuple[Tensor, Tensor]:
-        """Of each unit's posterior from its prior, in nats, and the log of its normaliser."""
-        return log_uniform_divergence(self.locs, self.log_scales, self.tables.log_ends)
+    def _next_step(self, uniform: Tensor) -> NoiseStep:
+        tables = self.tables
+        self._step = noise_step(uniform, self.locs, self.log_scales, tables.ends, tables.log_ends, self.units.sizes)
+        return self._step
+
+    @property
+    def any_step(self) -> NoiseStep:
+        """The divergences from the priors and the normalisers, which come with draws; else of a step without any."""
+        return self._step or self._next_step(self.tables.ends.new_empty(0, self.tables.ends.shape[-1]))
 
     @cached_property
     def divergences(self) -> dict[str, Tensor]:
         """Of each site's posterior from its prior."""
-        return self.sum_kept(self.unit_divergences[0])
+        return self.sum_kept(self.any_step.divergence)
 
     def sum_kept(self, units: Tensor) -> dict[str, Tensor]:
         """By site, the sum over the units that are kept."""
@@ -132,7 +138,7 @@ class NoisePosteriors:
         :param weight: of a site, given its name.
         """
         weights = self.units.weights(tuple(map(weight, self.units.noise)))
-        return torch.dot(self.unit_divergences[0], weights)
+        return torch.dot(self.any_step.divergence, weights)
 
     def draw(self, name: str, shape: _size) -> Tensor:
         """The noise at one site; drawn for all sites at once, and anew once it has been given away."""
@@ -140,8 +146,8 @@ class NoisePosteriors:
             uniform = torch.rand((*shape, *self.locs.shape), dtype=self.locs.dtype, device=self.locs.device).double()
             # A 0 stands for all that rounds to it.
             uniform.clamp_(min=2.0**-26)
-            draws = Draws(draw_log_normal(uniform, self.locs, self.log_scales, self.tables.ends))
-            self._drawn |= {(site, shape): (value, draws) for site, value in self.units.split(draws.values).items()}
+            draws = Draws(self._next_step(uniform).values)
+            self._drawn |= {(site, shape): (value, draws) for site, value in zip(self.units.noise, draws.values)}
         self._given[name] = self._drawn.pop((name, shape))
         return self._given[name][0]
 
@@ -154,17 +160,17 @@ class NoisePosteriors:
         """The log density of one site's noise, of draws of all, under its posterior."""
         if draws.log_posteriors is None:
             # The mode stands still, as in the derivatives of the normaliser.
-            mode = self.locs.detach().clamp(*self.tables.log_ends)
+            mode = self.locs.detach().clamp(*self.tables.log_ends.to(self.locs))
             narrowness, log_values = torch.exp(-self.log_scales), draws.log_values
             place = (log_values - mode) * narrowness
             energy = place * ((mode - self.locs) * narrowness + 0.5 * place)
-            draws.log_posteriors = self.sum_kept(-energy - self.unit_divergences[1] - log_values)
+            draws.log_posteriors = self.sum_kept(-energy - self.any_step.log_normaliser - log_values)
         return draws.log_posteriors[name]
 
     def log_prior(self, name: str, draws: Draws) -> Tensor:
         """The log density of one site's noise, of draws of all, under its prior."""
         if draws.log_priors is None:
-            low, high = self.tables.log_ends
+            low, high = self.tables.log_ends.to(draws.log_values)
             draws.log_priors = self.sum_kept(-draws.log_values - (high - low).log())
         return draws.log_priors[name]
 
@@ -173,18 +179,18 @@ class Draws:
     """
     The noise of all sites, drawn together, and its log densities by site once they are known.
 
-    :param values: the noise of all units, shape ``(..., units)``.
+    :param values: the noise by site, each of shape ``(..., units of the site)``.
     """
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Sequence[Tensor]) -> None:
         self.values = values
         self.log_posteriors: dict[str, Tensor] | None = None
         self.log_priors: dict[str, Tensor] | None = None
 
     @cached_property
     def log_values(self) -> Tensor:
-        """The logarithms of the noise."""
-        return self.values.log()
+        """The logarithms of the noise of all units, shape ``(..., units)``."""
+        return torch.cat(tuple(self.values), -1).log()
 
 
 class NoisePosterior(Independent):

@@ -12,7 +12,7 @@ from torch.distributions import Uniform, kl_divergence
 from pyro_bmrs.distributions import TruncatedNormal
 from pyro_bmrs.distributions.truncated_quantile import truncated_quantile
 from pyro_bmrs.pruning import noise_step
-from pyro_bmrs.pruning.noise_step import draw_log_normal, log_uniform_divergence
+from pyro_bmrs.pruning.noise_step import NoiseStep
 
 DOUBLE = torch.float64
 
@@ -31,10 +31,24 @@ def ends(loc):
     return torch.stack([torch.full_like(loc, -20.0), torch.zeros_like(loc)]).detach()
 
 
+def step(uniform, loc, log_scale, units=None) -> NoiseStep:
+    units = ends(loc).exp() if units is None else units
+    return noise_step.noise_step(uniform, loc, log_scale, units.double(), units.log().double(), [len(loc)])
+
+
+def draw(uniform, loc, log_scale):
+    return step(uniform, loc, log_scale).values[0]
+
+
+def divergence(loc, log_scale):
+    """And the log of the normaliser; of a step without draws."""
+    return step(torch.empty(0, len(loc), dtype=DOUBLE), loc, log_scale)[1:]
+
+
 def test_divergences_are_those_of_the_general_rule():
     loc, log_scale = parameters()
     low, high = ends(loc)
-    fast, normaliser = log_uniform_divergence(loc, log_scale, ends(loc))
+    fast, normaliser = divergence(loc, log_scale)
     posterior = TruncatedNormal(loc, log_scale.exp(), low, high)
     exact = kl_divergence(posterior, Uniform(low, high))
     torch.testing.assert_close(normaliser, -posterior.log_prob(posterior.mode), rtol=1e-12, atol=1e-13)
@@ -49,8 +63,8 @@ def test_divergences_are_those_of_the_general_rule():
 
 def test_divergences_in_single_precision():
     loc, log_scale = parameters(torch.float32)
-    single, _ = log_uniform_divergence(loc, log_scale, ends(loc))
-    double, _ = log_uniform_divergence(loc.double(), log_scale.double(), ends(loc.double()))
+    single, _ = divergence(loc, log_scale)
+    double, _ = divergence(loc.double(), log_scale.double())
     torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-5)
 
 
@@ -59,7 +73,7 @@ def test_draws_are_quantiles_with_their_derivatives(probability):
     loc, log_scale = parameters()
     low, high = ends(loc)
     uniform = torch.full_like(loc, probability).detach()
-    fast = draw_log_normal(uniform, loc, log_scale, ends(loc).exp()).log()
+    fast = draw(uniform, loc, log_scale).log()
     exact = truncated_quantile(uniform, loc, log_scale.exp(), low, high)
     torch.testing.assert_close(fast, exact, rtol=1e-7, atol=1e-12)
     for one, other in zip(
@@ -71,8 +85,8 @@ def test_draws_are_quantiles_with_their_derivatives(probability):
 def test_draws_for_many_examples_share_the_parameters():
     loc, log_scale = parameters()
     uniform = torch.rand(5, len(loc), dtype=DOUBLE)
-    together = draw_log_normal(uniform, loc, log_scale, ends(loc).exp())
-    apart = torch.stack([draw_log_normal(row, loc, log_scale, ends(loc).exp()) for row in uniform])
+    together = draw(uniform, loc, log_scale)
+    apart = torch.stack([draw(row, loc, log_scale) for row in uniform])
     assert torch.equal(together, apart)
     for one, other in zip(
         torch.autograd.grad(together.sum(), (loc, log_scale)), torch.autograd.grad(apart.sum(), (loc, log_scale))
@@ -87,12 +101,36 @@ def test_draws_and_gradients_are_finite_and_inside(dtype, probability):
     locs = torch.tensor([-1e6, -1e3, -20.0, -1.0, 0.0, 1e-3, 1e3, 1e6], dtype=dtype)
     loc, log_scale = (grid.flatten().requires_grad_() for grid in torch.meshgrid(locs, scales, indexing="ij"))
     units = torch.stack([torch.full_like(loc, math.exp(-20)), torch.ones_like(loc)]).detach()
-    draw = draw_log_normal(torch.full(loc.shape, probability, dtype=DOUBLE), loc, log_scale, units.double())
-    divergence, _ = log_uniform_divergence(loc, log_scale, units.log())
-    assert ((draw >= units[0]) & (draw <= units[1])).all()
-    assert divergence.isfinite().all()
-    for gradient in torch.autograd.grad((draw + divergence).sum(), (loc, log_scale)):
+    values, divergences, _ = step(torch.full(loc.shape, probability, dtype=DOUBLE), loc, log_scale, units)
+    assert ((values[0] >= units[0]) & (values[0] <= units[1])).all()
+    assert divergences.isfinite().all()
+    for gradient in torch.autograd.grad((values[0] + divergences).sum(), (loc, log_scale)):
         assert gradient.isfinite().all()
+
+
+def test_many_draws_are_made_in_parts(monkeypatch):
+    loc, log_scale = parameters()
+    uniform = torch.rand(3, 5, len(loc), dtype=DOUBLE)
+    whole = draw(uniform, loc, log_scale)
+    monkeypatch.setattr(noise_step, "_NUM_TOGETHER", 2 * len(loc))
+    parts = draw(uniform, loc, log_scale)
+    assert torch.equal(whole, parts)
+    for one, other in zip(
+        torch.autograd.grad(whole.sum(), (loc, log_scale)), torch.autograd.grad(parts.sum(), (loc, log_scale))
+    ):
+        assert torch.equal(one, other)
+
+
+def test_sites_have_gradients_of_their_own():
+    loc, log_scale = parameters()
+    uniform, units, sizes = torch.rand(len(loc), dtype=DOUBLE), ends(loc), [10, 2, len(loc) - 12]
+    values = noise_step.noise_step(uniform, loc, log_scale, units.exp(), units, sizes).values
+    assert [len(value) for value in values] == sizes
+    whole = torch.autograd.grad(draw(uniform, loc, log_scale).sum(), (loc, log_scale))
+    part = torch.autograd.grad(values[1].sum(), (loc, log_scale))
+    for one, other in zip(whole, part):
+        assert torch.equal(one[10:12], other[10:12])
+        assert (other[:10] == 0).all() and (other[12:] == 0).all()
 
 
 def test_both_libraries_compute_the_same(monkeypatch):
@@ -101,8 +139,8 @@ def test_both_libraries_compute_the_same(monkeypatch):
     uniform = torch.rand(len(loc), dtype=DOUBLE)
 
     def compute():
-        draw = draw_log_normal(uniform, loc, log_scale, ends(loc).exp())
-        values = [draw, *log_uniform_divergence(loc, log_scale, ends(loc))]
+        drawn = step(uniform, loc, log_scale)
+        values = [*drawn.values, *drawn[1:]]
         return [*values, *torch.autograd.grad(sum(value.sum() for value in values), (loc, log_scale))]
 
     numpy = compute()
