@@ -133,8 +133,8 @@ class _Step(torch.autograd.Function):
             log_scale_grad.addcmul_(by_normaliser, energy, value=2)
         if any(grad is not None for grad in by_values):
             shape = by_loc.shape[:-1]
-            grads = zip(by_values, ctx.sizes)
-            grad = torch.cat([by_loc.new_zeros(*shape, size) if one is None else one for one, size in grads], -1)
+            pairs = zip(by_values, ctx.sizes)
+            grad = torch.cat([by_loc.new_zeros(*shape, size) if one is None else one for one, size in pairs], -1)
             loc_grad.add_((grad * by_loc).sum_to_size(loc_grad.shape))
             log_scale_grad.add_((grad * by_log_scale).sum_to_size(loc_grad.shape))
         return None, loc_grad, log_scale_grad, None, None, None
