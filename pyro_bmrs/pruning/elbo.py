@@ -69,13 +69,13 @@ class NoiseELBO(TraceMeanField_ELBO):
         )
 
     def _short_loss(self, model: Likelihood, guide: AutoTruncatedLogNormal, x: Any, y: Tensor) -> Tensor:
-        with guide.given_noise() as noise, _NothingElse():
-            log_likelihood = model.log_likelihood(model.net(x), y)
-        loss = noise.weighted_divergence(model.noise_weight) / model.num_examples - log_likelihood.mean()
+        with guide.given_noise(model.example_weight) as noise, _NothingElse():
+            loss = model.negative_log_likelihood(model.net(x), y) + noise.weighted_divergence
         if model.training:
             model.count_step()
-        # Detached: on what has a gradient, it hangs a hook that costs as much as a layer.
-        warn_if_nan(loss.detach(), "loss")
+        # As a number: on a tensor with a gradient, it hangs a hook that costs as much as a layer.
+        number: Any = loss.item()
+        warn_if_nan(number, "loss")
         return loss
 
 

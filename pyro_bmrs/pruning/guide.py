@@ -102,13 +102,14 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
             return {name: torch.where(self.noise[name].kept, mean, 0.0) for name, mean in means.items()}
 
     @contextmanager
-    def given_noise(self) -> Iterator[NoisePosteriors]:
+    def given_noise(self, weight: Callable[[str], float]) -> Iterator[NoisePosteriors]:
         """
         While it lasts, the noise of the network is drawn from its posteriors without sample statements.
 
+        :param weight: of the divergence of a site, given its name.
         :return: the posteriors.
         """
-        posteriors = NoisePosteriors(self._units, self.noise_locs, self.noise_log_scales)
+        posteriors = NoisePosteriors(self._units, self.noise_locs, self.noise_log_scales, weight)
         # Past the module's own __setattr__, which costs as much as the draw.
         for name, noise in self.noise.items():
             vars(noise)["given"] = partial(posteriors.draw, name)

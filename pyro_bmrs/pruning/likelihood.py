@@ -144,6 +144,14 @@ class Likelihood(nn.Module):
             weight = weight(int(self._step))
         return share * float(weight)
 
+    def example_weight(self, site: str) -> float:
+        """
+        The present weight of the divergence of a noise site in the loss, which is a mean per example.
+
+        :param site: the name of the site.
+        """
+        return self.noise_weight(site) / self.num_examples
+
     def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
         """
         Runs the network, and observes ``y`` where it is given; else draws it.
@@ -172,9 +180,9 @@ class Likelihood(nn.Module):
         """The distribution of what is observed, given the network's output; of one batch dimension, the examples."""
         raise NotImplementedError
 
-    def log_likelihood(self, output: Tensor, y: Tensor) -> Tensor:
-        """The log density of what was observed, of each example in nats, given the network's output."""
-        return self.observation(output).log_prob(y)
+    def negative_log_likelihood(self, output: Tensor, y: Tensor) -> Tensor:
+        """Of what was observed given the network's output, in nats; the mean over examples."""
+        return -self.observation(output).log_prob(y).mean()
 
 
 class Classification(Likelihood):
@@ -207,11 +215,11 @@ class Classification(Likelihood):
         """A categorical distribution."""
         return dist.Categorical(logits=output)
 
-    def log_likelihood(self, output: Tensor, y: Tensor) -> Tensor:
+    def negative_log_likelihood(self, output: Tensor, y: Tensor) -> Tensor:
         """The same as by the distribution, in one operation, unless a derived class has another."""
         if type(self).observation is not Classification.observation:
-            return super().log_likelihood(output, y)
-        return -nn.functional.cross_entropy(output, y, reduction="none")
+            return super().negative_log_likelihood(output, y)
+        return nn.functional.cross_entropy(output, y)
 
 
 class Regression(Likelihood):

@@ -39,7 +39,7 @@ class NoiseUnits:
         self.noise = dict(noise)
         self.sizes = [module.num_units for module in self.noise.values()]
         self._tables: Tables | None = None
-        self._weights: tuple[tuple[float, ...], Tensor, Tensor] | None = None
+        self._weights: tuple[Any, list[Tensor], Tensor] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoiseUnits:
         return NoiseUnits({name: memo.get(id(module), module) for name, module in self.noise.items()})
@@ -49,13 +49,16 @@ class NoiseUnits:
         """Whether all units of all sites are kept."""
         return all(module.is_whole for module in self.noise.values())
 
-    def weights(self, sites: tuple[float, ...]) -> Tensor:
-        """The weights of all sites by unit, 0 where a unit is not kept."""
-        members = self.tables.members
-        if self._weights is None or self._weights[0] != sites or self._weights[1] is not members:
-            self._weights = sites, members, members @ members.new_tensor(sites)
-        weights = self._weights[2]
-        return weights if self.is_whole else weights * torch.cat([module.kept for module in self.noise.values()])
+    def weights(self, sites: tuple[float, ...], members: Tensor) -> Tensor:
+        """The weights of all sites by unit, 0 where a unit is not kept; given which units are a site's."""
+        buffers: list[Any] = [members, *(module._buffers["kept"] for module in self.noise.values())]
+        # Made again where one is another, or was written to.
+        state = sites, [buffer._version for buffer in buffers]
+        made = self._weights
+        if made is None or made[0] != state or any(one is not other for one, other in zip(made[1], buffers)):
+            by_unit = torch.cat(buffers[1:]) * (members @ members.new_tensor(sites))
+            made = self._weights = state, buffers, by_unit
+        return made[2]
 
     def split(self, units: Tensor) -> dict[str, Tensor]:
         """Values of all units by site."""
@@ -92,11 +95,15 @@ class NoisePosteriors:
     :param units: the units.
     :param locs: log-locations of all units.
     :param log_scales: logs of the log-scales.
+    :param weight: of the divergence of a site, given its name.
     """
 
-    def __init__(self, units: NoiseUnits, locs: Tensor, log_scales: Tensor) -> None:
+    def __init__(
+        self, units: NoiseUnits, locs: Tensor, log_scales: Tensor, weight: Callable[[str], float] | None = None
+    ) -> None:
         self.units, self.locs, self.log_scales = units, locs, log_scales
         self.tables = units.tables
+        self._weights = None if weight is None else units.weights(tuple(map(weight, units.noise)), self.tables.members)
         self._step: NoiseStep | None = None
         self._drawn: dict[tuple[str, _size], tuple[Tensor, Draws]] = {}
         self._given: dict[str, tuple[Tensor, Draws]] = {}
@@ -112,7 +119,9 @@ class NoisePosteriors:
 
     def _next_step(self, uniform: Tensor) -> NoiseStep:
         tables = self.tables
-        self._step = noise_step(uniform, self.locs, self.log_scales, tables.ends, tables.log_ends, self.units.sizes)
+        self._step = noise_step(
+            uniform, self.locs, self.log_scales, tables.ends, tables.log_ends, self.units.sizes, self._weights
+        )
         return self._step
 
     @property
@@ -131,21 +140,17 @@ class NoisePosteriors:
             units = units * torch.cat([module.kept for module in self.units.noise.values()])
         return dict(zip(self.units.noise, torch.matmul(units, self.tables.members).unbind(-1)))
 
-    def weighted_divergence(self, weight: Callable[[str], float]) -> Tensor:
-        """
-        Of all noise from its prior, each site's with a weight.
-
-        :param weight: of a site, given its name.
-        """
-        weights = self.units.weights(tuple(map(weight, self.units.noise)))
-        return torch.dot(self.any_step.divergence, weights)
+    @property
+    def weighted_divergence(self) -> Tensor:
+        """Of all noise from its prior, each site's with its weight."""
+        weighted = self.any_step.weighted
+        assert weighted is not None, "posteriors with weights"
+        return weighted
 
     def draw(self, name: str, shape: _size) -> Tensor:
         """The noise at one site; drawn for all sites at once, and anew once it has been given away."""
         if (name, shape) not in self._drawn:
-            uniform = torch.rand((*shape, *self.locs.shape), dtype=self.locs.dtype, device=self.locs.device).double()
-            # A 0 stands for all that rounds to it.
-            uniform.clamp_(min=2.0**-26)
+            uniform = torch.rand((*shape, *self.locs.shape), dtype=torch.float64, device=self.locs.device)
             draws = Draws(self._next_step(uniform).values)
             self._drawn |= {(site, shape): (value, draws) for site, value in zip(self.units.noise, draws.values)}
         self._given[name] = self._drawn.pop((name, shape))

@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,8 @@ __all__ = ["NoiseStep", "noise_step"]
 _ROOT_HALF = math.sqrt(0.5)
 # From here on the hazard of the normal is linear, as far as a quantile is concerned.
 _FAR = 30.0
+# How far probabilities are from 0 and 1, by rounding.
+_EDGE = 2.0**-53
 # Beyond so many e-folds below the mode a density is 0.
 _NUM_FOLDS = 40.0
 # So many draws are computed at a time that what is computed of them stays in the cache.
@@ -57,27 +60,37 @@ class NoiseStep(NamedTuple):
     :param values: by site, each of shape ``(..., units of the site)``.
     :param divergence: of each unit in nats, shape ``(units,)``.
     :param log_normaliser: log of the integral of the density of the logarithm relative to its mode, likewise.
+    :param weighted: the sum of divergences times weights, where there are weights.
     """
 
     values: tuple[Tensor, ...]
     divergence: Tensor
     log_normaliser: Tensor
+    weighted: Tensor | None
 
 
 def noise_step(
-    uniform: Tensor, loc: Tensor, log_scale: Tensor, ends: Tensor, log_ends: Tensor, sizes: Sequence[int]
+    uniform: Tensor,
+    loc: Tensor,
+    log_scale: Tensor,
+    ends: Tensor,
+    log_ends: Tensor,
+    sizes: Sequence[int],
+    weights: Tensor | None = None,
 ) -> NoiseStep:
     """
     Quantiles of truncated log-normals, and KL(q || p) of them from the log-uniform on the same interval.
 
     All are differentiable once in ``loc`` and ``log_scale``.
 
-    :param uniform: probabilities in (0, 1), in double precision; shape ``(..., units)``.
+    :param uniform: probabilities in [0, 1), in double precision; shape ``(..., units)``. A 0 stands for what rounds to
+        it.
     :param loc: location of the logarithm, shape ``(units,)``.
     :param log_scale: log of the scale of the logarithm, likewise.
     :param ends: the ends of the variable itself, positive and finite, in double precision; shape ``(2, units)``.
     :param log_ends: their logarithms, likewise.
     :param sizes: how many units each site has.
+    :param weights: of the divergences, shape ``(units,)``, not differentiated.
     :return: draws of the dtype of ``loc``, divergences, and normalisers.
 
     Example::
@@ -91,11 +104,14 @@ def noise_step(
         >>> step.divergence
         tensor([1.5848, 7.2699])
     """
-    *values, divergence, log_normaliser = _Step.apply(uniform, loc, log_scale, ends, log_ends, tuple(sizes))
-    return NoiseStep(tuple(values), divergence, log_normaliser)
+    *values, divergence, log_normaliser, weighted = _Step.apply(
+        uniform, loc, log_scale, ends, log_ends, tuple(sizes), weights
+    )
+    return NoiseStep(tuple(values), divergence, log_normaliser, weighted)
 
 
 class _Step(torch.autograd.Function):
+    # Between convolutions the caches are cold, and an operation of torch costs ten of NumPy: hence there is none.
     @staticmethod
     def forward(
         ctx: Any,
@@ -105,39 +121,50 @@ class _Step(torch.autograd.Function):
         ends: Tensor,
         log_ends: Tensor,
         sizes: tuple[int, ...],
-    ) -> tuple[Tensor, ...]:
+        weights: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
-        ctx.sizes = sizes
-        xp, arrays = _arrays(uniform, loc.double(), log_scale.double(), ends, log_ends)
-        rule = _Rule(*_arrays(*_rule(loc.dtype, loc.device))[1])
+        xp, (probability, *parameters) = _arrays(uniform, loc, log_scale, ends, log_ends)
+        rule = _rule(loc.dtype, loc.device)
         with np.errstate(all="ignore"):
-            law = _law(xp, *arrays[1:])
-            value, *derivatives = _quantiles(xp, arrays[0], law, rule)
-            divergence, log_normaliser, *moments = _divergence(xp, law, rule)
-        ctx.save_for_backward(*map(torch.as_tensor, (*derivatives, *moments)))
-        values = torch.as_tensor(value).split(sizes, -1)
-        return *values, torch.as_tensor(divergence), torch.as_tensor(log_normaliser)
+            law = _law(xp, *parameters)
+            value, *by_value = _quantiles(xp, probability * (1 - 2 * _EDGE) + _EDGE, law, rule)
+            divergence, log_normaliser, *by_divergence = _divergence(xp, law, rule)
+            ctx.sizes, ctx.by_value, ctx.by_divergence, weighted = sizes, by_value, by_divergence, None
+            if weights is not None:
+                (ctx.weights,) = _arrays(weights)[1]
+                weighted = torch.as_tensor(divergence @ ctx.weights)
+        edges = [0, *accumulate(sizes)]
+        values = [torch.as_tensor(value[..., start:end]) for start, end in pairwise(edges)]
+        return *values, torch.as_tensor(divergence), torch.as_tensor(log_normaliser), weighted
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        by_loc, by_log_scale, covariance, variance, place, energy = ctx.saved_tensors
-        *by_values, by_divergence, by_normaliser = grads
-        loc_grad, log_scale_grad = torch.zeros_like(covariance), torch.zeros_like(covariance)
+        covariance, variance, place, energy = ctx.by_divergence
+        xp = torch if isinstance(covariance, Tensor) else np
+        *of_values, of_divergence, of_normaliser, of_weighted = (
+            None if grad is None else _arrays(grad)[1][0] for grad in grads
+        )
+        by_loc, by_log_scale = xp.zeros_like(covariance), xp.zeros_like(covariance)
+        if any(grad is not None for grad in of_values):
+            edges = pairwise([0, *accumulate(ctx.sizes)])
+            grad = xp.concatenate(
+                [
+                    xp.zeros_like(ctx.by_value[0][..., start:end]) if grad is None else grad
+                    for grad, (start, end) in zip(of_values, edges)
+                ],
+                -1,
+            )
+            by_loc, by_log_scale = ((grad * by).reshape(-1, len(covariance)).sum(0) for by in ctx.by_value)
+        if of_weighted is not None:
+            of_divergence = of_weighted * ctx.weights + (0 if of_divergence is None else of_divergence)
         # The mode stands still: where it moves with the location, the slope there is 0.
-        if by_divergence is not None:
-            loc_grad.addcmul_(by_divergence, covariance, value=-1)
-            log_scale_grad.addcmul_(by_divergence, variance, value=-2)
-        if by_normaliser is not None:
-            loc_grad.addcmul_(by_normaliser, place)
-            log_scale_grad.addcmul_(by_normaliser, energy, value=2)
-        if any(grad is not None for grad in by_values):
-            shape = by_loc.shape[:-1]
-            pairs = zip(by_values, ctx.sizes)
-            grad = torch.cat([by_loc.new_zeros(*shape, size) if one is None else one for one, size in pairs], -1)
-            loc_grad.add_((grad * by_loc).sum_to_size(loc_grad.shape))
-            log_scale_grad.add_((grad * by_log_scale).sum_to_size(loc_grad.shape))
-        return None, loc_grad, log_scale_grad, None, None, None
+        if of_divergence is not None:
+            by_loc, by_log_scale = by_loc - of_divergence * covariance, by_log_scale - 2 * of_divergence * variance
+        if of_normaliser is not None:
+            by_loc, by_log_scale = by_loc + of_normaliser * place, by_log_scale + 2 * of_normaliser * energy
+        return None, torch.as_tensor(by_loc), torch.as_tensor(by_log_scale), None, None, None, None
 
 
 class _Rule(NamedTuple):
@@ -184,6 +211,7 @@ def _cast(array: Any, like: Any) -> Any:
 
 
 def _law(xp: Any, loc: Any, log_scale: Any, ends: Any, log_ends: Any) -> _Law:
+    loc, log_scale = _cast(loc, log_ends), _cast(log_scale, log_ends)
     scale = xp.exp(log_scale)
     narrowness = 1 / scale
     mode = xp.minimum(xp.maximum(loc, log_ends[0]), log_ends[1])
@@ -270,12 +298,8 @@ def _divergence(xp: Any, law: _Law, rule: _Rule) -> tuple[Any, ...]:
 
 
 @lru_cache
-def _rule(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """What a rule is made of."""
+def _rule(dtype: torch.dtype, device: torch.device) -> _Rule:
     nodes, weights = torch.tensor(gauss_legendre(26 if torch.finfo(dtype).bits <= 32 else 48), dtype=torch.float64)
     nodes = 0.5 * (nodes - nodes.flip(0))
-    reach = nodes.new_tensor(math.sqrt(2 * _NUM_FOLDS))
-    nodes, moments, reach = (
-        table.to(device, dtype) for table in (nodes, torch.stack([weights, weights * nodes], -1), reach)
-    )
-    return nodes, moments, reach
+    tables = nodes, torch.stack([weights, weights * nodes], -1), nodes.new_tensor(math.sqrt(2 * _NUM_FOLDS))
+    return _Rule(*_arrays(*(table.to(device, dtype) for table in tables))[1])

@@ -4,7 +4,8 @@
 """
 A training step of a network with noise, beside one of the same network without.
 
-Steps of both are taken in turn, so that whatever else the machine does falls on both, and the fastest of many counts.
+Steps of both are taken in turn, a few of each, so that whatever else the machine does falls on both; what counts is the
+median of the ratios of neighbours.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from statistics import median
 
 import pyro
 import pytest
@@ -22,7 +24,7 @@ from torch import nn
 from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, NoiseELBO, attach_noise, parameter_groups
 
 BATCH = 64
-ROUNDS, STEPS = 40, 10
+ROUNDS, STEPS = 250, 3
 
 
 def lenet() -> nn.Module:
@@ -38,9 +40,9 @@ def mlp() -> nn.Module:
     return nn.Sequential(*hidden, nn.Linear(50, 10))
 
 
-# What a step may cost, as a multiple of one without noise. For LeNet-5 the aim is 1.15.
+# What a step may cost, as a multiple of one without noise.
 NETWORKS = [
-    pytest.param(lenet, (BATCH, 1, 32, 32), 1.35, id="LeNet-5"),
+    pytest.param(lenet, (BATCH, 1, 32, 32), 1.15, id="LeNet-5"),
     pytest.param(mlp, (BATCH, 784), 2.5, id="MLP"),
 ]
 
@@ -65,16 +67,12 @@ def trained(parameters, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
     return step
 
 
-def fastest(*steps: Callable[[], None]) -> list[float]:
-    """Seconds a step, of each, in the fastest of its rounds."""
-    best = [float("inf")] * len(steps)
-    for _ in range(ROUNDS):
-        for i, step in enumerate(steps):
-            start = time.perf_counter()
-            for _ in range(STEPS):
-                step()
-            best[i] = min(best[i], (time.perf_counter() - start) / STEPS)
-    return best
+def seconds(step: Callable[[], None]) -> float:
+    """What a step takes, in the mean of a few."""
+    start = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    return (time.perf_counter() - start) / STEPS
 
 
 @pytest.mark.parametrize("validation", [False, True], ids=["bare", "validated"])
@@ -85,11 +83,13 @@ def test_a_step_with_noise(build, shape, most, validation, record_property):
     model = Classification(attach_noise(copy.deepcopy(plain)), num_examples=60_000)
     elbo = NoiseELBO()(model, AutoTruncatedLogNormal(model))
     with pyro.validation_enabled(validation):
-        without, with_noise = fastest(
-            trained(plain.parameters(), lambda: F.cross_entropy(plain(x), y)),
-            trained(parameter_groups(elbo, lr=1e-3), lambda: elbo(x, y)),
-        )
-    ratio = with_noise / without
-    print(f"\n{1e3 * without:.2f} ms without noise, {1e3 * with_noise:.2f} ms with: {ratio:.2f} times")
+        without = trained(plain.parameters(), lambda: F.cross_entropy(plain(x), y))
+        with_noise = trained(parameter_groups(elbo, lr=1e-3), lambda: elbo(x, y))
+        for step in (without, with_noise):
+            seconds(step)
+        rounds = [(seconds(without), seconds(with_noise)) for _ in range(ROUNDS)]
+    ratio = median(noisy / bare for bare, noisy in rounds)
+    bare, noisy = (1e3 * median(times) for times in zip(*rounds))
+    print(f"\n{bare:.2f} ms without noise, {noisy:.2f} ms with: {ratio:.2f} times")
     record_property("ratio", ratio)
     assert ratio <= most

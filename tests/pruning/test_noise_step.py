@@ -42,7 +42,8 @@ def draw(uniform, loc, log_scale):
 
 def divergence(loc, log_scale):
     """And the log of the normaliser; of a step without draws."""
-    return step(torch.empty(0, len(loc), dtype=DOUBLE), loc, log_scale)[1:]
+    none = step(torch.empty(0, len(loc), dtype=DOUBLE), loc, log_scale)
+    return none.divergence, none.log_normaliser
 
 
 def test_divergences_are_those_of_the_general_rule():
@@ -95,13 +96,13 @@ def test_draws_for_many_examples_share_the_parameters():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
-@pytest.mark.parametrize("probability", [2.0**-26, 0.5, 1 - 2.0**-25])
+@pytest.mark.parametrize("probability", [0.0, 2.0**-53, 2.0**-26, 0.5, 1 - 2.0**-25, 1 - 2.0**-53])
 def test_draws_and_gradients_are_finite_and_inside(dtype, probability):
     scales = torch.linspace(-40.0, 40.0, 41, dtype=dtype)
     locs = torch.tensor([-1e6, -1e3, -20.0, -1.0, 0.0, 1e-3, 1e3, 1e6], dtype=dtype)
     loc, log_scale = (grid.flatten().requires_grad_() for grid in torch.meshgrid(locs, scales, indexing="ij"))
     units = torch.stack([torch.full_like(loc, math.exp(-20)), torch.ones_like(loc)]).detach()
-    values, divergences, _ = step(torch.full(loc.shape, probability, dtype=DOUBLE), loc, log_scale, units)
+    values, divergences, *_ = step(torch.full(loc.shape, probability, dtype=DOUBLE), loc, log_scale, units)
     assert ((values[0] >= units[0]) & (values[0] <= units[1])).all()
     assert divergences.isfinite().all()
     for gradient in torch.autograd.grad((values[0] + divergences).sum(), (loc, log_scale)):
@@ -140,10 +141,29 @@ def test_both_libraries_compute_the_same(monkeypatch):
 
     def compute():
         drawn = step(uniform, loc, log_scale)
-        values = [*drawn.values, *drawn[1:]]
+        values = [*drawn.values, drawn.divergence, drawn.log_normaliser]
         return [*values, *torch.autograd.grad(sum(value.sum() for value in values), (loc, log_scale))]
 
     numpy = compute()
-    monkeypatch.setattr(noise_step, "_arrays", lambda *tensors: (torch, list(tensors)))
+    monkeypatch.setattr(noise_step, "_arrays", lambda *tensors: (torch, [tensor.detach() for tensor in tensors]))
+    monkeypatch.setattr(noise_step, "_rule", noise_step._rule.__wrapped__)
     for one, other in zip(numpy, compute()):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_weighted_divergences():
+    loc, log_scale = parameters()
+    weights = torch.rand_like(loc)
+    args = torch.rand(len(loc), dtype=DOUBLE), loc, log_scale, ends(loc).exp(), ends(loc), [len(loc)]
+    with_weights = noise_step.noise_step(*args, weights)
+    apart = noise_step.noise_step(*args)
+    assert apart.weighted is None
+    torch.testing.assert_close(with_weights.weighted, apart.divergence @ weights)
+    # Whatever else is differentiated beside it.
+    for values in (0, 1):
+        sums = [
+            2 * weighted + values * (step.values[0].sum() + step.divergence.sum())
+            for step, weighted in ((with_weights, with_weights.weighted), (apart, apart.divergence @ weights))
+        ]
+        for one, other in zip(*(torch.autograd.grad(total, (loc, log_scale), retain_graph=True) for total in sums)):
+            torch.testing.assert_close(one, other)
