@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ class NoiseUnits:
     def __init__(self, noise: Mapping[str, MultiplicativeNoise]) -> None:
         self.noise = dict(noise)
         self.sizes = [module.num_units for module in self.noise.values()]
+        self.slices = [slice(start, end) for start, end in pairwise([0, *accumulate(self.sizes)])]
         self._tables: Tables | None = None
         self._weights: tuple[Any, list[Tensor], Tensor] | None = None
 
@@ -120,7 +122,7 @@ class NoisePosteriors:
     def _next_step(self, uniform: Tensor) -> NoiseStep:
         tables = self.tables
         self._step = noise_step(
-            uniform, self.locs, self.log_scales, tables.ends, tables.log_ends, self.units.sizes, self._weights
+            uniform, self.locs, self.log_scales, tables.ends, tables.log_ends, self.units.slices, self._weights
         )
         return self._step
 

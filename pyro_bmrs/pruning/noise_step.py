@@ -30,7 +30,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,7 +74,7 @@ def noise_step(
     log_scale: Tensor,
     ends: Tensor,
     log_ends: Tensor,
-    sizes: Sequence[int],
+    sites: Sequence[slice],
     weights: Tensor | None = None,
 ) -> NoiseStep:
     """
@@ -89,7 +88,7 @@ def noise_step(
     :param log_scale: log of the scale of the logarithm, likewise.
     :param ends: the ends of the variable itself, positive and finite, in double precision; shape ``(2, units)``.
     :param log_ends: their logarithms, likewise.
-    :param sizes: how many units each site has.
+    :param sites: which units are each site's; together all, in order.
     :param weights: of the divergences, shape ``(units,)``, not differentiated.
     :return: draws of the dtype of ``loc``, divergences, and normalisers.
 
@@ -98,15 +97,13 @@ def noise_step(
         >>> import torch
         >>> uniform, log_ends = torch.tensor([0.5, 0.5]).double(), torch.tensor([[-20.0, -20.0], [0.0, 0.0]]).double()
         >>> loc, log_scale = torch.tensor([-3.0, 0.0]), torch.tensor([0.0, -5.0])
-        >>> step = noise_step(uniform, loc, log_scale, log_ends.exp(), log_ends, [1, 1])
+        >>> step = noise_step(uniform, loc, log_scale, log_ends.exp(), log_ends, [slice(1), slice(1, 2)])
         >>> step.values[0].log()
         tensor([-3.0017])
         >>> step.divergence
         tensor([1.5848, 7.2699])
     """
-    *values, divergence, log_normaliser, weighted = _Step.apply(
-        uniform, loc, log_scale, ends, log_ends, tuple(sizes), weights
-    )
+    *values, divergence, log_normaliser, weighted = _Step.apply(uniform, loc, log_scale, ends, log_ends, sites, weights)
     return NoiseStep(tuple(values), divergence, log_normaliser, weighted)
 
 
@@ -120,7 +117,7 @@ class _Step(torch.autograd.Function):
         log_scale: Tensor,
         ends: Tensor,
         log_ends: Tensor,
-        sizes: tuple[int, ...],
+        sites: Sequence[slice],
         weights: Tensor | None,
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
@@ -130,12 +127,11 @@ class _Step(torch.autograd.Function):
             law = _law(xp, *parameters)
             value, *by_value = _quantiles(xp, probability * (1 - 2 * _EDGE) + _EDGE, law, rule)
             divergence, log_normaliser, *by_divergence = _divergence(xp, law, rule)
-            ctx.sizes, ctx.by_value, ctx.by_divergence, weighted = sizes, by_value, by_divergence, None
+            ctx.sites, ctx.by_value, ctx.by_divergence, weighted = sites, by_value, by_divergence, None
             if weights is not None:
                 (ctx.weights,) = _arrays(weights)[1]
                 weighted = torch.as_tensor(divergence @ ctx.weights)
-        edges = [0, *accumulate(sizes)]
-        values = [torch.as_tensor(value[..., start:end]) for start, end in pairwise(edges)]
+        values = [torch.as_tensor(value[..., site]) for site in sites]
         return *values, torch.as_tensor(divergence), torch.as_tensor(log_normaliser), weighted
 
     @staticmethod
@@ -144,19 +140,15 @@ class _Step(torch.autograd.Function):
         covariance, variance, place, energy = ctx.by_divergence
         xp = torch if isinstance(covariance, Tensor) else np
         *of_values, of_divergence, of_normaliser, of_weighted = (
-            None if grad is None else _arrays(grad)[1][0] for grad in grads
+            None if grad is None else grad.numpy() if xp is np else grad for grad in grads
         )
         by_loc, by_log_scale = xp.zeros_like(covariance), xp.zeros_like(covariance)
         if any(grad is not None for grad in of_values):
-            edges = pairwise([0, *accumulate(ctx.sizes)])
-            grad = xp.concatenate(
-                [
-                    xp.zeros_like(ctx.by_value[0][..., start:end]) if grad is None else grad
-                    for grad, (start, end) in zip(of_values, edges)
-                ],
-                -1,
-            )
-            by_loc, by_log_scale = ((grad * by).reshape(-1, len(covariance)).sum(0) for by in ctx.by_value)
+            of_units = xp.zeros_like(ctx.by_value[0])
+            for site, of_value in zip(ctx.sites, of_values):
+                if of_value is not None:
+                    of_units[..., site] = of_value
+            by_loc, by_log_scale = ((of_units * by).reshape(-1, len(covariance)).sum(0) for by in ctx.by_value)
         if of_weighted is not None:
             of_divergence = of_weighted * ctx.weights + (0 if of_divergence is None else of_divergence)
         # The mode stands still: where it moves with the location, the slope there is 0.

@@ -33,7 +33,7 @@ def ends(loc):
 
 def step(uniform, loc, log_scale, units=None) -> NoiseStep:
     units = ends(loc).exp() if units is None else units
-    return noise_step.noise_step(uniform, loc, log_scale, units.double(), units.log().double(), [len(loc)])
+    return noise_step.noise_step(uniform, loc, log_scale, units.double(), units.log().double(), [slice(None)])
 
 
 def draw(uniform, loc, log_scale):
@@ -124,9 +124,9 @@ def test_many_draws_are_made_in_parts(monkeypatch):
 
 def test_sites_have_gradients_of_their_own():
     loc, log_scale = parameters()
-    uniform, units, sizes = torch.rand(len(loc), dtype=DOUBLE), ends(loc), [10, 2, len(loc) - 12]
-    values = noise_step.noise_step(uniform, loc, log_scale, units.exp(), units, sizes).values
-    assert [len(value) for value in values] == sizes
+    uniform, units, sites = torch.rand(len(loc), dtype=DOUBLE), ends(loc), [slice(10), slice(10, 12), slice(12, None)]
+    values = noise_step.noise_step(uniform, loc, log_scale, units.exp(), units, sites).values
+    assert [len(value) for value in values] == [10, 2, len(loc) - 12]
     whole = torch.autograd.grad(draw(uniform, loc, log_scale).sum(), (loc, log_scale))
     part = torch.autograd.grad(values[1].sum(), (loc, log_scale))
     for one, other in zip(whole, part):
@@ -154,7 +154,7 @@ def test_both_libraries_compute_the_same(monkeypatch):
 def test_weighted_divergences():
     loc, log_scale = parameters()
     weights = torch.rand_like(loc)
-    args = torch.rand(len(loc), dtype=DOUBLE), loc, log_scale, ends(loc).exp(), ends(loc), [len(loc)]
+    args = torch.rand(len(loc), dtype=DOUBLE), loc, log_scale, ends(loc).exp(), ends(loc), [slice(None)]
     with_weights = noise_step.noise_step(*args, weights)
     apart = noise_step.noise_step(*args)
     assert apart.weighted is None
