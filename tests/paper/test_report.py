@@ -101,8 +101,8 @@ def test_means_and_deviations_over_seeds():
     assert (first["parameters removed"], first["parameters removed sd"]) == (pytest.approx(60), 0)
     assert first["MACs removed"] == pytest.approx(75)
     assert alone["accuracy"] == pytest.approx(95) and pd.isna(alone["accuracy sd"])
-    # Of the same settings after training; there is none of the recommended ones.
-    assert first["unpruned"] == pytest.approx(97.5) and pd.isna(alone["unpruned"])
+    # There is no run without noise.
+    assert pd.isna(first["unpruned"]) and pd.isna(alone["unpruned"])
 
 
 def test_runs_of_other_setups_are_not_averaged():
@@ -117,13 +117,14 @@ def test_missing_values_are_no_zeros():
     assert "| – |" in markdown(table, ["criterion", "MACs removed", "accuracy"])
 
 
-def test_the_accuracy_without_pruning_is_first_that_of_runs_without_noise():
-    place = ("mnist", "mlp", "paper")
+def test_the_accuracy_without_pruning_is_that_of_runs_without_noise():
     after = [post_training_row(seed) for seed in range(2)]
-    assert unpruned_accuracy(after) == {place: pytest.approx(97.5)}
-    without = continuous_row(0, criterion=None, accuracy=0.99)
-    assert unpruned_accuracy([*after, without]) == {place: pytest.approx(99)}
-    assert list(continuous_table([without])["criterion"]) == ["none"]
+    assert unpruned_accuracy(after) == {}
+    without = [continuous_row(seed, criterion=None, accuracy=accuracy) for seed, accuracy in enumerate((0.98, 1.0))]
+    assert unpruned_accuracy([*after, *without]) == {("mnist", "mlp"): pytest.approx(99)}
+    table = continuous_table([*rows(), *without])
+    assert list(table["criterion"]) == ["BMRS_N", "SNR", "none", "BMRS_N"]
+    assert list(table["unpruned"]) == pytest.approx([99, 99, 99, 99])
 
 
 def test_where_criteria_and_rules_stop():
@@ -190,7 +191,10 @@ def test_points_by_bits_and_by_size():
     np.testing.assert_allclose(lines[1].get_ydata(), 90 - np.arange(1, 21))
     figure = accuracy_by_size(rows())
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["Accuracy unpruned, paper", "BMRS_N, paper", "SNR, paper", "BMRS_N, recommended"]
+    assert labels == ["BMRS_N, paper", "SNR, paper", "BMRS_N, recommended"]
+    figure = accuracy_by_size([*rows(), continuous_row(0, criterion=None)])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["Without noise", "BMRS_N, paper", "SNR, paper", "BMRS_N, recommended"]
 
 
 def test_no_figure_of_nothing():
@@ -237,7 +241,7 @@ def test_a_report(tmp_path, configs, capsys):
     append_row(results, post_training_row(2, key="broken", curves=None))
     report(results, output)
     text = (output / "report.md").read_text()
-    assert "| paper | BMRS_N | 50 + 10 | 3 | 98.0 | 96.5 ± 1.8 | 79.7 ± 0.3 | 60.0 ± 0.0 | 75.0 ± 0.0 |" in text
+    assert "| paper | BMRS_N | 50 + 10 | 3 | – | 96.5 ± 1.8 | 79.7 ± 0.3 | 60.0 ± 0.0 | 75.0 ± 0.0 |" in text
     assert "- broken: curves" in text
     assert "missing: broken: curves" in capsys.readouterr().out
     figures = sorted(path.name for path in output.glob("*.png"))

@@ -146,7 +146,7 @@ def accuracy_by_size(rows: Sequence[Row]) -> Figure | None:
     :param rows: runs of one data set and network.
     :return: the figure; none where no run was pruned in training.
     """
-    table = continuous_table(rows)
+    table = continuous_table([row for row in rows if row.get("criterion") is not None])
     if table.empty:
         return None
     figure, ax = _figure(6.6, 4.0)
@@ -197,9 +197,8 @@ def _title(rows: Sequence[Row]) -> str:
 
 
 def _draw_unpruned(ax: Axes, rows: Sequence[Row]) -> None:
-    for (_, _, settings), accuracy in unpruned_accuracy(rows).items():
-        label = f"Accuracy unpruned, {settings}"
-        ax.axhline(accuracy, color="#444444", linestyle=(0, (4, 3)), linewidth=1, zorder=1, label=label)
+    for accuracy in unpruned_accuracy(rows).values():
+        ax.axhline(accuracy, color="#444444", linestyle=(0, (4, 3)), linewidth=1, zorder=1, label="Without noise")
 
 
 def _percent(values: Iterable[Any]) -> np.ndarray[Any, Any]:

@@ -40,7 +40,7 @@ def continuous_table(rows: Sequence[Row]) -> pd.DataFrame:
     :param rows: the results.
     :return: the setup, the epochs as those of training and of fine-tuning; how many seeds; means over them of the
         accuracy, and of what was removed, each with its standard deviation in a column ``... sd`` (missing for one
-        seed); in percent. ``unpruned`` is the accuracy of the same settings without pruning, where there is a run of
+        seed); in percent. ``unpruned`` is the accuracy of the network trained without noise, where there is a run of
         it.
     """
     frame = pd.DataFrame([_measured(row) for row in rows if row["experiment"] == "continuous"])
@@ -48,7 +48,7 @@ def continuous_table(rows: Sequence[Row]) -> pd.DataFrame:
         return frame
     unpruned = unpruned_accuracy(rows)
     table = _over_seeds(frame, ["data", "network", "settings", "criterion", *_SETUP], MEASURES)
-    places = zip(table["data"], table["network"], table["settings"])
+    places = zip(table["data"], table["network"])
     return table.assign(unpruned=pd.Series([unpruned.get(place) for place in places], dtype=float))
 
 
@@ -104,22 +104,17 @@ def released_table(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(lines).reindex(columns=[*columns, *measures])
 
 
-def unpruned_accuracy(rows: Iterable[Row]) -> dict[tuple[str, str, str], float]:
+def unpruned_accuracy(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
     """
-    The mean accuracy without pruning, in percent, by data set, network and settings.
-
-    That of runs without a criterion, or else of networks with noise before they are pruned after training.
+    The mean accuracy of runs without noise, and so without pruning, in percent, by data set and network.
 
     :param rows: the results.
     """
-    without, before = dict[tuple[str, str, str], list[float]](), dict[tuple[str, str, str], list[float]]()
+    without: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        place = (row["data"], row["network"], row["settings"])
         if row.get("criterion") is None and row.get("accuracy") is not None:
-            without.setdefault(place, []).append(row["accuracy"])
-        elif row["experiment"] == "post_training" and row.get("accuracy_unpruned") is not None:
-            before.setdefault(place, []).append(row["accuracy_unpruned"])
-    return {place: 100 * sum(values) / len(values) for place, values in {**before, **without}.items()}
+            without.setdefault((row["data"], row["network"]), []).append(row["accuracy"])
+    return {place: 100 * sum(values) / len(values) for place, values in without.items()}
 
 
 def markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
