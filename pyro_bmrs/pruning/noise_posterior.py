@@ -152,7 +152,7 @@ class NoisePosteriors:
     def draw(self, name: str, shape: _size) -> Tensor:
         """The noise at one site; drawn for all sites at once, and anew once it has been given away."""
         if (name, shape) not in self._drawn:
-            uniform = torch.rand((*shape, *self.locs.shape), dtype=torch.float64, device=self.locs.device)
+            uniform = torch.rand((*shape, *self.locs.shape), dtype=self.locs.dtype, device=self.locs.device)
             draws = Draws(self._next_step(uniform).values)
             self._drawn |= {(site, shape): (value, draws) for site, value in zip(self.units.noise, draws.values)}
         self._given[name] = self._drawn.pop((name, shape))

@@ -82,8 +82,7 @@ def noise_step(
 
     All are differentiable once in ``loc`` and ``log_scale``.
 
-    :param uniform: probabilities in [0, 1), in double precision; shape ``(..., units)``. A 0 stands for what rounds to
-        it.
+    :param uniform: probabilities in [0, 1), of any precision; shape ``(..., units)``. A 0 stands for what rounds to it.
     :param loc: location of the logarithm, shape ``(units,)``.
     :param log_scale: log of the scale of the logarithm, likewise.
     :param ends: the ends of the variable itself, positive and finite, in double precision; shape ``(2, units)``.
@@ -95,7 +94,7 @@ def noise_step(
     Example::
 
         >>> import torch
-        >>> uniform, log_ends = torch.tensor([0.5, 0.5]).double(), torch.tensor([[-20.0, -20.0], [0.0, 0.0]]).double()
+        >>> uniform, log_ends = torch.tensor([0.5, 0.5]), torch.tensor([[-20.0, -20.0], [0.0, 0.0]]).double()
         >>> loc, log_scale = torch.tensor([-3.0, 0.0]), torch.tensor([0.0, -5.0])
         >>> step = noise_step(uniform, loc, log_scale, log_ends.exp(), log_ends, [slice(1), slice(1, 2)])
         >>> step.values[0].log()
@@ -125,7 +124,8 @@ class _Step(torch.autograd.Function):
         rule = _rule(loc.dtype, loc.device)
         with np.errstate(all="ignore"):
             law = _law(xp, *parameters)
-            value, *by_value = _quantiles(xp, probability * (1 - 2 * _EDGE) + _EDGE, law, rule)
+            probability = _cast(probability, law.mode) * (1 - 2 * _EDGE) + _EDGE
+            value, *by_value = _quantiles(xp, probability, law, rule)
             divergence, log_normaliser, *by_divergence = _divergence(xp, law, rule)
             ctx.sites, ctx.by_value, ctx.by_divergence, weighted = sites, by_value, by_divergence, None
             if weights is not None:
