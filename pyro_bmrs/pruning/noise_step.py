@@ -102,28 +102,21 @@ def noise_step(
         >>> step.divergence
         tensor([1.5848, 7.2699])
     """
-    *values, divergence, log_normaliser, weighted = _Step.apply(uniform, loc, log_scale, ends, log_ends, sites, weights)
+    *values, divergence, log_normaliser, weighted = _Step.apply(sites, weights, uniform, loc, log_scale, ends, log_ends)
     return NoiseStep(tuple(values), divergence, log_normaliser, weighted)
 
 
 class _Step(torch.autograd.Function):
-    # Between convolutions the caches are cold, and an operation of torch costs ten of NumPy: hence there is none.
+    # Between convolutions the caches are cold, and an operation of torch costs ten of NumPy: on the CPU there is none.
     @staticmethod
     def forward(
-        ctx: Any,
-        uniform: Tensor,
-        loc: Tensor,
-        log_scale: Tensor,
-        ends: Tensor,
-        log_ends: Tensor,
-        sites: Sequence[slice],
-        weights: Tensor | None,
+        ctx: Any, sites: Sequence[slice], weights: Tensor | None, uniform: Tensor, *parameters: Tensor
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
-        xp, (probability, *parameters) = _arrays(uniform, loc, log_scale, ends, log_ends)
-        rule = _rule(loc.dtype, loc.device)
+        rule = _rule(parameters[0].dtype, parameters[0].device)
+        xp, (probability, *arrays) = _arrays(uniform, *parameters)
         with np.errstate(all="ignore"):
-            law = _law(xp, *parameters)
+            law = _law(xp, *arrays)
             probability = _cast(probability, law.mode) * (1 - 2 * _EDGE) + _EDGE
             value, *by_value = _quantiles(xp, probability, law, rule)
             divergence, log_normaliser, *by_divergence = _divergence(xp, law, rule)
@@ -156,7 +149,7 @@ class _Step(torch.autograd.Function):
             by_loc, by_log_scale = by_loc - of_divergence * covariance, by_log_scale - 2 * of_divergence * variance
         if of_normaliser is not None:
             by_loc, by_log_scale = by_loc + of_normaliser * place, by_log_scale + 2 * of_normaliser * energy
-        return None, torch.as_tensor(by_loc), torch.as_tensor(by_log_scale), None, None, None, None
+        return None, None, None, torch.as_tensor(by_loc), torch.as_tensor(by_log_scale), None, None
 
 
 class _Rule(NamedTuple):
@@ -291,6 +284,7 @@ def _divergence(xp: Any, law: _Law, rule: _Rule) -> tuple[Any, ...]:
 
 @lru_cache
 def _rule(dtype: torch.dtype, device: torch.device) -> _Rule:
+    """The rule that integrates to rounding in a precision."""
     nodes, weights = torch.tensor(gauss_legendre(26 if torch.finfo(dtype).bits <= 32 else 48), dtype=torch.float64)
     nodes = 0.5 * (nodes - nodes.flip(0))
     tables = nodes, torch.stack([weights, weights * nodes], -1), nodes.new_tensor(math.sqrt(2 * _NUM_FOLDS))

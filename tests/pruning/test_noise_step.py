@@ -36,6 +36,12 @@ def step(uniform, loc, log_scale, units=None) -> NoiseStep:
     return noise_step.noise_step(uniform, loc, log_scale, units.double(), units.log().double(), [slice(None)])
 
 
+def _use_torch(monkeypatch):
+    """What computes on other devices than the CPU."""
+    monkeypatch.setattr(noise_step, "_arrays", lambda *tensors: (torch, [tensor.detach() for tensor in tensors]))
+    monkeypatch.setattr(noise_step, "_rule", noise_step._rule.__wrapped__)
+
+
 def draw(uniform, loc, log_scale):
     return step(uniform, loc, log_scale).values[0]
 
@@ -122,7 +128,10 @@ def test_many_draws_are_made_in_parts(monkeypatch):
         assert torch.equal(one, other)
 
 
-def test_sites_have_gradients_of_their_own():
+@pytest.mark.parametrize("library", ["NumPy", "torch"])
+def test_sites_have_gradients_of_their_own(library, monkeypatch):
+    if library == "torch":
+        _use_torch(monkeypatch)
     loc, log_scale = parameters()
     uniform, units, sites = torch.rand(len(loc), dtype=DOUBLE), ends(loc), [slice(10), slice(10, 12), slice(12, None)]
     values = noise_step.noise_step(uniform, loc, log_scale, units.exp(), units, sites).values
@@ -145,8 +154,7 @@ def test_both_libraries_compute_the_same(monkeypatch):
         return [*values, *torch.autograd.grad(sum(value.sum() for value in values), (loc, log_scale))]
 
     numpy = compute()
-    monkeypatch.setattr(noise_step, "_arrays", lambda *tensors: (torch, [tensor.detach() for tensor in tensors]))
-    monkeypatch.setattr(noise_step, "_rule", noise_step._rule.__wrapped__)
+    _use_torch(monkeypatch)
     for one, other in zip(numpy, compute()):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
