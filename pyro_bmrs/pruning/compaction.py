@@ -100,7 +100,7 @@ def compact(
         )
     if not guide.is_fitted:
         raise ReductionError("the guide is not fitted yet: its noise is where it began")
-    bad = int((~torch.cat([guide.noise_locs, guide.noise_log_scales]).isfinite()).sum())
+    bad = int((~guide.noise_parameters.isfinite()).sum())
     if bad:
         raise ReductionError(f"{bad} parameters of the guide are NaN or infinite: train again, at a lower rate")
     means = {name: guide.noise_posterior(name).mean.detach() for name in sites}

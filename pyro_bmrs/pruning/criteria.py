@@ -99,10 +99,9 @@ def check_guide(net: nn.Module, guide: AutoTruncatedLogNormal) -> None:
             f"the guide belongs to another network: its noise sites are {sorted(guide.noise)}, the network's "
             f"{sorted(sites)}; give the network that it was made for (and no copy of it)"
         )
-    for parameter in (guide.noise_locs, guide.noise_log_scales):
-        if not parameter.isfinite().all():
-            count = int((~parameter.isfinite()).sum())
-            raise ReductionError(f"{count} of the guide's {len(parameter)} noise parameters are not finite")
+    bad = int((~guide.noise_parameters.isfinite()).sum())
+    if bad:
+        raise ReductionError(f"{bad} of the guide's {guide.noise_parameters.numel()} noise parameters are not finite")
     if not guide.is_fitted:
         raise ReductionError("the guide is not fitted: its noise is where it began; train before pruning")
 

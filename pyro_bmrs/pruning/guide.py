@@ -38,9 +38,10 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
     beside Bayesian weights; for another parent, derive a class from this one and that one.
 
     The noise of the model's :class:`~pyro_bmrs.pruning.MultiplicativeNoise` modules is known before the first run: its
-    parameters are there for an optimiser as soon as the guide is made, one vector each for the locations and for the
-    logs of the scales of all units, which keeps the cost of a step from growing with the number of layers. Other
-    log-uniform sites get their parameters in the first run, as the parent's do.
+    parameters are there for an optimiser as soon as the guide is made. They are one, ``noise_parameters``, with the
+    locations of all units in its first row and the logs of their scales in its second, which keeps the cost of a step
+    from growing with the number of layers. Other log-uniform sites get their parameters in the first run, as the
+    parent's do.
 
     :param model: the model; usually :class:`~pyro_bmrs.pruning.Classification` or
         :class:`~pyro_bmrs.pruning.Regression` around a network with noise. Any Pyro program will do, but noise can be
@@ -65,15 +66,24 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
         self.locs, self.scales = PyroModule(), PyroModule()
         self._units = NoiseUnits(_find_noise(model))
         like = next((noise._like for noise in self._units.noise.values()), torch.empty(0))
-        num_units = sum(self._units.sizes)
-        self.noise_locs = nn.Parameter(like.new_full((num_units,), _INIT_LOC))
-        self.noise_log_scales = nn.Parameter(like.new_full((num_units,), _INIT_LOG_SCALE))
+        initial = like.new_tensor([[_INIT_LOC], [_INIT_LOG_SCALE]])
+        self.noise_parameters = nn.Parameter(initial.repeat(1, sum(self._units.sizes)))
         self._posteriors: NoisePosteriors | None = None
 
     @property
     def noise(self) -> dict[str, MultiplicativeNoise]:
         """The model's noise modules by site name, in the order of the parameters."""
         return self._units.noise
+
+    @property
+    def noise_locs(self) -> Tensor:
+        """The log-locations of all units, site after site; a view of the parameters."""
+        return self.noise_parameters[0]
+
+    @property
+    def noise_log_scales(self) -> Tensor:
+        """The logs of the log-scales of all units, likewise."""
+        return self.noise_parameters[1]
 
     @property
     def is_fitted(self) -> bool:
@@ -89,7 +99,7 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
         """
         if name not in self.noise:
             raise ReductionError(f"the guide has no noise site {name!r}; its noise sites are {list(self.noise)}")
-        return NoisePosteriors(self._units, self.noise_locs, self.noise_log_scales).at(name)
+        return NoisePosteriors(self._units, self.noise_parameters).at(name)
 
     def mean_noise(self) -> dict[str, Tensor]:
         """
@@ -109,7 +119,7 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
         :param weight: of the divergence of a site, given its name.
         :return: the posteriors.
         """
-        posteriors = NoisePosteriors(self._units, self.noise_locs, self.noise_log_scales, weight)
+        posteriors = NoisePosteriors(self._units, self.noise_parameters, weight)
         # Past the module's own __setattr__, which costs as much as the draw.
         for name, noise in self.noise.items():
             vars(noise)["given"] = partial(posteriors.draw, name)
@@ -130,7 +140,7 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
         """A truncated log-normal for log-uniform sites; what the parent says for others."""
         if name in self.noise:
             if self._posteriors is None:
-                self._posteriors = NoisePosteriors(self._units, self.noise_locs, self.noise_log_scales)
+                self._posteriors = NoisePosteriors(self._units, self.noise_parameters)
             posterior = NoisePosterior(self._posteriors, name)
         else:
             core, mask = _log_uniform(prior)

@@ -94,8 +94,6 @@ class Likelihood(nn.Module):
         the network's.
     """
 
-    _step: Tensor
-
     def __init__(self, net: nn.Module, num_examples: int, *, kl_weight: KLWeight = 1.0) -> None:
         super().__init__()
         if num_examples < 1:
@@ -104,7 +102,8 @@ class Likelihood(nn.Module):
         self._sizes = {module.site_name: module.num_units for module in noise}
         self.net, self.num_examples, self.kl_weight = net, num_examples, kl_weight
         self._check_weight(kl_weight.weight if isinstance(kl_weight, WarmUp) else kl_weight)
-        self.register_buffer("_step", torch.zeros((), dtype=torch.long))
+        # A number, since reading a buffer would wait for its device in every step.
+        self._num_steps = 0
 
     def _check_weight(self, weight: Any) -> None:
         if isinstance(weight, Mapping):
@@ -135,13 +134,13 @@ class Likelihood(nn.Module):
         weight: Any = self.kl_weight
         share = 1.0
         if isinstance(weight, WarmUp):
-            share, weight = weight.share(int(self._step)), weight.weight
+            share, weight = weight.share(self._num_steps), weight.weight
         if weight == "layer_mean":
             weight = self.num_examples / (len(self._sizes) * self._sizes[site])
         elif isinstance(weight, Mapping):
             weight = weight[site]
         elif callable(weight):
-            weight = weight(int(self._step))
+            weight = weight(self._num_steps)
         return share * float(weight)
 
     def example_weight(self, site: str) -> float:
@@ -174,7 +173,15 @@ class Likelihood(nn.Module):
 
     def count_step(self) -> None:
         """One more training step is done."""
-        self._step.add_(1)
+        self._num_steps += 1
+
+    def get_extra_state(self) -> Tensor:
+        """What the state dict holds besides parameters and buffers: how many steps were made, for warm-ups."""
+        return torch.tensor(self._num_steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Goes on where the state dict was taken."""
+        self._num_steps = int(state)
 
     def observation(self, output: Tensor) -> Any:
         """The distribution of what is observed, given the network's output; of one batch dimension, the examples."""
@@ -262,7 +269,6 @@ def parameter_groups(elbo: ELBOModule, *, lr: float, noise_lr: float | None = No
         raise ReductionError(
             "the guide has no noise; give an ELBO of a network with noise and an AutoTruncatedLogNormal"
         )
-    noise = [guide.noise_locs, guide.noise_log_scales]
-    known = set(map(id, noise))
-    others = [parameter for parameter in elbo.parameters() if id(parameter) not in known]
-    return [{"params": others, "lr": lr}, {"params": noise, "lr": 10 * lr if noise_lr is None else noise_lr}]
+    noise = guide.noise_parameters
+    others = [parameter for parameter in elbo.parameters() if parameter is not noise]
+    return [{"params": others, "lr": lr}, {"params": [noise], "lr": 10 * lr if noise_lr is None else noise_lr}]

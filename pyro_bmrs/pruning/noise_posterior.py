@@ -26,7 +26,7 @@ from torch.types import _size
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
 from pyro_bmrs.pruning.noise import MultiplicativeNoise
-from pyro_bmrs.pruning.noise_step import NoiseStep, noise_step
+from pyro_bmrs.pruning.noise_step import LogUniforms, NoiseStep, noise_step
 
 
 class NoiseUnits:
@@ -77,7 +77,7 @@ class NoiseUnits:
             )
             site = torch.repeat_interleave(torch.tensor(self.sizes)).to(ends.device)
             members = (site.unsqueeze(-1) == torch.arange(len(self.sizes), device=ends.device)).to(ends.dtype)
-            self._tables = Tables(priors, ends.double(), log_ends.double(), members)
+            self._tables = Tables(priors, LogUniforms.of(ends, log_ends, ends.dtype), log_ends, members)
         return self._tables
 
 
@@ -85,8 +85,8 @@ class Tables(NamedTuple):
     """What is made once for the priors that it is made of."""
 
     priors: list[LogUniform]
-    ends: Tensor  # low and high, in double precision, of shape (2, units)
-    log_ends: Tensor  # their logarithms, likewise
+    of_units: LogUniforms
+    log_ends: Tensor  # logarithms of low and high, of shape (2, units)
     members: Tensor  # which units are a site's: 1 or 0, of shape (units, sites)
 
 
@@ -95,15 +95,12 @@ class NoisePosteriors:
     The posteriors of all noise at the parameters of one moment.
 
     :param units: the units.
-    :param locs: log-locations of all units.
-    :param log_scales: logs of the log-scales.
+    :param parameters: log-locations of all units, and logs of their log-scales, shape ``(2, units)``.
     :param weight: of the divergence of a site, given its name.
     """
 
-    def __init__(
-        self, units: NoiseUnits, locs: Tensor, log_scales: Tensor, weight: Callable[[str], float] | None = None
-    ) -> None:
-        self.units, self.locs, self.log_scales = units, locs, log_scales
+    def __init__(self, units: NoiseUnits, parameters: Tensor, weight: Callable[[str], float] | None = None) -> None:
+        self.units, self.parameters = units, parameters
         self.tables = units.tables
         self._weights = None if weight is None else units.weights(tuple(map(weight, units.noise)), self.tables.members)
         self._step: NoiseStep | None = None
@@ -111,25 +108,22 @@ class NoisePosteriors:
         self._given: dict[str, tuple[Tensor, Draws]] = {}
 
     @cached_property
-    def _parameters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return self.units.split(self.locs), self.units.split(self.log_scales)
+    def _by_site(self) -> dict[str, Tensor]:
+        return self.units.split(self.parameters)
 
     def at(self, name: str) -> TruncatedLogNormal:
         """The posterior of each unit at one site."""
-        prior, (locs, log_scales) = self.units.noise[name].unit_prior, self._parameters
-        return TruncatedLogNormal(locs[name], log_scales[name].exp(), prior.low, prior.high)
+        prior, (loc, log_scale) = self.units.noise[name].unit_prior, self._by_site[name]
+        return TruncatedLogNormal(loc, log_scale.exp(), prior.low, prior.high)
 
     def _next_step(self, uniform: Tensor) -> NoiseStep:
-        tables = self.tables
-        self._step = noise_step(
-            uniform, self.locs, self.log_scales, tables.ends, tables.log_ends, self.units.slices, self._weights
-        )
+        self._step = noise_step(uniform, self.parameters, self.tables.of_units, self.units.slices, self._weights)
         return self._step
 
     @property
     def any_step(self) -> NoiseStep:
         """The divergences from the priors and the normalisers, which come with draws; else of a step without any."""
-        return self._step or self._next_step(self.tables.ends.new_empty(0, self.tables.ends.shape[-1]))
+        return self._step or self._next_step(self.parameters.new_empty(0, self.parameters.shape[-1]))
 
     @cached_property
     def divergences(self) -> dict[str, Tensor]:
@@ -152,7 +146,8 @@ class NoisePosteriors:
     def draw(self, name: str, shape: _size) -> Tensor:
         """The noise at one site; drawn for all sites at once, and anew once it has been given away."""
         if (name, shape) not in self._drawn:
-            uniform = torch.rand((*shape, *self.locs.shape), dtype=self.locs.dtype, device=self.locs.device)
+            like = self.parameters
+            uniform = torch.rand((*shape, like.shape[-1]), dtype=like.dtype, device=like.device)
             draws = Draws(self._next_step(uniform).values)
             self._drawn |= {(site, shape): (value, draws) for site, value in zip(self.units.noise, draws.values)}
         self._given[name] = self._drawn.pop((name, shape))
@@ -167,17 +162,18 @@ class NoisePosteriors:
         """The log density of one site's noise, of draws of all, under its posterior."""
         if draws.log_posteriors is None:
             # The mode stands still, as in the derivatives of the normaliser.
-            mode = self.locs.detach().clamp(*self.tables.log_ends.to(self.locs))
-            narrowness, log_values = torch.exp(-self.log_scales), draws.log_values
+            loc, log_scale = self.parameters
+            mode = loc.detach().clamp(*self.tables.log_ends)
+            narrowness, log_values = torch.exp(-log_scale), draws.log_values
             place = (log_values - mode) * narrowness
-            energy = place * ((mode - self.locs) * narrowness + 0.5 * place)
+            energy = place * ((mode - loc) * narrowness + 0.5 * place)
             draws.log_posteriors = self.sum_kept(-energy - self.any_step.log_normaliser - log_values)
         return draws.log_posteriors[name]
 
     def log_prior(self, name: str, draws: Draws) -> Tensor:
         """The log density of one site's noise, of draws of all, under its prior."""
         if draws.log_priors is None:
-            low, high = self.tables.log_ends.to(draws.log_values)
+            low, high = self.tables.log_ends
             draws.log_priors = self.sum_kept(-draws.log_values - (high - low).log())
         return draws.log_priors[name]
 

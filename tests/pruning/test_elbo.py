@@ -27,8 +27,8 @@ def losses_and_gradients(elbo, model, *data):
     model = copy.deepcopy(model)
     guide = AutoTruncatedLogNormal(model)
     with torch.no_grad():
-        guide.noise_locs += torch.linspace(-9.0, 0.5, len(guide.noise_locs))
-        guide.noise_log_scales += torch.linspace(0.0, 6.0, len(guide.noise_locs))
+        guide.noise_locs.add_(torch.linspace(-9.0, 0.5, len(guide.noise_locs)))
+        guide.noise_log_scales.add_(torch.linspace(0.0, 6.0, len(guide.noise_locs)))
     module = elbo(model, guide)
     torch.manual_seed(0)
     found = []
@@ -37,7 +37,7 @@ def losses_and_gradients(elbo, model, *data):
         loss = module(*data)
         loss.backward()
         found += [loss.detach(), *(parameter.grad for parameter in module.parameters() if parameter.grad is not None)]
-    return found, int(model._step)
+    return found, int(model.get_extra_state())
 
 
 def assert_equal(model, *data):
@@ -70,7 +70,7 @@ def test_regression():
 def test_in_evaluation_no_step_is_counted():
     model = Classification(network(), 50).eval()
     assert_equal(model, torch.randn(6, 1, 6, 6), torch.randint(3, (6,)))
-    assert not model._step
+    assert model.get_extra_state() == 0
 
 
 class _Bayesian(PyroModule):

@@ -165,8 +165,7 @@ def test_other_sites_are_left_to_the_parent():
     elbo(torch.ones(2, 3)).backward()
     names = {name for name, _ in guide.named_parameters()}
     assert names == {
-        "noise_locs",
-        "noise_log_scales",
+        "noise_parameters",
         "locs.layer.weight_unconstrained",
         "scales.layer.weight_unconstrained",
         "locs.scale_unconstrained",

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch.distributions import Uniform, kl_divergence
@@ -12,7 +10,7 @@ from torch.distributions import Uniform, kl_divergence
 from pyro_bmrs.distributions import TruncatedNormal
 from pyro_bmrs.distributions.truncated_quantile import truncated_quantile
 from pyro_bmrs.pruning import noise_step
-from pyro_bmrs.pruning.noise_step import NoiseStep
+from pyro_bmrs.pruning.noise_step import LogUniforms, NoiseStep
 
 DOUBLE = torch.float64
 
@@ -31,15 +29,14 @@ def ends(loc):
     return torch.stack([torch.full_like(loc, -20.0), torch.zeros_like(loc)]).detach()
 
 
-def step(uniform, loc, log_scale, units=None) -> NoiseStep:
-    units = ends(loc).exp() if units is None else units
-    return noise_step.noise_step(uniform, loc, log_scale, units.double(), units.log().double(), [slice(None)])
+def step(uniform, loc, log_scale, sites=(slice(None),), weights=None) -> NoiseStep:
+    priors = LogUniforms.of(ends(loc).exp(), ends(loc), loc.dtype)
+    return noise_step.noise_step(uniform, torch.stack([loc, log_scale]), priors, sites, weights)
 
 
 def _use_torch(monkeypatch):
     """What computes on other devices than the CPU."""
-    monkeypatch.setattr(noise_step, "_arrays", lambda *tensors: (torch, [tensor.detach() for tensor in tensors]))
-    monkeypatch.setattr(noise_step, "_rule", noise_step._rule.__wrapped__)
+    monkeypatch.setattr(noise_step, "_is_numpys", lambda tensor: False)
 
 
 def draw(uniform, loc, log_scale):
@@ -107,9 +104,9 @@ def test_draws_and_gradients_are_finite_and_inside(dtype, probability):
     scales = torch.linspace(-40.0, 40.0, 41, dtype=dtype)
     locs = torch.tensor([-1e6, -1e3, -20.0, -1.0, 0.0, 1e-3, 1e3, 1e6], dtype=dtype)
     loc, log_scale = (grid.flatten().requires_grad_() for grid in torch.meshgrid(locs, scales, indexing="ij"))
-    units = torch.stack([torch.full_like(loc, math.exp(-20)), torch.ones_like(loc)]).detach()
-    values, divergences, *_ = step(torch.full(loc.shape, probability, dtype=DOUBLE), loc, log_scale, units)
-    assert ((values[0] >= units[0]) & (values[0] <= units[1])).all()
+    low, high = ends(loc).exp()
+    values, divergences, *_ = step(torch.full(loc.shape, probability, dtype=DOUBLE), loc, log_scale)
+    assert ((values[0] >= low) & (values[0] <= high)).all()
     assert divergences.isfinite().all()
     for gradient in torch.autograd.grad((values[0] + divergences).sum(), (loc, log_scale)):
         assert gradient.isfinite().all()
@@ -133,8 +130,8 @@ def test_sites_have_gradients_of_their_own(library, monkeypatch):
     if library == "torch":
         _use_torch(monkeypatch)
     loc, log_scale = parameters()
-    uniform, units, sites = torch.rand(len(loc), dtype=DOUBLE), ends(loc), [slice(10), slice(10, 12), slice(12, None)]
-    values = noise_step.noise_step(uniform, loc, log_scale, units.exp(), units, sites).values
+    uniform, sites = torch.rand(len(loc), dtype=DOUBLE), [slice(10), slice(10, 12), slice(12, None)]
+    values = step(uniform, loc, log_scale, sites).values
     assert [len(value) for value in values] == [10, 2, len(loc) - 12]
     whole = torch.autograd.grad(draw(uniform, loc, log_scale).sum(), (loc, log_scale))
     part = torch.autograd.grad(values[1].sum(), (loc, log_scale))
@@ -162,9 +159,9 @@ def test_both_libraries_compute_the_same(monkeypatch):
 def test_weighted_divergences():
     loc, log_scale = parameters()
     weights = torch.rand_like(loc)
-    args = torch.rand(len(loc), dtype=DOUBLE), loc, log_scale, ends(loc).exp(), ends(loc), [slice(None)]
-    with_weights = noise_step.noise_step(*args, weights)
-    apart = noise_step.noise_step(*args)
+    uniform = torch.rand(len(loc), dtype=DOUBLE)
+    with_weights = step(uniform, loc, log_scale, weights=weights.detach())
+    apart = step(uniform, loc, log_scale)
     assert apart.weighted is None
     torch.testing.assert_close(with_weights.weighted, apart.divergence @ weights)
     # Whatever else is differentiated beside it.

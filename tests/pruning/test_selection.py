@@ -130,7 +130,7 @@ def broken(guide):
         (lambda net, guide: (net, AutoTruncatedLogNormal(net)), {}, "not fitted"),
         (lambda net, guide: (copy.deepcopy(net), guide), {}, "another network"),
         (lambda net, guide: (nn.Linear(2, 2), guide), {}, "no noise"),
-        (lambda net, guide: (net, broken(guide)), {}, "1 of the guide's 7"),
+        (lambda net, guide: (net, broken(guide)), {}, "1 of the guide's 14"),
         (lambda net, guide: (net, nn.Linear(2, 2)), {}, "Linear"),
         (lambda net, guide: (net, guide), {"criterion": WeightNorm()}, "fraction="),
         (lambda net, guide: (net, guide), {"fraction": 1.5}, "between 0 and 1"),
