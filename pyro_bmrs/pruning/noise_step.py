@@ -66,6 +66,7 @@ class LogUniforms(NamedTuple):
 
     ends: Any  # of the variable, in double precision, of shape (2, units)
     log_ends: Any  # of its logarithm, likewise
+    sides: Any  # 0 and 1, of shape (2, 1)
     log_width: Any  # the log of how far those are apart, in the precision of the parameters
     # A Gauss-Legendre rule that integrates to rounding in that precision.
     nodes: Any  # on [-1/2, 1/2], symmetric to the last bit
@@ -86,7 +87,7 @@ class LogUniforms(NamedTuple):
         nodes = 0.5 * (nodes - nodes.flip(0))
         moments, reach = torch.stack([weights, weights * nodes], -1), log_ends.new_tensor(math.sqrt(2 * _NUM_FOLDS))
         rounded = (log_ends[1] - log_ends[0]).log(), nodes, moments, reach
-        tables = ends.double(), log_ends, *(table.to(dtype) for table in rounded)
+        tables = ends.double(), log_ends, log_ends.new_tensor([[0.0], [1.0]]), *(table.to(dtype) for table in rounded)
         return cls(*(table.numpy() if _is_numpys(table) else table for table in tables))
 
 
@@ -151,9 +152,9 @@ class _Step(torch.autograd.Function):
         uniform, parameters = tensors if xp is torch else (tensor.detach().numpy() for tensor in tensors)
         law = _law(xp, _cast(parameters, priors.ends), priors)
         probability = _cast(uniform, priors.ends) * (1 - 2 * _EDGE) + _EDGE
-        value, *ctx.by_value = (_cast(array, parameters) for array in _quantiles(xp, probability, law, priors))
+        value, ctx.by_value = _quantiles(xp, probability, law, parameters, priors)
         divergence, log_normaliser, ctx.by_divergence, ctx.by_normaliser = _divergence(xp, law, parameters, priors)
-        ctx.sites, ctx.weights, ctx.parameters = sites, weights, parameters
+        ctx.sites, ctx.weights = sites, weights
         divergence, log_normaliser = _tensor(divergence), _tensor(log_normaliser)
         weighted = None if weights is None else divergence.dot(weights)
         return *(_tensor(value[..., site]) for site in sites), divergence, log_normaliser, weighted
@@ -161,36 +162,34 @@ class _Step(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        xp = torch if isinstance(ctx.parameters, Tensor) else np
+        xp = torch if isinstance(ctx.by_value, Tensor) else np
         *of_values, of_divergence, of_normaliser, of_weighted = (
             None if grad is None else grad.numpy() if xp is np else grad for grad in grads
         )
-        # Of the location and of the log of the scale.
-        gradient = xp.zeros_like(ctx.parameters)
+        gradient: Any = 0
         if any(grad is not None for grad in of_values):
             parts = (
                 xp.zeros_like(ctx.by_value[0][..., site]) if grad is None else grad
                 for site, grad in zip(ctx.sites, of_values)
             )
-            of_units = xp.concatenate(tuple(parts), -1)
-            for row, by_value in zip(gradient, ctx.by_value):
-                each = of_units * by_value
-                row += each if each.ndim == 1 else each.reshape(-1, len(row)).sum(0)
+            gradient = xp.concatenate(tuple(parts), -1) * ctx.by_value
+            if gradient.ndim > 2:
+                gradient = gradient.reshape(2, -1, gradient.shape[-1]).sum(1)
         if of_weighted is not None:
             weights = ctx.weights.numpy() if xp is np else ctx.weights
             of_divergence = of_weighted * weights + (0 if of_divergence is None else of_divergence)
         # The mode stands still: where it moves with the location, the slope there is 0.
-        for of_output, by_output in ((of_divergence, ctx.by_divergence), (of_normaliser, ctx.by_normaliser)):
-            if of_output is not None:
-                for row, by_row in zip(gradient, by_output):
-                    row += of_output * by_row
+        if of_divergence is not None:
+            gradient = gradient + of_divergence * ctx.by_divergence
+        if of_normaliser is not None:
+            gradient = gradient + of_normaliser * xp.stack(ctx.by_normaliser)
         return None, None, None, None, _tensor(gradient)
 
 
 class _Law(NamedTuple):
     """Truncated normals, as they are seen from the end that is nearer to the location; in double precision."""
 
-    is_upper: Any  # whether that end is the upper one
+    is_upper: Any  # 1 where that end is the upper one, else 0
     end: Any  # the end
     scale: Any  # negative where the interval extends downwards from the end
     start: Any  # how many scales the end is beyond the location
@@ -216,6 +215,14 @@ def _cast(array: Any, like: Any) -> Any:
     return array.to(like.dtype) if isinstance(array, Tensor) else array.astype(like.dtype, copy=False)
 
 
+def _pair(first: Any, second: Any, like: Any) -> Any:
+    """Two arrays below each other, in the precision of another; what stacking costs several times more for."""
+    shape = 2, *first.shape
+    pair = like.new_empty(shape) if isinstance(like, Tensor) else np.empty(shape, like.dtype)
+    pair[0], pair[1] = first, second
+    return pair
+
+
 def _law(xp: Any, parameters: Any, priors: LogUniforms) -> _Law:
     loc, log_scale = parameters
     low, high = priors.log_ends
@@ -224,32 +231,34 @@ def _law(xp: Any, parameters: Any, priors: LogUniforms) -> _Law:
     is_upper = places[0] + places[1] < 0
     start = xp.where(is_upper, -places[1], places[0])
     signed = xp.where(is_upper, -scale, scale)
-    return _Law(is_upper, xp.where(is_upper, high, low), signed, start, (high - low) / scale)
+    return _Law(_cast(is_upper, scale), xp.where(is_upper, high, low), signed, start, (high - low) / scale)
 
 
-def _quantiles(xp: Any, uniform: Any, law: _Law, priors: LogUniforms) -> Sequence[Any]:
-    """The quantiles, and their derivatives in the location and the log of the scale."""
-    tails = [0.5 * _special(torch.special.erfc, _ROOT_HALF * place) for place in (law.start, law.start + law.length)]
-    whole_fall = law.length * (law.start + 0.5 * law.length)
+def _quantiles(xp: Any, uniform: Any, law: _Law, parameters: Any, priors: LogUniforms) -> tuple[Any, Any]:
+    """The quantiles, and their derivatives in the location and the log of the scale; of the parameters' precision."""
+    # The upper tails from either end of the interval.
+    tails = 0.5 * _special(torch.special.erfc, (law.start + law.length * priors.sides) * _ROOT_HALF)
+    shared = tails[0], tails[0] - tails[1], law.length * (law.start + 0.5 * law.length)
 
-    def quantile(uniform: Any) -> tuple[Any, Any, Any]:
-        return _quantile(xp, uniform, law, priors, tails[0], tails[0] - tails[1], whole_fall)
+    def quantile(uniform: Any) -> tuple[Any, Any]:
+        value, by_loc, by_log_scale = _quantile(xp, uniform, law, priors, *shared)
+        return _cast(value, parameters), _pair(by_loc, by_log_scale, parameters)
 
     rows = max(1, _NUM_TOGETHER // len(law.start))
     if xp is torch or uniform.ndim < 2 or uniform.size <= rows * len(law.start):
         return quantile(uniform)
     flat = uniform.reshape(-1, len(law.start))
-    parts = [quantile(flat[row : row + rows]) for row in range(0, len(flat), rows)]
-    return [np.concatenate(part).reshape(uniform.shape) for part in zip(*parts)]
+    values, slopes = zip(*(quantile(flat[row : row + rows]) for row in range(0, len(flat), rows)))
+    return np.concatenate(values).reshape(uniform.shape), np.concatenate(slopes, 1).reshape(2, *uniform.shape)
 
 
 def _quantile(
     xp: Any, uniform: Any, law: _Law, priors: LogUniforms, tail: Any, mass: Any, whole_fall: Any
 ) -> tuple[Any, Any, Any]:
     """The same of some of the draws; the last three are the upper tail, its share inside, and how the density falls."""
-    _, end, scale, start, length = law
-    rest = 1 - uniform
-    passed, ahead = xp.where(law.is_upper, rest, uniform), xp.where(law.is_upper, uniform, rest)
+    is_upper, end, scale, start, length = law
+    passed = abs(is_upper - uniform)
+    ahead = 1 - passed
     t = -start - _special(torch.special.ndtri, tail - passed * mass)
     is_far = start > _FAR
     if is_far.any():
@@ -279,9 +288,7 @@ def _far_quantile(xp: Any, passed: Any, ahead: Any, start: Any, length: Any, who
     return 2 * depth / (hazard + xp.sqrt(hazard * hazard + 2 * depth * hazard * gap))
 
 
-def _divergence(
-    xp: Any, law: _Law, parameters: Any, priors: LogUniforms
-) -> tuple[Any, Any, tuple[Any, Any], tuple[Any, Any]]:
+def _divergence(xp: Any, law: _Law, parameters: Any, priors: LogUniforms) -> tuple[Any, Any, Any, tuple[Any, Any]]:
     """The divergence and the log normaliser, and their derivatives in the location and the log of the scale."""
     start, length, scale = (_cast(array, parameters) for array in (law.start, law.length, law.scale))
     mode = xp.where(start > 0, start, 0.0)
@@ -303,4 +310,4 @@ def _divergence(
     divergence = priors.log_width - log_normaliser + height
     by_loc, by_log_scale = (cross / mass - node * height) * width / scale, -2 * (square / mass - height * height)
     by_normaliser = (width * node + middle) / scale, -2 * height
-    return divergence, log_normaliser, (by_loc, by_log_scale), by_normaliser
+    return divergence, log_normaliser, _pair(by_loc, by_log_scale, parameters), by_normaliser
