@@ -20,7 +20,7 @@ from torch import nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.noise import MultiplicativeNoise
-from pyro_bmrs.pruning.placement import Placement, find_placements
+from pyro_bmrs.pruning.placement import Placement, find_placements, has_channels_in_columns
 
 Selection: TypeAlias = str | type[nn.Module]
 
@@ -84,6 +84,30 @@ class NoiseHook:
         return (noise(args[0]), *args[1:]) if self.when == "input" else noise(output)
 
 
+class ConvolutionHook(NoiseHook):
+    """
+    Noise on the channels that a convolution is given: on its weight, which is the same and smaller than the images.
+
+    Where there is a draw for each example, or the weight is no plain parameter, it acts on the images.
+    """
+
+    def attach(self) -> None:
+        super().attach()
+        self.place.register_forward_hook(self, always_call=True)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], *output: Any) -> Any:
+        """What a forward pre-hook and a forward hook do."""
+        if output:
+            vars(module).pop("weight", None)
+            return None
+        noise, weight = self.noise.draw(len(args[0])), module._parameters.get("weight")
+        if noise.dim() > 1 or weight is None:
+            return self.noise.multiply(args[0], noise), *args[1:]
+        # What is found in the instance comes before its parameter, which stays as it is.
+        vars(module)["weight"] = self.noise.multiply(weight, noise)
+        return None
+
+
 class AttentionHook(NoiseHook):
     """
     Noise on the heads of ``nn.MultiheadAttention``, which uses its output projection's weight and never calls it.
@@ -97,7 +121,6 @@ class AttentionHook(NoiseHook):
         self.layer.register_forward_hook(self, always_call=True)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], *output: Any) -> None:
-        # What is found in the instance comes before its parameter, which stays as it is.
         if output:
             vars(self.place).pop("weight", None)
         else:
@@ -122,11 +145,11 @@ def attach_noise(
     of the layer. The layers that compute the network's output are left alone, as are those called more than once.
 
     The noise on a layer's units acts after the activation that follows (or else after the batch norm): on the output of
-    the activation's module, or of the pooling behind it, where it is the same and costs less; where the activation is a
-    function, or a module called more than once, on the input of the layer that takes its value (of its flattened
-    pixels, all that are one channel's); where there is no one such layer, on what the batch norm or the layer itself
-    puts out, so before the activation. The places are found by :mod:`torch.fx`; in parts of a network that it cannot
-    trace, the noise acts on what the layer itself puts out.
+    the activation's module; on that of the pooling behind it, or on the weight of the convolution that comes next,
+    where it is the same and costs less; where the activation is a function, or a module called more than once, on the
+    input of the layer that takes its value (of its flattened pixels, all that are one channel's); where there is no one
+    such layer, on what the batch norm or the layer itself puts out, so before the activation. The places are found by
+    :mod:`torch.fx`; in parts of a network that it cannot trace, the noise acts on what the layer itself puts out.
 
     Without ``modules``, linear layers whose output goes into a residual sum, a layer norm or a reshape before any
     activation (the projections of attentions and embeddings) have no noise; they can be named.
@@ -181,7 +204,8 @@ def attach_noise(
         )
         like = next((parameter for parameter in place.parameters()), next(net.parameters()))
         noise.to(like.device, like.dtype).train(place.training)
-        hook = AttentionHook if is_attention else NoiseHook
+        is_convolution = placement.when == "input" and has_channels_in_columns(place)
+        hook = AttentionHook if is_attention else ConvolutionHook if is_convolution else NoiseHook
         hooks.append(hook(noise, layer, place, placement.when, placement.kind))
     for attached in hooks:
         attached.attach()

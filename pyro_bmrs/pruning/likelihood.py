@@ -132,6 +132,8 @@ class Likelihood(nn.Module):
         :param site: the name of the site.
         """
         weight: Any = self.kl_weight
+        if isinstance(weight, (int, float)):
+            return float(weight)
         share = 1.0
         if isinstance(weight, WarmUp):
             share, weight = weight.share(self._num_steps), weight.weight

@@ -127,8 +127,29 @@ class MultiplicativeNoise(PyroModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """The input times the noise, with 0 for units that are not kept."""
+        return self.multiply(input, self.draw(len(input)))
+
+    def draw(self, num_examples: int) -> Tensor:
+        """
+        The noise, by a sample statement: for each unit, or for each example and unit.
+
+        :param num_examples: how many examples there are.
+        """
+        if not (self.per_example and self.training):
+            return self._sample()
+        if self.given is not None:
+            return self.given((num_examples,))
+        with pyro.plate(f"{self.site_name}.examples", num_examples, dim=-1), poutine.scale(scale=1 / num_examples):
+            return self._sample()
+
+    def multiply(self, input: Tensor, noise: Tensor) -> Tensor:
+        """
+        What has units along its dimension ``dim`` times the noise.
+
+        :param input: the network's values, or weights that those are multiplied with.
+        :param noise: that was drawn.
+        """
         dim = self._unit_dim(input)
-        noise = self._draw(len(input)) if self.per_example and self.training else self._sample()
         if not self.is_whole:
             noise = noise * self.kept
         if self.unit_size > 1:
@@ -165,13 +186,6 @@ class MultiplicativeNoise(PyroModule):
         if self.given is not None:
             return self.given(())
         return pyro.sample(self.site_name, self.prior, infer=_MARK)
-
-    def _draw(self, num_examples: int) -> Tensor:
-        """A draw for each example, counted once in all."""
-        if self.given is not None:
-            return self.given((num_examples,))
-        with pyro.plate(f"{self.site_name}.examples", num_examples, dim=-1), poutine.scale(scale=1 / num_examples):
-            return self._sample()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_built": None, "_whole": None}

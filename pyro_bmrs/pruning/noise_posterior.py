@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ class NoiseUnits:
         self.sizes = [module.num_units for module in self.noise.values()]
         self.slices = [slice(start, end) for start, end in pairwise([0, *accumulate(self.sizes)])]
         self._tables: Tables | None = None
-        self._weights: tuple[Any, list[Tensor], Tensor] | None = None
+        self._weights: tuple[Any, Tables, Tensor] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoiseUnits:
         return NoiseUnits({name: memo.get(id(module), module) for name, module in self.noise.items()})
@@ -51,15 +52,15 @@ class NoiseUnits:
         """Whether all units of all sites are kept."""
         return all(module.is_whole for module in self.noise.values())
 
-    def weights(self, sites: tuple[float, ...], members: Tensor) -> Tensor:
-        """The weights of all sites by unit, 0 where a unit is not kept; given which units are a site's."""
-        buffers: list[Any] = [members, *(module._buffers["kept"] for module in self.noise.values())]
-        # Made again where one is another, or was written to.
-        state = sites, [buffer._version for buffer in buffers]
+    def weights(self, sites: tuple[float, ...]) -> Tensor:
+        """The weights of all sites by unit, 0 where a unit is not kept."""
+        tables = self.tables
+        # Made again where a buffer is another, or was written to.
+        state = sites, [kept._version for kept in tables.kept]
         made = self._weights
-        if made is None or made[0] != state or any(one is not other for one, other in zip(made[1], buffers)):
-            by_unit = torch.cat(buffers[1:]) * (members @ members.new_tensor(sites))
-            made = self._weights = state, buffers, by_unit
+        if made is None or made[0] != state or made[1] is not tables:
+            by_unit = torch.cat(tables.kept) * (tables.members @ tables.members.new_tensor(sites))
+            made = self._weights = state, tables, by_unit
         return made[2]
 
     def split(self, units: Tensor) -> dict[str, Tensor]:
@@ -69,22 +70,28 @@ class NoiseUnits:
     @property
     def tables(self) -> Tables:
         """What the priors say of all units."""
-        priors = [module.unit_prior for module in self.noise.values()]
-        if self._tables is None or any(one is not other for one, other in zip(self._tables.priors, priors)):
+        buffers = [module._buffers for module in self.noise.values()]
+        kept: list[Any] = [buffer["kept"] for buffer in buffers]
+        like: list[Any] = [buffer["_like"] for buffer in buffers]
+        made = self._tables
+        # Looked up in every step, so by what it costs least to look at: the priors are made of these.
+        if made is None or not (all(map(is_, made.kept, kept)) and all(map(is_, made.like, like))):
+            priors = [module.unit_prior for module in self.noise.values()]
             ends, log_ends = (
                 torch.stack([torch.cat([getattr(prior, end) for prior in part]) for end in ("low", "high")])
                 for part in (priors, [prior.base_dist for prior in priors])
             )
             site = torch.repeat_interleave(torch.tensor(self.sizes)).to(ends.device)
             members = (site.unsqueeze(-1) == torch.arange(len(self.sizes), device=ends.device)).to(ends.dtype)
-            self._tables = Tables(priors, LogUniforms.of(ends, log_ends, ends.dtype), log_ends, members)
-        return self._tables
+            made = self._tables = Tables(kept, like, LogUniforms.of(ends, log_ends, ends.dtype), log_ends, members)
+        return made
 
 
 class Tables(NamedTuple):
-    """What is made once for the priors that it is made of."""
+    """What is made once for the buffers that it is made of."""
 
-    priors: list[LogUniform]
+    kept: list[Tensor]  # those of the noise, by site
+    like: list[Tensor]  # of the dtype and on the device of the noise, likewise
     of_units: LogUniforms
     log_ends: Tensor  # logarithms of low and high, of shape (2, units)
     members: Tensor  # which units are a site's: 1 or 0, of shape (units, sites)
@@ -102,9 +109,9 @@ class NoisePosteriors:
     def __init__(self, units: NoiseUnits, parameters: Tensor, weight: Callable[[str], float] | None = None) -> None:
         self.units, self.parameters = units, parameters
         self.tables = units.tables
-        self._weights = None if weight is None else units.weights(tuple(map(weight, units.noise)), self.tables.members)
+        self._weights = None if weight is None else units.weights(tuple(map(weight, units.noise)))
         self._step: NoiseStep | None = None
-        self._drawn: dict[tuple[str, _size], tuple[Tensor, Draws]] = {}
+        self._drawn: dict[_size, tuple[dict[str, Tensor], Draws]] = {}
         self._given: dict[str, tuple[Tensor, Draws]] = {}
 
     @cached_property
@@ -145,13 +152,16 @@ class NoisePosteriors:
 
     def draw(self, name: str, shape: _size) -> Tensor:
         """The noise at one site; drawn for all sites at once, and anew once it has been given away."""
-        if (name, shape) not in self._drawn:
+        values, draws = self._drawn.get(shape, ({}, None))
+        if draws is None or name not in values:
             like = self.parameters
             uniform = torch.rand((*shape, like.shape[-1]), dtype=like.dtype, device=like.device)
             draws = Draws(self._next_step(uniform).values)
-            self._drawn |= {(site, shape): (value, draws) for site, value in zip(self.units.noise, draws.values)}
-        self._given[name] = self._drawn.pop((name, shape))
-        return self._given[name][0]
+            values = dict(zip(self.units.noise, draws.values))
+            self._drawn[shape] = values, draws
+        value = values.pop(name)
+        self._given[name] = value, draws
+        return value
 
     def draws_of(self, name: str, value: Tensor) -> Draws | None:
         """The draws that a value is one of, if it is what was given at a site last."""

@@ -101,6 +101,11 @@ def layer_units(layer: nn.Module) -> int | None:
     return layer.out_channels if isinstance(layer, _CONVOLUTIONS) else None
 
 
+def has_channels_in_columns(module: Any) -> bool:
+    """Whether it is a convolution whose weight has all the channels that it is given in its second dimension."""
+    return type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and module.groups == 1
+
+
 def _unique(placements: Sequence[Placement]) -> Iterator[Placement]:
     """Site names once: a block, or heads, that would have the name of another site say what they are."""
     taken: set[str] = set()
@@ -249,7 +254,7 @@ def _place_of(flow: _Flow, node: fx.Node, layer: nn.Module) -> Placement:
         if isinstance(module, _ACTIVATIONS) or called in _ACTIVATION_NAMES:
             activated = True
             if module is not None and flow.is_once(step) and not flattened:
-                return replace(own, place=_behind_pooling(flow, step))
+                return _behind_activation(own, flow, step)
         elif isinstance(module, _NORMS):
             if flow.is_once(step) and not (activated or flattened):
                 own = replace(own, place=flow.name(step))
@@ -264,14 +269,22 @@ def _place_of(flow: _Flow, node: fx.Node, layer: nn.Module) -> Placement:
     return replace(own, is_default=activated or own.place != name or is_image)
 
 
-def _behind_pooling(flow: _Flow, node: fx.Node) -> str:
-    """The last of the poolings that follow at once: noise, never negative, commutes with them, and has less to do."""
+def _behind_activation(own: Placement, flow: _Flow, node: fx.Node) -> Placement:
+    """
+    Where noise has less to do than on an activation: what follows at once, and is the same.
+
+    That is the last of the poolings, with which noise, never negative, commutes, and then the weight of a convolution.
+    """
     for step in flow.steps(node):
         module: Any = flow.called(step)
-        if not (isinstance(module, _POOLINGS) and flow.is_once(step)) or getattr(module, "return_indices", False):
+        if not flow.is_once(step):
+            break
+        if has_channels_in_columns(module):
+            return replace(own, place=flow.name(step), when="input")
+        if not isinstance(module, _POOLINGS) or getattr(module, "return_indices", False):
             break
         node = step
-    return flow.name(node)
+    return replace(own, place=flow.name(node))
 
 
 def _at_input(own: Placement, consumer: nn.Module, place: str, flattened: bool) -> Placement:

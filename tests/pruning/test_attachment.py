@@ -142,6 +142,62 @@ def test_activations_that_are_functions_put_the_noise_on_the_next_layers_input()
     }
 
 
+def convolutions():
+    return nn.Sequential(
+        *(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2)),
+        *(nn.Conv2d(4, 4, 1, groups=2), nn.ReLU(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(16, 2)),
+    )
+
+
+def test_noise_goes_past_poolings_to_the_weight_of_the_next_convolution():
+    # A convolution by groups has no weights between all the channels.
+    assert places(convolutions()) == {
+        "0": ("3", "input", 3, 1),
+        "3": ("5", "output", 4, 1),
+        "6": ("8", "output", 4, 1),
+    }
+
+
+@pytest.mark.parametrize("build", [convolutions, LeNet, ResNet])
+@pytest.mark.parametrize("kept", [True, False])
+def test_noise_on_the_weight_of_a_convolution_is_that_on_the_images(build, kept):
+    net = attach_noise(build().double())
+    x = torch.randn(3, 1, 28, 28, dtype=torch.float64)
+    values = {}
+    for name, site in noise_sites(net).items():
+        values[name] = torch.rand(site.noise.num_units, dtype=torch.float64).requires_grad_()
+        site.noise.kept[0] = kept
+    weights = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    by_weight = poutine.condition(net.eval(), data=values)(x)
+    # A draw for each example acts on the images.
+    by_image = poutine.condition(net, data={name: value.expand(3, -1) for name, value in values.items()})(x)
+    torch.testing.assert_close(by_weight, by_image, rtol=1e-12, atol=1e-12)
+    gradients = [
+        torch.autograd.grad(output.square().sum(), [*values.values(), *net.parameters()])
+        for output in (by_weight, by_image)
+    ]
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter, weights[name])
+
+
+def test_a_convolution_that_fails_keeps_no_noise_on_its_weight():
+    net = attach_noise(convolutions())
+    with pytest.raises(RuntimeError):
+        net[3](torch.ones(2, 5, 4, 4))
+    assert "weight" not in vars(net[3]) and net[3].weight is net[3]._parameters["weight"]
+
+
+def test_noise_on_a_convolution_whose_weight_is_computed():
+    net, x, values = convolutions(), torch.randn(2, 1, 28, 28), {"0": torch.rand(3)}
+    before = at(attach_noise(net), values, x)
+    nn.utils.parametrizations.weight_norm(net[3])
+    torch.testing.assert_close(at(net, values, x), before)
+    assert places(detach_noise(net))["0"] == ("2", "output", 3, 1)
+    torch.testing.assert_close(at(net, values, x), before)
+
+
 def test_a_shared_activation_is_no_place():
     assert places(ResNet()) == {
         "stem.0": ("stem.3", "output", 4, 1),
