@@ -4,7 +4,8 @@
 """
 Noise on a network as it is: attached by hooks, and taken off again.
 
-The noise acts in a forward hook, on what a module returns, or in a forward pre-hook, on what a module is given.
+The noise acts in a forward hook, on what a module returns, or in a forward pre-hook, on what a module is given, or on
+the weight that this is multiplied with, where that is the same.
 """
 
 from __future__ import annotations

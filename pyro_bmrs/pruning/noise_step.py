@@ -88,7 +88,7 @@ class LogUniforms(NamedTuple):
         moments, reach = torch.stack([weights, weights * nodes], -1), log_ends.new_tensor(math.sqrt(2 * _NUM_FOLDS))
         rounded = (log_ends[1] - log_ends[0]).log(), nodes, moments, reach
         tables = ends.double(), log_ends, log_ends.new_tensor([[0.0], [1.0]]), *(table.to(dtype) for table in rounded)
-        return cls(*(table.numpy() if _is_numpys(table) else table for table in tables))
+        return cls(*(table.numpy() if _is_numpys(table.device, dtype) else table for table in tables))
 
 
 class NoiseStep(NamedTuple):
@@ -196,9 +196,9 @@ class _Law(NamedTuple):
     length: Any  # and how many the interval is long
 
 
-def _is_numpys(tensor: Tensor) -> bool:
-    """Whether NumPy sees the same memory."""
-    return tensor.is_cpu
+def _is_numpys(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether NumPy sees the same memory, and has the precision."""
+    return device.type == "cpu" and dtype != torch.bfloat16
 
 
 def _tensor(array: Any) -> Tensor:

@@ -36,7 +36,7 @@ def step(uniform, loc, log_scale, sites=(slice(None),), weights=None) -> NoiseSt
 
 def _use_torch(monkeypatch):
     """What computes on other devices than the CPU."""
-    monkeypatch.setattr(noise_step, "_is_numpys", lambda tensor: False)
+    monkeypatch.setattr(noise_step, "_is_numpys", lambda *args: False)
 
 
 def draw(uniform, loc, log_scale):
@@ -172,3 +172,13 @@ def test_weighted_divergences():
         ]
         for one, other in zip(*(torch.autograd.grad(total, (loc, log_scale), retain_graph=True) for total in sums)):
             torch.testing.assert_close(one, other)
+
+
+def test_a_precision_that_numpy_has_not():
+    half = torch.bfloat16
+    loc, log_scale = (torch.tensor(values, dtype=half) for values in ([-12.0, -3.0, -0.5, 0.0], [1.0, 0.0, -2.0, -5.0]))
+    uniform = torch.tensor([0.1, 0.5, 0.3, 0.9])
+    found, exact = step(uniform, loc, log_scale), step(uniform, loc.double(), log_scale.double())
+    assert found.values[0].dtype == found.divergence.dtype == half
+    torch.testing.assert_close(found.values[0].double(), exact.values[0], rtol=0.01, atol=0.0)
+    torch.testing.assert_close(found.divergence.double(), exact.divergence, rtol=0.05, atol=0.05)
