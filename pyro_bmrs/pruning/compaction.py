@@ -58,7 +58,8 @@ def compact(
     An ``nn.MultiheadAttention`` is replaced by an :class:`~pyro_bmrs.pruning.Attention`, which can have fewer heads; an
     attention written as projections loses heads if it holds their number, and their width, as attributes.
 
-    The result is copied, exported and put in a state dict as any module is. :func:`~pyro_bmrs.pruning.save_compact` and
+    The result is copied, exported and put in a state dict as any module is; convolutions in channels-last memory stay
+    so. :func:`~pyro_bmrs.pruning.save_compact` and
     :func:`~pyro_bmrs.pruning.load_compact` keep it in a file.
 
     Trained further, masked units may come back: nothing holds their weights at 0. Where a pruned unit leaves a constant
@@ -265,7 +266,10 @@ def _check_called(net: nn.Module, scales: Mapping[str, Scale], example_inputs: A
 
 
 def _copy_modes(source: nn.Module, target: nn.Module) -> None:
-    """Training modes and required gradients, by name; of what is new, those of the module that it is in or was."""
+    """
+    Training modes, required gradients and the order of images' dimensions in memory, by name; of what is new, those of
+    the module that it is in or was.
+    """
     modules = dict(source.named_modules())
     known = dict(source.named_parameters())
 
@@ -282,6 +286,8 @@ def _copy_modes(source: nn.Module, target: nn.Module) -> None:
         around = list(nearest(name).parameters()) if beside is None else [beside]
         parameter.requires_grad_(any(parameter.requires_grad for parameter in around))
         parameter.grad = None
+        if parameter.dim() == 4 and name in known and known[name].is_contiguous(memory_format=torch.channels_last):
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _units(

@@ -130,6 +130,18 @@ def test_leaves_no_pruned_unit_of_a_network_without_ties() -> None:
     assert sites["kept"].tolist() == sizes
 
 
+@pytest.mark.parametrize("name", ["lenet-5", "resnet", "grouped"])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_keeps_the_order_of_dimensions_in_memory(name: str, layout: torch.memory_format) -> None:
+    net, inputs = make(name, torch.float64, seed=1)
+    attach_noise(net).to(memory_format=layout)
+    gates = {site: gate.clamp(max=1.0) for site, gate in random_gates(net, seed=1).items()}
+    small = compact_gated(net, gates, noise_sites(net), inputs)
+    weights = [weight for weight in small.parameters() if weight.dim() == 4]
+    assert weights and all(weight.is_contiguous(memory_format=layout) for weight in weights)
+    assert difference(with_noise_at(net, gates, inputs), small(inputs)) <= 1e-12
+
+
 def test_is_what_the_posterior_mean_of_a_guide_computes() -> None:
     net, inputs = make("mlp-relu", torch.float64)
     guide = AutoTruncatedLogNormal(attach_noise(net))

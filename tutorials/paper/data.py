@@ -63,7 +63,9 @@ class Examples(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
-        return self.images[index].float().sub_(self.mean).div_(self.scale), self.labels[index]
+        images = self.images[index].float().sub_(self.mean).div_(self.scale)
+        # As the convolutions of the networks are.
+        return images.contiguous(memory_format=torch.channels_last), self.labels[index]
 
     def batches(self, size: int = _EVALUATION_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
         """All of them in order, so many at a time."""
