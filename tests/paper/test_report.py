@@ -19,6 +19,7 @@ from tutorials.paper.sweep import read_jobs, sweep
 from tutorials.paper.tables import (
     continuous_table,
     decision_table,
+    evidence_table,
     markdown,
     ordered,
     released_table,
@@ -74,6 +75,7 @@ def post_training_row(seed, **values):
         "rank_correlations": correlations,
         "p1": [{"p1": p1, "units_removed": 0.9 - p1 / 100, **stop} for p1 in range(1, 21)],
         "odds_stops": [{"rule": rule, "units_removed": removed, **stop} for rule, removed in rules.items()],
+        "delta_evidence": {"1": [-0.05, -0.05, 0.0, -2.0], "3": [-0.5, -30.0, -31.0, -1e3 - seed]},
         **values,
     }
 
@@ -135,6 +137,15 @@ def test_where_criteria_and_rules_stop():
     decisions = decision_table(rows())
     assert list(decisions["rule"]) == ["paper's code", "1 nat", "exact, even odds"]
     assert list(decisions["units removed"]) == pytest.approx([70, 71, 2])
+
+
+def test_units_are_counted_by_their_evidence():
+    table = evidence_table([*rows(), post_training_row(0, network="lenet5")])
+    counts = {"below −30": 2, "−30 to −1": 2, "−1 to −0.1": 1, "−0.1 to 0": 2, "0 or more": 1}
+    assert list(table["network"]) == ["mlp", "lenet5"] and list(table["seeds"]) == [2, 1]
+    assert table.loc[0, list(counts)].to_dict() == {name: 2 * count for name, count in counts.items()}
+    assert table.loc[1, list(counts)].to_dict() == counts
+    assert evidence_table([continuous_row(0)]).empty
 
 
 def test_beside_the_released_code():
@@ -252,7 +263,9 @@ def test_a_report(tmp_path, configs, capsys):
         assert (output / name).stat().st_size < 100_000
         with Image.open(output / name) as image:
             assert image.width > 300
-    assert sorted(path.stem for path in output.glob("*.csv")) == ["continuous", "decisions", "released", "stops"]
+    assert sorted(path.stem for path in output.glob("*.csv")) == [
+        *("continuous", "decisions", "evidence", "released", "stops")
+    ]
     table = pd.read_csv(output / "continuous.csv")
     expected = continuous_table([*rows(), post_training_row(2)])
     np.testing.assert_allclose(table["accuracy"], expected["accuracy"], atol=1e-4)

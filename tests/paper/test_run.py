@@ -101,6 +101,12 @@ def test_what_the_odds_do(rows):
     assert stops == sorted(stops) and stops[0] < stops[2]
     assert stops[2] == row["curves"]["BMRS_N"]["stop"]["units_removed"]
     assert [entry["p1"] for entry in row["p1"]] == list(range(1, 21))
+    # By either rule those go whose evidence says so, but for the last of a layer.
+    evidence = [value for of_site in row["delta_evidence"].values() for value in of_site]
+    assert len(evidence) == row["units"]
+    for stop, odds in ((stops[0], 0.0), (stops[2], 1.0)):
+        going = sum(value >= -odds for value in evidence)
+        assert going - len(row["sites"]) <= round(stop * row["units"]) <= going
 
 
 def test_rank_correlations(rows):

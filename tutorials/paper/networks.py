@@ -231,4 +231,4 @@ def build_network(name: str, image_shape: Shape, num_classes: int) -> nn.Module:
         raise ReductionError(f"the network {name} does not fit images of {pixels}{mend} ({error})") from error
     if output.shape != (1, num_classes):
         raise ReductionError(f"the network {name} puts out {tuple(output.shape)} for an image, not (1, {num_classes})")
-    return net.train(was_training).to(memory_format=torch.channels_last)
+    return net.train(was_training).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -23,6 +23,7 @@ from pyro_bmrs.pruning import (
     prune,
     rank_correlations,
 )
+from pyro_bmrs.pruning.criteria import score_units
 
 from .data import Examples
 from .module import NoisyClassifier
@@ -77,6 +78,7 @@ class Comparison:
             "curves": {criterion.name: self.curve(criterion, num_points) for criterion in criteria},
             "rank_correlations": correlations.to_dict(),
             "p1": [{"p1": bits, **self.stop(BMRS_U.paper(bits))} for bits in BITS],
+            "delta_evidence": score_units(BMRS_N(0.0), self.module.net, self.module.guide),
             "odds_stops": [{"rule": rule, **self.stop(criterion)} for rule, criterion in ODDS_RULES.items()],
         }
 

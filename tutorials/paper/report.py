@@ -24,6 +24,7 @@ from .tables import (
     Row,
     continuous_table,
     decision_table,
+    evidence_table,
     markdown,
     rank,
     released_table,
@@ -80,7 +81,7 @@ def missing_parts(rows: Sequence[Row]) -> list[str]:
         if row.get("criterion"):
             names.append("units_left")
         if row["experiment"] == "post_training" and row.get("criterion"):
-            names += ["accuracy_unpruned", "curves", "rank_correlations", "p1", "odds_stops"]
+            names += ["accuracy_unpruned", "curves", "rank_correlations", "p1", "odds_stops", "delta_evidence"]
         if lacks := [name for name in names if row.get(name) in (None, {}, [])]:
             parts.append(f"{row['key']}: {', '.join(lacks)}")
     return parts
@@ -117,6 +118,15 @@ def _table_sections(rows: Sequence[Row], output: Path) -> Iterator[str]:
         decision_table(rows),
         ["settings", "rule", *after],
         output / "decisions.csv",
+    )
+    evidence = evidence_table(rows)
+    yield from _table_section(
+        "Evidence of units",
+        "How many units of all seeds, after training without pruning, have how much evidence for removal: the exact "
+        "change in log evidence of BMRS_N, in nats.",
+        evidence,
+        list(evidence.columns[2:]),
+        output / "evidence.csv",
     )
 
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +23,9 @@ ORDER = (
 MEASURES = ("accuracy", "units removed", "parameters removed", "MACs removed")
 
 _SETUP = ("epochs", "batch_size", "lr", "noise_lr", "kl_weight", "odds", "num_train")
+
+# Between which units are counted by their change in log evidence, in nats.
+_EVIDENCE = {"below −30": -math.inf, "−30 to −1": -30.0, "−1 to −0.1": -1.0, "−0.1 to 0": -0.1, "0 or more": 0.0}
 
 # What the code released with the paper gave on MNIST, one seed each: units and parameters removed, accuracy, all in
 # percent; its networks were trained for 40 epochs and fine-tuned for 5. None where it was not recorded.
@@ -74,6 +79,28 @@ def decision_table(rows: Sequence[Row]) -> pd.DataFrame:
     :return: as :func:`stop_table`, by rule.
     """
     return _stops(rows, "rule", lambda row: [(stop["rule"], stop) for stop in row.get("odds_stops") or []])
+
+
+def evidence_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """
+    How many units have how much evidence for removal by itself, after training without pruning.
+
+    :param rows: the results.
+    :return: a line for each data set, network and settings: how many seeds; how many units of all of them have a change
+        in log evidence, exact and of BMRS_N, between which nats.
+    """
+    where = ["data", "network", "settings"]
+    lines = []
+    for row in rows:
+        if evidence := row.get("delta_evidence"):
+            of_units = pd.Series(list(itertools.chain.from_iterable(evidence.values())), dtype=float)
+            bins = pd.cut(of_units, [*_EVIDENCE.values(), math.inf], right=False, labels=list(_EVIDENCE))
+            lines.append({name: row[name] for name in (*where, "seed")} | bins.value_counts().to_dict())
+    if not lines:
+        return pd.DataFrame()
+    groups = pd.DataFrame(lines).groupby(where, sort=False)
+    table = groups[list(_EVIDENCE)].sum().assign(seeds=groups["seed"].nunique()).reset_index()
+    return table.sort_values(where, key=lambda names: names.map(rank), ignore_index=True)
 
 
 def released_table(rows: Sequence[Row]) -> pd.DataFrame:
