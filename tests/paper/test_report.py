@@ -291,7 +291,8 @@ def test_a_sweep_and_its_report(tmp_path, capfd):
     assert "missing" not in capfd.readouterr().out
     written = sorted(path.stem for path in output.iterdir())
     of_run = [f"{name}-digits-small_mlp-quick" for name in ("bits", "correlations", "curves")]
-    assert written == sorted(["continuous", "continuous-digits-small_mlp", "decisions", "report", "stops", *of_run])
+    tables = ["continuous", "decisions", "evidence", "stops"]
+    assert written == sorted(["report", *tables, "continuous-digits-small_mlp", *of_run])
     assert "| quick | BMRS_N | 2 + 1 | 1 |" in (output / "report.md").read_text()
     # All is done: nothing is run again.
     assert sweep(config, results, dry_run=True) == 0
