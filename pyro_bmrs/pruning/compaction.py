@@ -59,8 +59,7 @@ def compact(
     attention written as projections loses heads if it holds their number, and their width, as attributes.
 
     The result is copied, exported and put in a state dict as any module is; convolutions in channels-last memory stay
-    so. :func:`~pyro_bmrs.pruning.save_compact` and
-    :func:`~pyro_bmrs.pruning.load_compact` keep it in a file.
+    so. :func:`~pyro_bmrs.pruning.save_compact` and :func:`~pyro_bmrs.pruning.load_compact` keep it in a file.
 
     Trained further, masked units may come back: nothing holds their weights at 0. Where a pruned unit leaves a constant
     other than 0, as before a sigmoid, it is that of inputs of the examples' size.
