@@ -35,6 +35,7 @@ paper-quick: $(VENV)/installed-paper
 RESULTS ?= build/paper
 paper: $(VENV)/installed-paper
 	$(BIN)/python -m tutorials.paper sweep --config tutorials/paper/configs/sweep-paper.yaml --results $(RESULTS) --jobs 2
+	$(BIN)/python -m tutorials.paper sweep --config tutorials/paper/configs/sweep-released.yaml --results $(RESULTS) --jobs 2
 	$(BIN)/python -m tutorials.paper report --results $(RESULTS) --output $(RESULTS)/report
 
 lint: $(VENV)/installed-lint

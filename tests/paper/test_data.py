@@ -98,6 +98,21 @@ def test_inputs_are_standardised_and_padded(size):
     assert data.train.images.long().sum() == inner.long().sum()
 
 
+@pytest.mark.parametrize("channels", [0, 3])
+def test_inputs_are_resized_and_centred(caches, channels):
+    from PIL import Image
+
+    arrays = pixels(12, 28, 28, channels)
+    name = save(caches / "some", {"train": pixels(10, 28, 28, channels), "test": arrays})
+    data = Images(name, size=32, fit="resize", pixels="centred")
+    x, _ = data.test[torch.arange(12)]
+    # Pillow's bilinear filter is antialiased, too; both round to bytes.
+    by_pillow = [np.array(Image.fromarray(array).resize((32, 32), Image.Resampling.BILINEAR)) for array in arrays]
+    expected = (torch.tensor(np.stack(by_pillow)).reshape(12, 32, 32, -1).movedim(-1, 1).float() - 127) / 255
+    torch.testing.assert_close(x, expected, atol=1.01 / 255, rtol=0)
+    assert Images(name, size=7, fit="resize").image_shape == (channels or 1, 7, 7)
+
+
 def test_parts_do_not_depend_on_the_seed():
     first, second = Images("digits", seed=0), Images("digits", seed=1)
     assert torch.equal(first.validation.images, second.validation.images)
@@ -186,7 +201,11 @@ def test_without_datasets(caches, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{"channels": 2}, {"batch_size": 0}, {"validation_share": 0.0}, {"validation_share": 1.0}, {"limit": 3}]
+    "options",
+    [
+        *({"channels": 2}, {"batch_size": 0}, {"validation_share": 0.0}, {"validation_share": 1.0}, {"limit": 3}),
+        *({"fit": "crop"}, {"pixels": "raw"}),
+    ],
 )
 def test_options_that_make_no_sense(options):
     with pytest.raises(ReductionError, match=next(iter(options))):
@@ -194,5 +213,5 @@ def test_options_that_make_no_sense(options):
 
 
 def test_padding_does_not_make_images_smaller():
-    with pytest.raises(ReductionError, match="8x8"):
+    with pytest.raises(ReductionError, match="8x8.*fit: resize"):
         load("digits", size=7)

@@ -250,7 +250,7 @@ def test_usage(capsys, arguments):
     assert "sweep" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("settings", ["paper", "recommended", "quick"])
+@pytest.mark.parametrize("settings", ["paper", "recommended", "released", "quick"])
 def test_a_run_is_known_by_the_key_that_sweeps_give(settings):
     path = QUICK.with_name(f"{settings}.yaml")
     overrides = (("trainer.max_epochs", 7), ("model.lr", 0.5))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,8 @@ ROOT_VARIABLE, CACHE_VARIABLE = "PYRO_BMRS_DATA", "PYRO_BMRS_CACHE"
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
 _TEST_SPLITS = ("test", "validation", "valid")
 _EVALUATION_BATCH = 1000
+# What the pixels that are centred have for a mean and a standard deviation.
+_CENTRED = torch.tensor(127.0).reshape(1, 1, 1), torch.tensor(255.0).reshape(1, 1, 1)
 # The examples that are held out are the same for all seeds.
 _SPLIT_SEED = 0
 
@@ -115,7 +117,9 @@ class Images(LightningDataModule):
         ``labels`` or ``fine_label``), and the splits ``train`` and ``test``, ``validation`` or ``valid``.
     :param root: a folder in which those that have names are looked for first; by default what PYRO_BMRS_DATA says.
     :param cache: where decoded images are kept; by default what PYRO_BMRS_CACHE says, or ~/.cache/pyro_bmrs.
-    :param size: height and width to which images are padded with zeros; by default they stay as they are.
+    :param size: height and width of the images; by default they stay as they are.
+    :param fit: how they come to it: pad puts zeros around them, resize interpolates, antialiased.
+    :param pixels: standardised has mean 0 and standard deviation 1 in each channel; centred is ``(byte - 127) / 255``.
     :param channels: 1 or 3, to which images are converted; by default they stay as they are.
     :param batch_size: how many examples are in a training step, of all processes together.
     :param validation_share: the share of the training set that is held out.
@@ -129,6 +133,8 @@ class Images(LightningDataModule):
         root: str | None = None,
         cache: str | None = None,
         size: int | None = None,
+        fit: Literal["pad", "resize"] = "pad",
+        pixels: Literal["standardised", "centred"] = "standardised",
         channels: int | None = None,
         batch_size: int = 64,
         validation_share: float = 0.2,
@@ -138,6 +144,10 @@ class Images(LightningDataModule):
         super().__init__()
         if channels not in (None, 1, 3):
             raise ReductionError(f"channels is 1 for grey images or 3 for those in colour, not {channels}")
+        if fit not in ("pad", "resize"):
+            raise ReductionError(f"fit is 'pad' or 'resize', not {fit!r}")
+        if pixels not in ("standardised", "centred"):
+            raise ReductionError(f"pixels is 'standardised' or 'centred', not {pixels!r}")
         if batch_size < 1:
             raise ReductionError(f"batch_size is at least 1, not {batch_size}")
         if not 0 < validation_share < 1:
@@ -145,7 +155,7 @@ class Images(LightningDataModule):
         if limit is not None and limit < 10:
             raise ReductionError(f"limit is at least 10 examples, not {limit}")
         self.name: str = name
-        self.size, self.channels, self.seed = size, channels, seed
+        self.size, self.fit, self.pixels, self.channels, self.seed = size, fit, pixels, channels, seed
         self.root = root or os.environ.get(ROOT_VARIABLE)
         self.cache = Path(cache or os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "pyro_bmrs")
         self.batch_size, self.validation_share, self.limit = batch_size, validation_share, limit
@@ -158,26 +168,20 @@ class Images(LightningDataModule):
         train, validation = order[(held_out := round(self.validation_share * len(order))) :], order[:held_out]
         parts = {"train": (images[train], labels[train]), "validation": (images[validation], labels[validation])}
         parts = {name: self._fitted(*part) for name, part in (parts | {"test": test}).items()}
-        pixels = parts["train"][0]
-        # Counted by value, as the images may be too many to be made numbers of four bytes.
-        counts = torch.stack(
-            [torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)]
-        ).double()
-        shares, values = counts / counts.sum(1, keepdim=True), torch.arange(256.0, dtype=torch.double)
-        mean = (shares * values).sum(1, keepdim=True)
-        scale = (shares * (values - mean).square()).sum(1, keepdim=True).sqrt().clamp(min=1.0)
-        statistics = mean.float().unsqueeze(-1), scale.float().unsqueeze(-1)
+        statistics = _statistics(parts["train"][0]) if self.pixels == "standardised" else _CENTRED
         return {name: Examples(*part, *statistics) for name, part in parts.items()}
 
     def _fitted(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = images[: self.limit], labels[: self.limit]
         if self.size is None:
             return images, labels
+        if self.fit == "resize":
+            return _resized(images, self.size), labels
         height, width = self.size - images.shape[-2], self.size - images.shape[-1]
         if height < 0 or width < 0:
             raise ReductionError(
                 f"the images of {self.name} are of {images.shape[-2]}x{images.shape[-1]} pixels, more than "
-                f"{self.size}x{self.size}: padding does not make them smaller; give a larger size, or none"
+                f"{self.size}x{self.size}: padding does not make them smaller; give a larger size, none, or fit: resize"
             )
         return F.pad(images, (width // 2, width - width // 2, height // 2, height - height // 2)), labels
 
@@ -233,6 +237,25 @@ class Images(LightningDataModule):
                 "their number divides"
             )
         return DataLoader(examples, batch_size=None, sampler=Batches(len(examples), size, rank, world_size, seed))
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel."""
+    # Counted by value, as the images may be too many to be made numbers of four bytes.
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
+    shares, values = counts / counts.sum(1, keepdim=True), torch.arange(256.0, dtype=torch.double)
+    mean = (shares * values).sum(1, keepdim=True)
+    scale = (shares * (values - mean).square()).sum(1, keepdim=True).sqrt().clamp(min=1.0)
+    return mean.float().unsqueeze(-1), scale.float().unsqueeze(-1)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """Interpolated, a part at a time, as in numbers of four bytes all may be too many."""
+    parts = [
+        F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+        for part in images.split(_EVALUATION_BATCH)
+    ]
+    return torch.cat(parts)
 
 
 RawSplits = dict[str, tuple[Tensor, Tensor]]

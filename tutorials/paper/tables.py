@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 # In which order tables and figures name things; what is not here comes after.
 ORDER = (
-    *("digits", "mnist", "fashion_mnist", "cifar10", "mlp", "lenet5", "paper", "recommended"),
+    *("digits", "mnist", "fashion_mnist", "cifar10", "mlp", "lenet5", "paper", "recommended", "released"),
     *("BMRS_N", "BMRS_U-8", "BMRS_U-4", "SNR", "PosteriorMean", "WeightNorm", "Saliency-taylor", "Saliency-fisher"),
     *("paper's code", "1 nat", "exact, even odds"),
 )
@@ -26,16 +26,6 @@ _SETUP = ("epochs", "batch_size", "lr", "noise_lr", "kl_weight", "odds", "num_tr
 
 # Between which units are counted by their change in log evidence, in nats.
 _EVIDENCE = {"below −30": -math.inf, "−30 to −1": -30.0, "−1 to −0.1": -1.0, "−0.1 to 0": -0.1, "0 or more": 0.0}
-
-# What the code released with the paper gave on MNIST, one seed each: units and parameters removed, accuracy, all in
-# percent; its networks were trained for 40 epochs and fine-tuned for 5. None where it was not recorded.
-RELEASED = (
-    ("mlp", "BMRS_N", 79.7, 54.6, 95.3),
-    ("mlp", "BMRS_U-8", None, 56.2, 95.5),
-    ("mlp", "SNR", 79.7, 54.6, 95.6),
-    ("lenet5", "BMRS_N", 83.6, 87.2, 95.8),
-)
-RELEASED_UNPRUNED = {"mlp": 96.8}
 
 
 def continuous_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -48,11 +38,11 @@ def continuous_table(rows: Sequence[Row]) -> pd.DataFrame:
         seed); in percent. ``unpruned`` is the accuracy of the network trained without noise, where there is a run of
         it.
     """
-    frame = pd.DataFrame([_measured(row) for row in rows if row["experiment"] == "continuous"])
+    frame = pd.DataFrame([measured(row) for row in rows if row["experiment"] == "continuous"])
     if frame.empty:
         return frame
     unpruned = unpruned_accuracy(rows)
-    table = _over_seeds(frame, ["data", "network", "settings", "criterion", *_SETUP], MEASURES)
+    table = over_seeds(frame, ["data", "network", "settings", "criterion", *_SETUP], MEASURES)
     places = zip(table["data"], table["network"])
     return table.assign(unpruned=pd.Series([unpruned.get(place) for place in places], dtype=float))
 
@@ -101,34 +91,6 @@ def evidence_table(rows: Sequence[Row]) -> pd.DataFrame:
     groups = pd.DataFrame(lines).groupby(where, sort=False)
     table = groups[list(_EVIDENCE)].sum().assign(seeds=groups["seed"].nunique()).reset_index()
     return table.sort_values(where, key=lambda names: names.map(rank), ignore_index=True)
-
-
-def released_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """
-    The paper's settings on MNIST beside what the code released with the paper gave.
-
-    :param rows: the results.
-    """
-    ours = continuous_table([row for row in rows if (row["data"], row["settings"]) == ("mnist", "paper")])
-    if ours.empty:
-        return ours
-    lines: list[dict[Any, Any]] = []
-    for network, criterion, units, parameters, accuracy in RELEASED:
-        measured = {"units removed": units, "parameters removed": parameters, "accuracy": accuracy}
-        setup = {
-            "data": "mnist",
-            "network": network,
-            "criterion": criterion,
-            "by": "released code",
-            "epochs": "40 + 5",
-            "seeds": 1,
-        }
-        lines.append({**setup, "unpruned": RELEASED_UNPRUNED.get(network), **measured})
-        match = ours[(ours["network"] == network) & (ours["criterion"] == criterion)]
-        lines += [{**line, "by": "this program"} for line in match.to_dict("records")]
-    columns = ["data", "network", "criterion", "by", "epochs", "seeds", "unpruned"]
-    measures = [column for name in MEASURES[:3] for column in (name, f"{name} sd")]
-    return pd.DataFrame(lines).reindex(columns=[*columns, *measures])
 
 
 def unpruned_accuracy(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
@@ -191,8 +153,12 @@ def _cell(line: dict[Any, Any], name: str) -> str:
     return f"{value:.1f}" if deviation is None or pd.isna(deviation) else f"{value:.1f} ± {deviation:.1f}"
 
 
-def _measured(row: Row) -> dict[str, Any]:
-    """What the table of runs has of one, in percent."""
+def measured(row: Row) -> dict[str, Any]:
+    """
+    What the table of runs has of one, in percent.
+
+    :param row: of the results.
+    """
     removed = {
         f"{label} removed": _removed(row.get(name), row.get(f"{name}_left"))
         for label, name in (("units", "units"), ("parameters", "parameters"), ("MACs", "macs"))
@@ -233,11 +199,17 @@ def _stops(rows: Sequence[Row], name: str, stops: Any) -> pd.DataFrame:
     ]
     if not lines:
         return pd.DataFrame()
-    return _over_seeds(pd.DataFrame(lines), ["data", "network", "settings", name], ["unpruned", *measures])
+    return over_seeds(pd.DataFrame(lines), ["data", "network", "settings", name], ["unpruned", *measures])
 
 
-def _over_seeds(frame: pd.DataFrame, by: list[str], measures: Sequence[str]) -> pd.DataFrame:
-    """Means and standard deviations over the seeds of what is alike otherwise, in order."""
+def over_seeds(frame: pd.DataFrame, by: list[str], measures: Sequence[str]) -> pd.DataFrame:
+    """
+    Means and standard deviations over the seeds of what is alike otherwise, in order.
+
+    :param frame: a line for each run, with its ``seed``.
+    :param by: columns of what is to be alike.
+    :param measures: columns of numbers; the deviation of ``x`` goes to a column ``x sd``.
+    """
     values = {name: pd.to_numeric(frame[name]) for name in measures}
     groups = frame.assign(**values).groupby(by, sort=False, dropna=False)
     parts: dict[str, pd.Series[Any]] = {"seeds": groups["seed"].nunique()}
