@@ -245,10 +245,11 @@ def test_points_by_bits_and_by_size():
     np.testing.assert_allclose(lines[1].get_ydata(), 90 - np.arange(1, 21))
     figure = accuracy_by_size(rows())
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["BMRS_N, paper", "SNR, paper", "BMRS_N, recommended"]
+    assert labels == ["BMRS_N, paper, 3 seeds", "SNR, paper, 3 seeds", "BMRS_N, recommended, 1 seed"]
     figure = accuracy_by_size([*rows(), continuous_row(0, criterion=None)])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["Without noise", "BMRS_N, paper", "SNR, paper", "BMRS_N, recommended"]
+    first, *others = labels
+    assert first == "Without noise" and others[2:] == ["BMRS_N, recommended, 1 seed"]
 
 
 def test_no_figure_of_nothing():

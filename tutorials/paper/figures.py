@@ -77,7 +77,7 @@ def accuracy_curves(rows: Sequence[Row]) -> Figure | None:
             handle.set_marker(marker)
         handles.append(handle)
     ax.set(xlabel="Units removed (%)", ylabel="Test accuracy (%)", xlim=(0, 100))
-    _finish(figure, ax, rows, handles=handles, title="Marker: where it stops")
+    _finish(figure, ax, _title(rows), handles=handles, title="Marker: where it stops")
     return figure
 
 
@@ -135,7 +135,7 @@ def accuracy_by_bits(rows: Sequence[Row]) -> Figure | None:
     )
     ax.set_ylim(0, 100)
     ax.xaxis.set_major_locator(MultipleLocator(2))
-    _finish(figure, ax, rows)
+    _finish(figure, ax, _title(rows))
     return figure
 
 
@@ -149,7 +149,7 @@ def accuracy_by_size(rows: Sequence[Row]) -> Figure | None:
     table = continuous_table([row for row in rows if row.get("criterion") is not None])
     if table.empty:
         return None
-    figure, ax = _figure(6.6, 4.0)
+    figure, ax = _figure(7.2, 4.0)
     settings = ordered(table["settings"])
     for line in table.to_dict("records"):
         color, _, marker = STYLES.get(line["criterion"], _OTHER_STYLE)
@@ -167,12 +167,12 @@ def accuracy_by_size(rows: Sequence[Row]) -> Figure | None:
             markersize=8,
             capsize=3,
             linewidth=1.2,
-            label=f"{line['criterion']}, {line['settings']}",
+            label=f"{line['criterion']}, {line['settings']}, {_seeds(line['seeds'])}",
         )
     _draw_unpruned(ax, rows)
     ax.set(xlabel="Parameters removed (%)", ylabel="Test accuracy (%)")
     ax.margins(0.12)
-    _finish(figure, ax, rows)
+    _finish(figure, ax, _place(rows))
     return figure
 
 
@@ -185,15 +185,22 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, ax
 
 
-def _finish(figure: Figure, ax: Axes, rows: Sequence[Row], **legend: Any) -> None:
-    """The title, and a legend beside the axes, where it hides nothing."""
-    ax.set_title(_title(rows))
+def _finish(figure: Figure, ax: Axes, heading: str, **legend: Any) -> None:
+    """A title, and a legend beside the axes, where it hides nothing."""
+    ax.set_title(heading)
     figure.legend(loc="outside right upper", fontsize=8, title_fontsize=8, handlelength=3, frameon=False, **legend)
 
 
 def _title(rows: Sequence[Row]) -> str:
-    seeds = len({row["seed"] for row in rows})
-    return f"{rows[0]['data']}, {rows[0]['network']} ({seeds} seed{'s' * (seeds > 1)})"
+    return f"{_place(rows)} ({_seeds(len({row['seed'] for row in rows}))})"
+
+
+def _place(rows: Sequence[Row]) -> str:
+    return f"{rows[0]['data']}, {rows[0]['network']}"
+
+
+def _seeds(number: int) -> str:
+    return f"{number} seed{'s' * (number > 1)}"
 
 
 def _draw_unpruned(ax: Axes, rows: Sequence[Row]) -> None:
