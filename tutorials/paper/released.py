@@ -12,7 +12,7 @@ import pandas as pd
 from torch import nn
 
 from .networks import build_network
-from .tables import MEASURES, Row, measured, over_seeds, unpruned_accuracy
+from .tables import MEASURES, SETUP, Row, measured, over_seeds, unpruned_accuracy
 
 # What the code released with the paper gave on MNIST, one seed each: units and parameters removed, accuracy, all in
 # percent; its networks were trained for 40 epochs and fine-tuned for 5. None where it was not recorded.
@@ -39,22 +39,23 @@ def released_table(rows: Sequence[Row]) -> pd.DataFrame:
     :return: as :func:`~tutorials.paper.tables.continuous_table`, and in a column of its own what share of the
         parameters the released code would say is removed.
     """
-    frame = pd.DataFrame(
-        [
-            {**measured(row), COUNT: released_count(row["network"], row["sites"])}
-            for row in rows
-            if (row["experiment"], row["data"]) == ("continuous", _DATA) and row["settings"] in _SETTINGS
-        ]
-    )
-    if frame.empty:
-        return frame
-    ours = over_seeds(frame, ["network", "criterion", "settings", "epochs"], _MEASURES)
+    compared = {(network, criterion) for network, criterion, *_ in RELEASED}
+    ours = [
+        {**measured(row), COUNT: released_count(row["network"], row["sites"])}
+        for row in rows
+        if (row["experiment"], row["data"]) == ("continuous", _DATA)
+        and row["settings"] in _SETTINGS
+        and (row["network"], row.get("criterion")) in compared
+    ]
+    if not ours:
+        return pd.DataFrame()
+    table = over_seeds(pd.DataFrame(ours), ["network", "criterion", "settings", *SETUP], _MEASURES)
     unpruned, lines = unpruned_accuracy(rows), list[dict[Any, Any]]()
     for network, criterion, units, parameters, accuracy in RELEASED:
         theirs = {"units removed": units, COUNT: parameters, "accuracy": accuracy}
         setup = {"network": network, "criterion": criterion, "by": "released code", "epochs": "40 + 5", "seeds": 1}
         lines.append({**setup, **theirs, "unpruned": RELEASED_UNPRUNED.get(network)})
-        match = ours[(ours["network"] == network) & (ours["criterion"] == criterion)]
+        match = table[(table["network"] == network) & (table["criterion"] == criterion)]
         known = {"unpruned": unpruned.get((_DATA, network))}
         lines += [{**line, **known, "by": _SETTINGS[line["settings"]]} for line in match.to_dict("records")]
     columns = ["data", "network", "criterion", "by", "epochs", "seeds", "unpruned"]
@@ -83,11 +84,10 @@ def released_count(network: str, sites: Mapping[str, Sequence[int]]) -> float:
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
     removed, inputs, left = 0, 0, 0
     for name, layer in layers.items():
-        outputs, columns, *kernel = layer.weight.shape
+        outputs, columns = layer.weight.shape[:2]
         units, units_left = sites.get(name, (outputs, outputs))
-        weights_of_one = layer.weight[0, 0].numel()
-        removed += layer.weight.numel() - weights_of_one * units_left * (left if columns == inputs else columns)
-        removed += 2 * (units - units_left)
+        weights_left = layer.weight[0, 0].numel() * units_left * (left if columns == inputs else columns)
+        removed += layer.weight.numel() - weights_left + 2 * (units - units_left)
         inputs, left = units, units_left
     total = sum(parameter.numel() for parameter in net.parameters()) + 2 * sum(units for units, _ in sites.values())
     return 100 * removed / total

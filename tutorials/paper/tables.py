@@ -22,7 +22,8 @@ ORDER = (
 )
 MEASURES = ("accuracy", "units removed", "parameters removed", "MACs removed")
 
-_SETUP = ("epochs", "batch_size", "lr", "noise_lr", "kl_weight", "odds", "num_train")
+# What has to be alike in runs for their mean over seeds.
+SETUP = ("epochs", "batch_size", "lr", "noise_lr", "kl_weight", "odds", "num_train")
 
 # Between which units are counted by their change in log evidence, in nats.
 _EVIDENCE = {"below −30": -math.inf, "−30 to −1": -30.0, "−1 to −0.1": -1.0, "−0.1 to 0": -0.1, "0 or more": 0.0}
@@ -42,7 +43,7 @@ def continuous_table(rows: Sequence[Row]) -> pd.DataFrame:
     if frame.empty:
         return frame
     unpruned = unpruned_accuracy(rows)
-    table = over_seeds(frame, ["data", "network", "settings", "criterion", *_SETUP], MEASURES)
+    table = over_seeds(frame, ["data", "network", "settings", "criterion", *SETUP], MEASURES)
     places = zip(table["data"], table["network"])
     return table.assign(unpruned=pd.Series([unpruned.get(place) for place in places], dtype=float))
 
@@ -165,7 +166,7 @@ def measured(row: Row) -> dict[str, Any]:
     }
     known = {name: row[name] for name in ("data", "network", "settings", "seed")}
     known["criterion"] = row.get("criterion") or "none"
-    setup = {name: _hashable(row.get(name)) for name in _SETUP}
+    setup = {name: _hashable(row.get(name)) for name in SETUP}
     setup["epochs"] = " + ".join(str(row[name]) for name in ("epochs", "fine_tune_epochs") if row.get(name))
     return {**known, **setup, "accuracy": _percent(row, "accuracy"), **removed}
 
@@ -216,6 +217,6 @@ def over_seeds(frame: pd.DataFrame, by: list[str], measures: Sequence[str]) -> p
     for name in measures:
         parts |= {name: groups[name].mean(), f"{name} sd": groups[name].std()}
     table = pd.DataFrame(parts).reset_index()
-    names = [name for name in by if name not in _SETUP]
+    names = [name for name in by if name not in SETUP]
     order = sorted(range(len(table)), key=lambda line: [rank(table[name].iloc[line]) for name in names])
     return table.iloc[order].reset_index(drop=True)
