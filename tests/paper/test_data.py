@@ -204,7 +204,7 @@ def test_without_datasets(caches, monkeypatch):
     "options",
     [
         *({"channels": 2}, {"batch_size": 0}, {"validation_share": 0.0}, {"validation_share": 1.0}, {"limit": 3}),
-        *({"fit": "crop"}, {"pixels": "raw"}),
+        *({"fit": "crop"}, {"fit": "resize"}, {"pixels": "raw"}),
     ],
 )
 def test_options_that_make_no_sense(options):

@@ -146,6 +146,8 @@ class Images(LightningDataModule):
             raise ReductionError(f"channels is 1 for grey images or 3 for those in colour, not {channels}")
         if fit not in ("pad", "resize"):
             raise ReductionError(f"fit is 'pad' or 'resize', not {fit!r}")
+        if fit == "resize" and size is None:
+            raise ReductionError("fit 'resize' needs the size to come to: give --data.size")
         if pixels not in ("standardised", "centred"):
             raise ReductionError(f"pixels is 'standardised' or 'centred', not {pixels!r}")
         if batch_size < 1:
