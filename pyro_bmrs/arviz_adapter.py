@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ReductionError
+from pyro_bmrs.errors import ReductionError
 
 FEWEST_DRAWS = 25  # below this, the tail that Pareto smoothing fits has fewer than five draws
 NEGLIGIBLE = -720.0  # a log weight so far below the largest is beyond the least normal float

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .errors import ReductionError
-from .summaries import element_labels
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.tables import element_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .reduction import Reduction
-    from .search import ModelSpace
+    from pyro_bmrs.reduction.reduction import Reduction
+    from pyro_bmrs.search import ModelSpace
 
 FULL_COLOR, REDUCED_COLOR = "tab:blue", "tab:orange"
 _MOST_NAMED_BARS = 60

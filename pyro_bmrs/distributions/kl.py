@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import Distribution, HalfNormal, Normal, Uniform
 from torch.distributions.kl import register_kl
 
-from pyro_bmrs.distributions.normal_mass import about_mode, energy, log_mass, moments
+from pyro_bmrs.distributions.numerics.normal_mass import about_mode, energy, log_mass, moments
 from pyro_bmrs.distributions.truncated_normal import TruncatedNormal
 
 __all__: list[str] = []

@@ -12,9 +12,9 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.transforms import ExpTransform
 from torch.types import _size
 
-from pyro_bmrs.distributions.exponential_moments import log_exponential_moment, log_squared_variation
 from pyro_bmrs.distributions.extended_interval import extended_interval
-from pyro_bmrs.distributions.normal_mass import AboutMode
+from pyro_bmrs.distributions.numerics.exponential_moments import log_exponential_moment, log_squared_variation
+from pyro_bmrs.distributions.numerics.normal_mass import AboutMode
 
 
 class LogIntervalDistribution(TransformedDistribution):

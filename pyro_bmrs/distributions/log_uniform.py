@@ -14,7 +14,7 @@ from torch.types import _size
 
 from pyro_bmrs.distributions.extended_interval import check_ends
 from pyro_bmrs.distributions.log_interval import LogIntervalDistribution
-from pyro_bmrs.distributions.normal_mass import AboutMode
+from pyro_bmrs.distributions.numerics.normal_mass import AboutMode
 from pyro_bmrs.errors import ReductionError
 
 

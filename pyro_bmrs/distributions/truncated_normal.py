@@ -13,7 +13,7 @@ from torch.distributions.utils import broadcast_all
 from torch.types import _size
 
 from pyro_bmrs.distributions.extended_interval import check_ends, extended_interval
-from pyro_bmrs.distributions.normal_mass import (
+from pyro_bmrs.distributions.numerics.normal_mass import (
     AboutMode,
     about_mode,
     energy,
@@ -21,7 +21,7 @@ from pyro_bmrs.distributions.normal_mass import (
     mean_and_variance,
     moments,
 )
-from pyro_bmrs.distributions.truncated_quantile import truncated_cdf, truncated_quantile
+from pyro_bmrs.distributions.numerics.truncated_quantile import truncated_cdf, truncated_quantile
 from pyro_bmrs.errors import ReductionError
 
 

@@ -3,14 +3,7 @@
 
 """The change in log evidence when one prior takes the place of another, and the posterior that goes with it."""
 
-from pyro_bmrs.evidence import (  # noqa: F401  (they register their rules)
-    families,
-    interval_normal,
-    masked_mixture,
-    multivariate_normal,
-    normal,
-    point,
-)
+from pyro_bmrs.evidence import rules  # noqa: F401 - registers them
 from pyro_bmrs.evidence.dispatch import log_evidence_change, reduce, reduced_posterior
 from pyro_bmrs.evidence.importance import ImportanceEstimate, importance_estimate
 from pyro_bmrs.evidence.quadrature import ReweightedDistribution

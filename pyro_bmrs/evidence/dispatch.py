@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from pyro.distributions import Delta, ImproperUniform
+from pyro.distributions import Delta, ImproperUniform, MaskedMixture
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.evidence.importance import reduce_by_importance
-from pyro_bmrs.evidence.line import support_interval
-from pyro_bmrs.evidence.quadrature import reduce_by_quadrature
-from pyro_bmrs.evidence.registry import Reduced, find_rules
+from pyro_bmrs.evidence.quadrature.line import support_interval
+from pyro_bmrs.evidence.quadrature.reweighted import reduce_by_quadrature
+from pyro_bmrs.evidence.registry import Reduced, find_rules, register_reduction
 from pyro_bmrs.evidence.wrappers import ROLES, Triple, shared_bijection, transform_posterior, unwrap
 
 METHODS = ("auto", "exact", "quadrature", "importance")
@@ -245,3 +246,29 @@ def _parameters(distribution: Distribution) -> Iterator[tuple[str, Tensor]]:
         value = vars(distribution).get(name)
         if isinstance(value, Tensor) and value.is_floating_point():
             yield name, value
+
+
+@register_reduction(Distribution, Distribution, MaskedMixture)
+def reduce_to_masked_mixture(posterior: Distribution, prior: Distribution, reduced_prior: Any) -> Reduced:
+    """
+    The reduction to the one component where the mask says so, and to the other elsewhere.
+
+    Both components must be reduced priors for all elements, though each counts for some only.
+
+    Example::
+
+        >>> import torch, pyro.distributions as dist
+        >>> from pyro_bmrs.evidence import log_evidence_change
+        >>> prior = dist.Normal(torch.zeros(2), 1.)
+        >>> reduced_prior = dist.MaskedMixture(torch.tensor([True, False]), prior, dist.Delta(torch.zeros(2)))
+        >>> log_evidence_change(dist.Normal(torch.ones(2), 0.1), prior, reduced_prior).round(decimals=3)
+        tensor([-47.6970,   0.0000])
+    """
+    mask = reduced_prior.mask
+    off, on = (reduce(posterior, prior, part) for part in (reduced_prior.component0, reduced_prior.component1))
+    shape = off.delta_evidence.shape
+    return Reduced(
+        torch.where(mask, on.delta_evidence, off.delta_evidence),
+        lambda: MaskedMixture(mask.expand(shape), off.posterior.expand(shape), on.posterior.expand(shape)),
+        max(off.method, on.method, key=METHODS.index),
+    )

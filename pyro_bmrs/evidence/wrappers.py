@@ -11,7 +11,7 @@ does not know of a bijection applied to all three, and is 0 where a mask takes t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,20 +20,14 @@ import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, Independent, TransformedDistribution
-from torch.distributions.transforms import (
-    AffineTransform,
-    ComposeTransform,
-    ExpTransform,
-    IndependentTransform,
-    PowerTransform,
-    Transform,
-)
+from torch.distributions.transforms import ExpTransform, PowerTransform, Transform
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal, TruncatedNormal
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.evidence.integrand import common_interval
-from pyro_bmrs.evidence.quadrature import ReweightedDistribution
+from pyro_bmrs.evidence.quadrature.integrand import common_interval
+from pyro_bmrs.evidence.quadrature.reweighted import ReweightedDistribution
 from pyro_bmrs.evidence.registry import Reduced
+from pyro_bmrs.structure.transforms import flat_transforms
 
 Triple = tuple[Distribution, Distribution, Distribution]
 ROLES = ("posterior", "prior", "reduced prior")
@@ -188,25 +182,6 @@ def shared_bijection(
         for d, own in zip(triple, flat)
     ]
     return (before[0], before[1], before[2]), flat[0][len(flat[0]) - count :]
-
-
-def flat_transforms(transforms: Sequence[Transform]) -> list[Transform]:
-    """The transforms one by one: out of compositions and independent views, and without those that do nothing."""
-    flat: list[Transform] = []
-    for transform in transforms:
-        if isinstance(transform, ComposeTransform):
-            flat += flat_transforms(transform.parts)
-        elif isinstance(transform, IndependentTransform):
-            flat += flat_transforms([transform.base_transform])
-        elif not _is_identity(transform):
-            flat.append(transform)
-    return flat
-
-
-def _is_identity(transform: Transform) -> bool:
-    if not isinstance(transform, AffineTransform):
-        return False
-    return bool((torch.as_tensor(transform.loc) == 0).all() and (torch.as_tensor(transform.scale) == 1).all())
 
 
 def _same(one: Transform, other: Transform) -> bool:

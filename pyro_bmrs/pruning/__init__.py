@@ -5,24 +5,50 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pyro_bmrs.pruning.attachment import NoiseSite, attach_noise, detach_noise, noise_sites
-from pyro_bmrs.pruning.attention import Attention
-from pyro_bmrs.pruning.compaction import compact
-from pyro_bmrs.pruning.costs import in_proportion_to_cost, unit_costs
-from pyro_bmrs.pruning.coupling import coupled_units
-from pyro_bmrs.pruning.criteria import BMRS_N, BMRS_U, SNR, Criterion, PosteriorMean
-from pyro_bmrs.pruning.curves import accuracy_vs_compression, rank_correlations
-from pyro_bmrs.pruning.elbo import NoiseELBO
-from pyro_bmrs.pruning.guide import AutoTruncatedLogNormal
-from pyro_bmrs.pruning.likelihood import Classification, Likelihood, Regression, WarmUp, parameter_groups
-from pyro_bmrs.pruning.noise import MultiplicativeNoise
-from pyro_bmrs.pruning.report import CompactionReport, compaction_report
-from pyro_bmrs.pruning.saved import load_compact, save_compact
-from pyro_bmrs.pruning.selection import PruningResult, prune
-from pyro_bmrs.pruning.weight_criteria import Saliency, WeightNorm
+from pyro_bmrs.pruning.compaction import (
+    Attention,
+    CompactionReport,
+    compact,
+    compact_gated,
+    compaction_report,
+    cost,
+    coupled_units,
+    load_compact,
+    save_compact,
+)
+from pyro_bmrs.pruning.criteria import (
+    BMRS_N,
+    BMRS_U,
+    SNR,
+    Criterion,
+    EvidenceCriterion,
+    PosteriorMean,
+    Saliency,
+    WeightNorm,
+    in_proportion_to_cost,
+    score_units,
+    unit_costs,
+)
+from pyro_bmrs.pruning.noise import (
+    AutoTruncatedLogNormal,
+    MultiplicativeNoise,
+    NoiseSite,
+    attach_noise,
+    detach_noise,
+    noise_sites,
+)
+from pyro_bmrs.pruning.selection import PruningResult, accuracy_vs_compression, prune, rank_correlations
+from pyro_bmrs.pruning.training import (
+    Classification,
+    Likelihood,
+    NoiseELBO,
+    Regression,
+    WarmUp,
+    parameter_groups,
+)
 
 if TYPE_CHECKING:
-    from pyro_bmrs.pruning.callback import PruningCallback
+    from pyro_bmrs.pruning.selection.callback import PruningCallback, agree_on_kept
 
 __all__ = [
     "Attention",
@@ -32,6 +58,7 @@ __all__ = [
     "Classification",
     "CompactionReport",
     "Criterion",
+    "EvidenceCriterion",
     "Likelihood",
     "MultiplicativeNoise",
     "NoiseELBO",
@@ -45,9 +72,12 @@ __all__ = [
     "WarmUp",
     "WeightNorm",
     "accuracy_vs_compression",
+    "agree_on_kept",
     "attach_noise",
     "compact",
+    "compact_gated",
     "compaction_report",
+    "cost",
     "coupled_units",
     "detach_noise",
     "in_proportion_to_cost",
@@ -57,14 +87,18 @@ __all__ = [
     "prune",
     "rank_correlations",
     "save_compact",
+    "score_units",
     "unit_costs",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Lightning is there for those who ask for it.
-    if name == "PruningCallback":
-        from pyro_bmrs.pruning.callback import PruningCallback
+# Lightning is there for those who ask for it.
+_WITH_LIGHTNING = ("PruningCallback", "agree_on_kept")
 
-        return PruningCallback
+
+def __getattr__(name: str) -> Any:
+    if name in _WITH_LIGHTNING:
+        from pyro_bmrs.pruning.selection import callback
+
+        return getattr(callback, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,6 @@
 """Spaces of reduced models: search, posterior probabilities and averages over models, from one fit."""
 
 from pyro_bmrs.search.model_space import ModelSpace
-from pyro_bmrs.search.search import search_models
+from pyro_bmrs.search.search_models import search_models
 
 __all__ = ["ModelSpace", "search_models"]

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.priors import name_of_unknown
-from pyro_bmrs.summaries import element_labels
+from pyro_bmrs.errors import ReductionError, name_of_unknown
+from pyro_bmrs.tables import element_labels
 
 
 @dataclass(frozen=True)

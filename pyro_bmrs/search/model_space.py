@@ -16,14 +16,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_bmrs.arviz_adapter import to_arviz
-from pyro_bmrs.mixed_priors import mix
-from pyro_bmrs.posteriors import FittedGuide
-from pyro_bmrs.reduction import Reduction, reduce_model
-from pyro_bmrs.summaries import element_labels, moments
-
-from .groups import Groups
-from .model_average import AveragedPosterior, ModelAverage
-from .models import ModelPosterior, Models
+from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.reduction.reduction import Reduction, reduce_model
+from pyro_bmrs.search.averaging.model_average import AveragedPosterior, ModelAverage
+from pyro_bmrs.search.groups import Groups
+from pyro_bmrs.search.models import ModelPosterior, Models
+from pyro_bmrs.structure.mixtures import mix
+from pyro_bmrs.tables import element_labels, moments
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -36,11 +36,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
 
-from pyro_bmrs.coordinates import Block, elements, pull_back
-from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.factors import Factor, JointNormalFactor, PackedFactor, SiteFactor, naming
-
-from .groups import Groups
+from pyro_bmrs.errors import ReductionError, naming
+from pyro_bmrs.posteriors.factors import Factor, JointNormalFactor, PackedFactor, SiteFactor
+from pyro_bmrs.search.groups import Groups
+from pyro_bmrs.structure.coordinates import Block, elements, pull_back
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 from torch.distributions.transforms import ExpTransform
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal, TruncatedNormal
-from pyro_bmrs.distributions.normal_quadrature import gauss_legendre
+from pyro_bmrs.distributions.numerics.normal_quadrature import gauss_legendre
 
 INF = math.inf
 

@@ -23,7 +23,7 @@ from pyro_bmrs.pruning import (
     prune,
     rank_correlations,
 )
-from pyro_bmrs.pruning.criteria import score_units
+from pyro_bmrs.pruning.criteria.criterion import score_units
 
 from .data import Examples
 from .module import NoisyClassifier

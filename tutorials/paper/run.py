@@ -35,8 +35,8 @@ from pyro_bmrs.pruning import (
     prune,
     save_compact,
 )
-from pyro_bmrs.pruning.callback import agree_on_kept
-from pyro_bmrs.pruning.report import cost
+from pyro_bmrs.pruning.compaction.cost import cost
+from pyro_bmrs.pruning.selection.callback import agree_on_kept
 
 from .data import Examples, Images
 from .module import Classifier, NoisyClassifier, PlainClassifier

@@ -1,0 +1,67 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Joint draws from a posterior, with what the priors of some sites say at each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_bmrs.structure.coordinates import elements
+
+
+@dataclass(frozen=True)
+class PriorAtDraws:
+    """
+    What the prior of a site says at each of a number of draws.
+
+    :param example: the prior at one of them; those at the others have its shapes and its type.
+    :param log_prob: log density, of the site's shape where its elements are independent, else of its batch shape;
+        the draws along the first dimension.
+    :param scale: how many elements each element stands for.
+    """
+
+    example: Distribution
+    log_prob: Tensor
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """
+    Joint draws from a posterior.
+
+    :param values: of each latent site, the draws along the first dimension.
+    :param priors: of each site that may be reduced.
+    :param num_chains: into how many Markov chains of equal length the draws fall, one after the other; None where they
+        are independent.
+    """
+
+    values: Mapping[str, Tensor]
+    priors: Mapping[str, PriorAtDraws]
+    num_chains: int | None = None
+
+
+def log_density(distribution: Distribution, values: Tensor) -> Tensor:
+    """
+    Log density at each of a number of values, element by element where the elements are independent.
+
+    :param distribution: one distribution, for all values.
+    :param values: along the first dimension, or one alone; minus infinity outside the support.
+    """
+    parted = elements(distribution)
+    bare: Any = distribution if parted is None else parted
+    inside = bare.support.check(values)
+    if inside.all():
+        return bare.log_prob(values)
+    event_dim = len(bare.event_shape)
+    # What is outside is put where there is a density, so that no NaN comes back through the gradient.
+    stand_in = bare.sample().expand(values.shape)
+    chosen = torch.where(inside.reshape(inside.shape + (1,) * event_dim), values, stand_in)
+    return torch.where(inside, bare.log_prob(chosen), -torch.inf)

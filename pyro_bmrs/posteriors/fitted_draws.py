@@ -1,0 +1,192 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Draws that are there already, read: those of a finished MCMC run, or of an ArviZ posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Distribution
+from tqdm.auto import tqdm
+
+from pyro_bmrs.errors import ReductionError, name_of_unknown
+from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws, log_density
+from pyro_bmrs.posteriors.factors import Factor
+from pyro_bmrs.posteriors.traces import latent_nodes, subsampled_plates, track, upstream_sites
+from pyro_bmrs.structure.parameters import tensor_of
+
+_FEWEST_DRAWS = 4  # in a chain, for its autocorrelation to be seen at all
+
+
+class FittedDraws:
+    """
+    Draws from the posterior of a model, read.
+
+    :param values: of each site drawn, chains and draws along the first two dimensions.
+    :param model: the model.
+    :param args: the arguments that it is run with.
+    :param kwargs: likewise.
+    :raises ReductionError: for draws that are not finite, too few, or not of the model's sites and their shapes.
+    """
+
+    noun = "the set of draws"
+
+    def __init__(
+        self, values: Mapping[str, Tensor], model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+    ) -> None:
+        self.model, self.args, self.kwargs = model, args, kwargs
+        self.num_chains = _count_chains(values)
+        for name, drawn in values.items():
+            _check_finite(name, drawn)
+        flat = {name: drawn.flatten(0, 1) for name, drawn in values.items()}
+        reader = _AtHome(flat)
+        with torch.no_grad():
+            self.trace = poutine.trace(reader(model)).get_trace(*args, **kwargs)
+        _check_known(flat, self.trace)
+        self.values = reader.values
+
+    @cached_property
+    def latent(self) -> frozenset[str]:
+        """All the model's latent sites."""
+        return frozenset(latent_nodes(self.trace))
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The model's latent sites that were drawn."""
+        return frozenset(self.values)
+
+    @property
+    def factor_of(self) -> dict[str, Factor]:
+        """The sites whose posterior density is known: none."""
+        return {}
+
+    def upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
+        """For each site, the other latent sites that its prior depends on."""
+        found = upstream_sites(track(self._at(0), self.args, self.kwargs), names)
+        return {name: sites & self.latent for name, sites in found.items()}
+
+    def _at(self, index: int) -> Callable[..., Any]:
+        """The model with one of the draws in its sites."""
+        return _Values({name: drawn[index] for name, drawn in self.values.items()})(self.model)
+
+    def draw(self, names: Collection[str], num_samples: int, progress: bool = False) -> Draws:
+        """
+        All the draws that there are, however many are asked for, with the priors of some sites at each of them.
+
+        :param names: the sites whose priors are asked for.
+        :param num_samples: of no use here.
+        :param progress: whether to show a progress bar.
+        """
+        return Draws(self.values, self.prior_at_draws(names, progress), self.num_chains)
+
+    def prior_at_draws(self, names: Collection[str], progress: bool = False) -> dict[str, PriorAtDraws]:
+        """The priors of some sites at each draw: at once where they depend on no other site, else draw by draw."""
+        for name in names:
+            if subsampled_plates(self.trace.nodes[name]):
+                raise ReductionError(
+                    f"site {name!r} is in a subsampled plate, of which draws show a part; pass args= for which the "
+                    "model subsamples nothing"
+                )
+        upstream = self.upstream(names)
+        alike = {name: self._example(name) for name in names if not upstream[name]}
+        found = {name: PriorAtDraws(prior, log_density(prior, self.values[name])) for name, prior in alike.items()}
+        return found | self._draw_by_draw([name for name in names if upstream[name]], progress)
+
+    def _example(self, name: str) -> Any:
+        """The prior of a site at the first of the draws."""
+        return self.trace.nodes[name]["fn"]
+
+    @torch.no_grad()
+    def _draw_by_draw(self, names: Collection[str], progress: bool) -> dict[str, PriorAtDraws]:
+        log_probs: dict[str, list[Tensor]] = {name: [] for name in names}
+        num_draws = len(next(iter(self.values.values()))) if names else 0
+        for index in tqdm(range(num_draws), desc="priors at the draws", disable=not progress, leave=False):
+            nodes: Any = poutine.trace(self._at(index)).get_trace(*self.args, **self.kwargs).nodes
+            for name, rows in log_probs.items():
+                rows.append(log_density(nodes[name]["fn"], nodes[name]["value"]))
+        return {name: PriorAtDraws(self._example(name), torch.stack(log_probs[name])) for name in names}
+
+
+def _count_chains(values: Mapping[str, Tensor]) -> int:
+    """The number of chains, the same for all sites."""
+    if not values:
+        raise ReductionError("there are no draws: the posterior has no variables")
+    shapes = {name: tuple(drawn.shape[:2]) for name, drawn in values.items()}
+    if len(set(shapes.values())) > 1 or len(next(iter(shapes.values()))) < 2:
+        raise ReductionError(f"draws must all have the same number of chains and of draws in a chain, not {shapes}")
+    num_chains, num_draws = next(iter(shapes.values()))
+    if num_draws < _FEWEST_DRAWS:
+        raise ReductionError(f"{num_draws} draws in a chain are too few; take at least {_FEWEST_DRAWS}")
+    return num_chains
+
+
+def _check_finite(name: str, drawn: Tensor) -> None:
+    wrong = (~drawn.isfinite()).nonzero()
+    if len(wrong):
+        chain, index, *element = wrong[0].tolist()
+        place = f", element {element}" if element else ""
+        raise ReductionError(
+            f"{len(wrong)} of {drawn.numel()} values drawn of site {name!r} are NaN or infinite; the first is in chain "
+            f"{chain}, draw {index}{place} (counted from 0). A sampler that diverged does this: drop these draws, or "
+            "sample again"
+        )
+
+
+def _check_known(values: Mapping[str, Tensor], trace: poutine.Trace) -> None:
+    latent = frozenset(latent_nodes(trace))
+    for name in values:
+        site: Any = trace.nodes.get(name, {"infer": {}})
+        if name not in latent and not (site["infer"] or {}).get("_deterministic"):
+            unknown = name_of_unknown(name, latent, "the model")
+            raise ReductionError(f"{unknown}. Drop what is no latent site from the draws, or pass the right model=")
+
+
+class _Values(Messenger):
+    """Values in the place of a model's own draws, which stay latent."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"] and not site_is_subsample(msg):
+            msg["value"] = self.values[msg["name"]]
+
+
+class _AtHome(Messenger):
+    """
+    The first of the draws in the place of a model's own, with all of them brought to their sites' dtype and device.
+
+    :param values: the draws of each site, along the first dimension; those of latent sites are kept.
+    """
+
+    def __init__(self, drawn: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._drawn = drawn
+        self.values: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, prior = msg["name"], msg["fn"]
+        if name not in self._drawn or msg["is_observed"] or site_is_subsample(msg):
+            return
+        drawn, shape = self._drawn[name], prior.batch_shape + prior.event_shape
+        if drawn.shape[1:] != shape:
+            raise ReductionError(
+                f"each draw of site {name!r} has shape {tuple(drawn.shape[1:])}, but the model's site has "
+                f"{tuple(shape)}; are the model's arguments those that were sampled with?"
+            )
+        self.values[name] = _like(prior, drawn)
+        msg["value"] = self.values[name][0]
+
+
+def _like(prior: Distribution, drawn: Tensor) -> Tensor:
+    like = prior.sample() if prior.support.is_discrete else tensor_of(prior)  # type: ignore[union-attr]
+    return drawn if like is None else drawn.to(like)

@@ -1,0 +1,132 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A fitted guide, read: the priors of its model's latent sites, and the factors of its posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
+from tqdm.auto import trange
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws, log_density
+from pyro_bmrs.posteriors.factors import Factor, SiteFactor
+from pyro_bmrs.posteriors.guide_factors import read_factors
+from pyro_bmrs.posteriors.traces import (
+    GuideRun,
+    latent_nodes,
+    replay_whole,
+    subsampled_plates,
+    track,
+    track_guide,
+    upstream_sites,
+)
+from pyro_bmrs.structure.parameters import map_parameters
+
+
+class FittedGuide(GuideRun):
+    """A fitted guide, read; made of what a :class:`~pyro_bmrs.posteriors.traces.GuideRun` is made of."""
+
+    noun = "the guide"
+
+    @cached_property
+    def factors(self) -> tuple[Factor, ...]:
+        """The guide's independent factors, as far as their densities are known."""
+        return tuple(read_factors(self.guide, self))
+
+    @cached_property
+    def factor_of(self) -> dict[str, Factor]:
+        """The factor that determines each site whose density is known."""
+        return {name: factor for factor in self.factors for name in factor.sites}
+
+    @cached_property
+    def latent(self) -> frozenset[str]:
+        """All the model's latent sites."""
+        return frozenset(latent_nodes(self.traces[1]))
+
+    @cached_property
+    def sites(self) -> frozenset[str]:
+        """The model's latent sites that the guide draws."""
+        return self.latent & frozenset(latent_nodes(self.traces[0]))
+
+    def prior(self, name: str) -> Distribution:
+        """The prior of a site, at the size of the whole data where the guide's posterior is."""
+        site: Any = self.traces[1].nodes[name]
+        plates = subsampled_plates(site)
+        return site["fn"] if not plates or self.is_local(name) else _widen(name, site["fn"], plates)
+
+    def is_local(self, name: str) -> bool:
+        """Whether the guide knows the site on the plates' current subsample alone."""
+        factor = self.factor_of.get(name)
+        return isinstance(factor, SiteFactor) and factor.traced and self.scale(name) != 1.0
+
+    def scale(self, name: str) -> float:
+        """How many elements each element of a subsampled site stands for: plate size over subsample size."""
+        return prod(size / subsample for _, subsample, size in subsampled_plates(self.traces[1].nodes[name]))
+
+    def draw(self, names: Collection[str], num_samples: int, progress: bool = False) -> Draws:
+        """
+        Joint draws, with the priors of some sites at each of them: one run of guide and model for each draw.
+
+        :param names: the sites whose priors are asked for.
+        :param num_samples: how many draws.
+        :param progress: whether to show a progress bar.
+        """
+        values: dict[str, list[Tensor]] = {}
+        examples: dict[str, Distribution] = {}
+        log_probs: dict[str, list[Tensor]] = {name: [] for name in names}
+        for _ in trange(num_samples, desc="drawing from the guide", disable=not progress, leave=False):
+            with torch.no_grad():
+                sites = latent_nodes(self.once()[1])
+                for name, site in sites.items():
+                    if name in self.sites:
+                        values.setdefault(name, []).append(site["value"])
+                for name in names:
+                    examples[name] = sites[name]["fn"]
+                    log_probs[name].append(log_density(examples[name], sites[name]["value"]))
+        return Draws(
+            {name: torch.stack(drawn) for name, drawn in values.items()},
+            {name: PriorAtDraws(examples[name], torch.stack(log_probs[name]), self.scale(name)) for name in names},
+        )
+
+    def upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
+        """For each site, the other latent sites that its prior, or its posterior in a traced guide, depends on."""
+        tracked = track(replay_whole(self.model, self.traces[0]), self.args, self.kwargs)
+        latent = frozenset(latent_nodes(tracked))
+        posterior = self.posterior_upstream(names)
+        return {name: (sites | posterior[name]) & latent for name, sites in upstream_sites(tracked, names).items()}
+
+    def posterior_upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
+        """For each site, the other sites that its posterior depends on, which happens in a traced guide."""
+        found: dict[str, frozenset[str]] = dict.fromkeys(names, frozenset())
+        traced = [name for name in names if getattr(self.factor_of.get(name), "traced", False)]
+        if traced:
+            found.update(upstream_sites(track_guide(self.guide, self.args, self.kwargs), traced))
+        return found
+
+
+def _widen(name: str, prior: Distribution, plates: Sequence[tuple[int, int, int]]) -> Distribution:
+    """A prior seen on a subsample, at the size of the whole plate: it must be the same for all elements seen."""
+
+    def widen(path: str, value: Tensor, constraint: Constraint, event_dim: int) -> Tensor:
+        for plate_dim, subsample_size, size in plates:
+            dim = plate_dim - event_dim
+            if value.dim() < -dim or value.shape[dim] != subsample_size:
+                continue
+            if not (value == value.narrow(dim, 0, 1)).all():
+                raise ReductionError(
+                    f"the prior of site {name!r} differs between the elements of a subsampled plate, and only those of "
+                    "one subsample are seen; pass args= for which the model subsamples nothing"
+                )
+            value = value.narrow(dim, 0, 1).expand(value.shape[:dim] + (size,) + value.shape[value.dim() + dim + 1 :])
+        return value
+
+    return map_parameters(prior, widen)

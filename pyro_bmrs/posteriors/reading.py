@@ -1,0 +1,121 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Whatever stands for the posterior of a model, read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from pyro.infer.autoguide import AutoCallable, AutoGuide, AutoGuideList, AutoLaplaceApproximation, AutoNormalMessenger
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.infer.mcmc.api import AbstractMCMC
+from pyro.poutine.messenger import _bound_partial
+from torch import Tensor
+
+from pyro_bmrs import arviz_adapter
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.posteriors.fitted_draws import FittedDraws
+from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide
+from pyro_bmrs.posteriors.traces import accepts
+
+
+def read_posterior(
+    source: Any, model: Callable[..., Any] | None = None, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+) -> FittedGuide | FittedDraws:
+    """
+    Reads whatever stands for the posterior of a model: a fitted guide, a finished MCMC run, or an ArviZ posterior.
+
+    :param source: what stands for the posterior.
+    :param model: the model; an MCMC kernel and most guides know theirs.
+    :param args: arguments of the model; an MCMC run and autoguides remember theirs.
+    :param kwargs: likewise.
+    :raises ReductionError: for what cannot be read, with what is missing.
+    """
+    if isinstance(source, AbstractMCMC):
+        samples = _samples(source)
+        model = getattr(source.kernel, "model", None) if model is None else model
+        if not args and not kwargs:
+            args, kwargs = source._args or (), source._kwargs  # type: ignore[attr-defined]
+    elif arviz_adapter.has_posterior(source):
+        samples = {name: torch.tensor(values) for name, values in arviz_adapter.posterior_draws(source).items()}
+    else:
+        return read_guide(source, model, args, kwargs)
+    if model is None:
+        raise ReductionError("draws do not know the model that they come from; pass model=")
+    kwargs = dict(kwargs or {})
+    if not accepts(model, args, kwargs):
+        raise ReductionError("the model cannot be called with the arguments given; pass its data as args=, kwargs=")
+    return FittedDraws(samples, model, args, kwargs)
+
+
+def _samples(mcmc: Any) -> dict[str, Tensor]:
+    if getattr(mcmc, "_samples", None) is None:
+        raise ReductionError(f"{type(mcmc).__name__} has no samples: call its run() first (a streaming run keeps none)")
+    return mcmc.get_samples(group_by_chain=True)
+
+
+def read_guide(
+    guide: Any, model: Callable[..., Any] | None = None, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+) -> FittedGuide:
+    """
+    Reads a fitted guide: its posterior, factor by factor, and the priors of the model that it was fitted to.
+
+    :param guide: a Pyro autoguide, a GuideMessenger, or any callable with sample sites.
+    :param model: the model, needed where the guide does not know it.
+    :param args: arguments of the model and the guide; for autoguides those of the first fit by default.
+    :param kwargs: likewise.
+    :raises ReductionError: for a guide that is not fitted, or whose model or arguments are not known.
+    """
+    if not callable(guide):
+        raise ReductionError(
+            f"guide is a {type(guide).__name__}; give an autoguide, a GuideMessenger, a callable with sample sites, a "
+            "finished MCMC run, or an ArviZ posterior with the dimensions chain and draw"
+        )
+    model = bare_model(getattr(guide, "model", None) if model is None else model)
+    if model is None:
+        raise ReductionError("a hand-written guide does not know its model; pass model=")
+    _check_fitted(guide)
+    if not args and not kwargs:
+        args, kwargs = _default_arguments(guide)
+    kwargs = dict(kwargs or {})
+    if not accepts(model, args, kwargs):
+        raise ReductionError(
+            "the model cannot be called with the arguments given; pass those that SVI was run with as args=, kwargs="
+        )
+    if isinstance(guide, AutoLaplaceApproximation):
+        guide = guide.laplace_approximation(*args, **kwargs)
+    return FittedGuide(guide, model, args, kwargs)
+
+
+def _default_arguments(guide: Any) -> tuple[tuple, dict[str, Any]]:
+    if isinstance(guide, (ReducedGuide, DrawsGuide)):
+        return guide.default_arguments
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is not None:
+        first = guide.prototype_trace.nodes["_INPUT"]
+        return first["args"], first["kwargs"]
+    return (), {}
+
+
+def bare_model(model: Any) -> Any:
+    """The user's model, out of the initialisation that autoguides wrap around it."""
+    while isinstance(model, _bound_partial) and isinstance(model.func, partial):
+        handler = model.func.args[0]
+        if not isinstance(handler, InitMessenger):
+            break
+        model = model.func.args[1]
+    return model
+
+
+def _check_fitted(guide: Any) -> None:
+    parts = list(guide) if isinstance(guide, AutoGuideList) else []
+    unfitted = isinstance(guide, AutoGuide) and not isinstance(guide, AutoCallable) and guide.prototype_trace is None
+    unfitted |= isinstance(guide, AutoNormalMessenger) and not hasattr(guide, "locs")
+    if unfitted:
+        raise ReductionError(f"{type(guide).__name__} has not been fitted; run SVI with it first")
+    for part in parts:
+        _check_fitted(part)

@@ -1,0 +1,260 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Reduced posteriors as guides, ready for ``Predictive``, more SVI, or a second reduction.
+
+A reduced guide is the fitted guide with other distributions in some of its sample statements, and parameters of its
+own.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from pyro.nn import PyroModule, PyroParam
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Distribution, constraints, transform_to
+from torch.distributions.constraints import Constraint
+
+from pyro_bmrs.structure.parameters import map_parameters
+
+_ModuleList: Any = PyroModule[torch.nn.ModuleList]
+
+_serial = itertools.count(1)
+
+# What bounds a support or counts trials is no matter of fit.
+_FIXED = ("low", "high", "v", "log_density", "total_count", "samples", "log_weights", "fixed")
+
+
+class TrainableDistribution(PyroModule):
+    """
+    A distribution whose parameters are the module's, to be trained on from where they stand.
+
+    Bounds of a support, points, and parameters at the edge of what they may be stay as they are. A distribution that
+    cannot be rebuilt from parameters (a weighted sample, a density known numerically) stays whole as it is.
+
+    :param distribution: the distribution to begin with.
+    """
+
+    def __init__(self, distribution: Distribution) -> None:
+        super().__init__()
+        try:
+            self._template = map_parameters(distribution, self._hold)
+        except NotImplementedError:
+            self._template = distribution
+
+    def _hold(self, path: str, value: Tensor, constraint: Constraint, event_dim: int) -> Tensor:
+        value = value.detach().clone()
+        if not path.endswith(_FIXED) and _can_move(value, constraint):
+            setattr(self, path, PyroParam(value, constraint, event_dim))
+        else:
+            self.register_buffer(path, value)
+        return value
+
+    def forward(self) -> Distribution:
+        """The distribution at the parameters' present values, cut to the subsample of any plate around."""
+        if not self._parameters and not self._buffers:
+            return self._template
+        return map_parameters(self._template, lambda path, *_: getattr(self, path))
+
+
+def _can_move(value: Tensor, constraint: Constraint) -> bool:
+    if not value.is_floating_point() or constraints.is_dependent(constraint) or constraint.is_discrete:
+        return False
+    return bool(transform_to(constraint).inv(value).isfinite().all())
+
+
+class _Statements(Messenger):
+    """Other distributions in the place of a guide's, and the guide's loose parameters under names of their own."""
+
+    def __init__(
+        self,
+        statements: Mapping[str, Callable[[], Distribution]],
+        held: Mapping[str, tuple[Tensor, Constraint]],
+        prefix: str,
+    ) -> None:
+        super().__init__()
+        self.statements, self.held, self.prefix = statements, held, prefix
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.statements and not msg["is_observed"]:
+            replacement = self.statements[msg["name"]]()
+            shape = msg["fn"].batch_shape
+            msg["fn"] = replacement if replacement.batch_shape == shape else replacement.expand(shape)
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.held:
+            value, constraint = self.held[msg["name"]]
+            msg["name"] = f"{self.prefix}.{msg['name']}"
+            msg["args"] = (msg["name"], value)
+            msg["kwargs"]["constraint"] = constraint
+
+
+class ReducedGuide(PyroModule):
+    """
+    A fitted guide with the reduced posteriors in its sample statements.
+
+    Its parameters are its own: more SVI with it leaves the fitted guide as it is.
+
+    :param guide: the fitted guide. One that is reduced already gives up its own statements for those given here.
+    :param model: the reduced model.
+    :param statements: the distributions to put in place, by the guide's sample statement.
+    :param arguments: the arguments of the model's first fit, for a second reduction.
+    """
+
+    def __init__(
+        self,
+        guide: Any,
+        model: Callable[..., Any],
+        statements: Mapping[str, Distribution],
+        arguments: tuple[tuple, dict[str, Any]],
+    ) -> None:
+        name = f"reduced_guide_{next(_serial)}"
+        super().__init__(name=name)
+        self._model = (model,)
+        self.default_arguments = arguments
+        if isinstance(guide, ReducedGuide):
+            held, guide = guide.held_parameters(), guide.fitted_guide
+        else:
+            held = _loose_parameters(guide, *arguments)
+        clone = _copy_guide(guide, model)
+        if isinstance(clone, torch.nn.Module):
+            self.fitted = clone
+        # A tuple holds a guide that is no module, and hides one that is already a child from being one twice.
+        self._fitted = (clone,)
+        self.statements = _ModuleList(map(TrainableDistribution, statements.values()))
+        names = _packed_names(guide, clone)
+        placed = {names.get(statement, statement): held for statement, held in zip(statements, self.statements)}
+        self.original_names = {names.get(statement, statement): statement for statement in statements}
+        """For each sample statement, its name in the guide that this one was made from."""
+        self._substitute = _Statements(placed, held, name)
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The reduced model."""
+        return self._model[0]
+
+    @property
+    def fitted_guide(self) -> Any:
+        """The copy of the fitted guide in whose statements the reduced posteriors stand."""
+        return self._fitted[0]
+
+    def held_parameters(self) -> dict[str, tuple[Tensor, Constraint]]:
+        """The parameters that live in the parameter store alone, by the name in the fitted guide, as they are now."""
+        store, substitute = pyro.get_param_store(), self._substitute
+        names = {name: f"{substitute.prefix}.{name}" for name in substitute.held}
+        return {
+            name: (store[own].detach().clone() if own in store else substitute.held[name][0], substitute.held[name][1])
+            for name, own in names.items()
+        }
+
+    def current_statements(self) -> dict[str, Distribution]:
+        """The distributions in place, by sample statement, at the parameters' present values."""
+        return {name: statement() for name, statement in self._substitute.statements.items()}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the guide; takes the arguments of the model."""
+        # A GuideMessenger runs its model inside: the observations are not the guide's to report.
+        with poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"]), self._substitute:
+            return self._fitted[0](*args, **kwargs)
+
+
+def _loose_parameters(guide: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, tuple[Tensor, Constraint]]:
+    """The guide's parameters that live in the parameter store alone, by name: value and constraint."""
+    store = pyro.get_param_store()
+    owned = {id(parameter) for parameter in guide.parameters()} if isinstance(guide, torch.nn.Module) else set()
+    names = [name for name in _parameter_names(guide, args, kwargs) if id(store._params[name]) not in owned]
+    if isinstance(guide, GuideMessenger):
+        # It runs its model, whose parameters stay the model's.
+        names = sorted(set(names) - set(_parameter_names(guide.model, args, kwargs)))
+    return {name: (store[name].detach().clone(), store._constraints[name]) for name in names}
+
+
+def _parameter_names(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> list[str]:
+    with poutine.block(), torch.no_grad():
+        trace = poutine.trace(program, param_only=True).get_trace(*args, **kwargs)
+    return [name for name in trace.nodes if name in pyro.get_param_store()]
+
+
+def _copy_guide(guide: Any, model: Callable[..., Any]) -> Any:
+    """A guide with parameters of its own, that belongs to the reduced model."""
+    if not isinstance(guide, torch.nn.Module):
+        return copy.copy(guide) if isinstance(guide, GuideMessenger) else guide
+    # Models and traces are shared, not copied; and autoguides drop their model and master when they are copied.
+    kept = {module: {name: vars(module).get(name) for name in ("_model", "master")} for module in guide.modules()}
+    shared = [state["_model"] for state in kept.values()]
+    shared += [vars(module).get("prototype_trace") for module in kept]
+    clone = copy.deepcopy(guide, {id(item): item for item in shared if item is not None})
+    for module, twin in zip(guide.modules(), clone.modules()):
+        for name, value in kept[module].items():
+            if name in vars(module):
+                object.__setattr__(module, name, value)
+        if isinstance(twin, PyroModule):
+            # Its parameters have not been read under any name yet, so it may take a place in another module.
+            twin._pyro_context.used = False
+        if "_model" in vars(twin):
+            # A messenger runs the full model: its posteriors are made for the supports of the full priors.
+            anew = twin is clone and not isinstance(guide, GuideMessenger)
+            object.__setattr__(twin, "_model", (model,) if anew else kept[module]["_model"])
+    return clone
+
+
+def _packed_names(guide: Any, clone: Any) -> dict[str, str]:
+    """The names of the packed statements of autoguides, which follow the module's own name, in guide and clone."""
+    if guide is clone or not isinstance(guide, torch.nn.Module):
+        return {}
+    twins = zip(guide.modules(), clone.modules())
+    return {packed_statement(one): packed_statement(twin) for one, twin in twins if isinstance(one, AutoGuide)}
+
+
+def packed_statement(guide: AutoGuide) -> str:
+    """The name of the sample statement in which an autoguide draws its packed vector."""
+    return f"_{guide._pyro_name}_latent"
+
+
+class DrawsGuide:
+    """
+    Weighted draws as a guide: one of them at a time, each as often as its weight says.
+
+    It has no parameters; to fit the reduced model further, begin a guide of your own at these draws' moments.
+
+    :param model: the reduced model.
+    :param draws: values of each site, the draws along the first dimension.
+    :param log_weights: shape ``(num_draws,)``, normalised or not.
+    :param default_arguments: arguments and keyword arguments that the model was fitted with.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        draws: Mapping[str, Tensor],
+        log_weights: Tensor,
+        default_arguments: tuple[tuple, dict[str, Any]] = ((), {}),
+    ) -> None:
+        self.model, self.draws, self.log_weights = model, draws, log_weights.detach()
+        self.default_arguments = default_arguments
+
+    def __repr__(self) -> str:
+        return f"DrawsGuide({len(self.log_weights)} draws of {', '.join(self.draws)})"
+
+    def resample(self, num_samples: int) -> dict[str, Tensor]:
+        """Joint draws of all sites with replacement, by weight, along the first dimension."""
+        chosen = dist.Categorical(logits=self.log_weights).sample(torch.Size([num_samples]))
+        return {name: draws[chosen] for name, draws in self.draws.items()}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws one of the weighted draws; takes the arguments of the model and needs none of them."""
+        chosen = pyro.sample("_draw", dist.Categorical(logits=self.log_weights), infer={"is_auxiliary": True})
+        values = {name: draws[chosen] for name, draws in self.draws.items()}
+        return {name: pyro.sample(name, dist.Delta(value, event_dim=value.dim())) for name, value in values.items()}

@@ -1,0 +1,152 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Runs of guides and models: their latent sites, and which sites a distribution was computed from."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide, AutoStructured
+from pyro.infer.inspect import TrackProvenance
+from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
+from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.util import site_is_subsample
+from torch.distributions import Distribution, TransformedDistribution
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.structure.parameters import is_leaf
+
+
+def upstream_sites(trace: poutine.Trace, names: Collection[str]) -> dict[str, frozenset[str]]:
+    """
+    The sites whose values went into the distribution at each of some sites, out of a trace made by :func:`track`.
+
+    Parameters are asked first, since a density with a gradient of its own can lose track of a value that they hold;
+    then the density, where a transform may hold a value that no parameter does.
+    """
+    return {name: _provenance(trace.nodes[name]) & frozenset(trace.nodes) for name in names}
+
+
+def track(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> poutine.Trace:
+    """A trace of a program in which every value knows the sites that it was computed from."""
+    with torch.no_grad(), pyro.validation_enabled(False), TrackProvenance():
+        return poutine.trace(program).get_trace(*args, **kwargs)
+
+
+def _provenance(site: Any) -> frozenset[str]:
+    distribution: Distribution = site["fn"]
+    layers = [distribution]
+    while hasattr(layers[-1], "base_dist"):
+        layers.append(layers[-1].base_dist)
+    held = (value for layer in layers for value in vars(layer).values())
+    found = {name for value in held if isinstance(value, ProvenanceTensor) for name in get_provenance(value)}
+    outer = [layer for layer in layers if not is_leaf(layer)]
+    if len(outer) == len(layers) or any(isinstance(layer, TransformedDistribution) for layer in outer):
+        with torch.no_grad(), pyro.validation_enabled(False):
+            found.update(get_provenance(distribution.log_prob(detach_provenance(site["value"]))))
+    return frozenset(found)
+
+
+@dataclass(frozen=True)
+class GuideRun:
+    """
+    A fitted guide and its model, with the arguments that they are run with.
+
+    :param guide: the guide, with a Laplace approximation carried out.
+    :param model: the model, without what an autoguide wraps around it.
+    :param args: positional arguments of both.
+    :param kwargs: keyword arguments of both.
+    """
+
+    guide: Any
+    model: Callable[..., Any]
+    args: tuple
+    kwargs: dict[str, Any]
+
+    @cached_property
+    def traces(self) -> tuple[poutine.Trace, poutine.Trace]:
+        """A trace of the guide, or of the values that an autoguide began with, and of the model upon its values."""
+        guide = self.guide
+        # A structured guide empties its prototype once it has read it.
+        if isinstance(guide, AutoGuide) and guide.prototype_trace is not None and not isinstance(guide, AutoStructured):
+            guide_trace = guide.prototype_trace
+        else:
+            guide_trace = trace_guide(guide, self.args, self.kwargs)
+            if isinstance(guide, GuideMessenger):
+                return guide_trace, guide.get_traces()[0]
+        replayed = replay_whole(self.model, guide_trace)
+        return guide_trace, poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
+
+    def once(self) -> tuple[poutine.Trace, poutine.Trace]:
+        """Traces of one more run of the guide, and of the model upon its values."""
+        guide_trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
+        if isinstance(self.guide, GuideMessenger):
+            model_trace, guide_trace = self.guide.get_traces()
+            return guide_trace, model_trace
+        replayed = poutine.replay(self.model, trace=guide_trace)
+        return guide_trace, poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
+
+
+def replay_whole(model: Callable[..., Any], guide_trace: Any) -> Callable[..., Any]:
+    """The model at the guide's values, but for those of one subsample, where the model may take another."""
+    values = guide_trace.copy()
+    for name, site in latent_nodes(guide_trace).items():
+        if subsampled_plates(site):
+            values.remove_node(name)
+    return poutine.replay(model, trace=values)
+
+
+def trace_guide(guide: Any, args: tuple, kwargs: dict[str, Any]) -> poutine.Trace:
+    """A trace of a guide; a function whose parameters come to be only now has not been fitted."""
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    created = sorted(set(store.keys()) - before)
+    if created and not isinstance(guide, torch.nn.Module):
+        for name in created:
+            del store[name]
+        raise ReductionError(
+            f"the guide has not been fitted: its parameters {created} did not exist; run SVI with it first"
+        )
+    return guide.get_traces()[1] if isinstance(guide, GuideMessenger) else trace
+
+
+def track_guide(guide: Any, args: tuple, kwargs: dict[str, Any]) -> poutine.Trace:
+    """A trace of a guide in which every value knows the sites that it was computed from."""
+    tracked = track(guide, args, kwargs)
+    return guide.get_traces()[1] if isinstance(guide, GuideMessenger) else tracked
+
+
+def latent_nodes(trace: poutine.Trace) -> dict[str, Any]:
+    """The latent sample sites of a trace, without the plates' own subsampling sites."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+    }
+
+
+def subsampled_plates(site: Mapping[str, Any]) -> list[tuple[int, int, int]]:
+    """The subsampled plates around a site: batch dimension, subsample size and size of each."""
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    return [(f.dim, f.size, f.full_size) for f in frames if f.full_size and f.full_size != f.size]
+
+
+def accepts(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a program can be called with these arguments."""
+    target = program.forward if isinstance(program, torch.nn.Module) else program
+    try:
+        inspect.signature(target).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:
+        return True  # a handler around a program shows no signature
+    return True

@@ -1,0 +1,316 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+A pruned network as an ordinary one that is smaller.
+
+The noise becomes a multiplication by fixed factors, 0 for pruned units. What follows are exact rewritings of that
+network: channels and heads that nothing depends on are taken out, and the multiplications that are left are folded into
+the weights beside them. A rewriting that would change what the network computes is not done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from copy import deepcopy
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.compaction.cost import compare_costs, cost
+from pyro_bmrs.pruning.compaction.coupling.ties import Channel
+from pyro_bmrs.pruning.compaction.modules.plain import make_plain
+from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scale_network, scales_of, unwrap
+from pyro_bmrs.pruning.compaction.report import KEPT, MASKED, REMOVED, CompactionReport
+from pyro_bmrs.pruning.compaction.saved import describe
+from pyro_bmrs.pruning.compaction.surgery.blocks import remove_blocks
+from pyro_bmrs.pruning.compaction.surgery.folding import fold
+from pyro_bmrs.pruning.compaction.surgery.heads import remove_heads
+from pyro_bmrs.pruning.compaction.surgery.removal import remove_channels
+from pyro_bmrs.pruning.examples import Outputs, call, check_example_inputs, evaluation
+from pyro_bmrs.pruning.noise.attachment import KINDS, NoiseSite, detach_noise, noise_sites
+from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
+from pyro_bmrs.pruning.noise.hooks import noise_hooks_in
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def compact(
+    net: nn.Module,
+    guide: AutoTruncatedLogNormal,
+    example_inputs: Any,
+    *,
+    delta_evidence: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """
+    The network after pruning, as an ordinary one that is smaller: without noise, hooks or masks.
+
+    It computes what the network does with the noise at its posterior mean, and at 0 for pruned units, to rounding; that
+    is checked on the example inputs. The means of the units that are left are folded into the weights beside them.
+    Pruned units are taken out with torch-pruning (G. Fang et al. (2023), https://arxiv.org/abs/2301.12900) where only
+    a constant comes from them, which the next biases take over. Channels that the network ties together go when all of
+    them can. What cannot be taken out is left, as weights or factors of 0, and the report names it.
+
+    An ``nn.MultiheadAttention`` is replaced by an :class:`~pyro_bmrs.pruning.Attention`, which can have fewer heads; an
+    attention written as projections loses heads if it holds their number, and their width, as attributes.
+
+    The result is copied, exported and put in a state dict as any module is; convolutions in channels-last memory stay
+    so. :func:`~pyro_bmrs.pruning.save_compact` and :func:`~pyro_bmrs.pruning.load_compact` keep it in a file.
+
+    Trained further, masked units may come back: nothing holds their weights at 0. Where a pruned unit leaves a constant
+    other than 0, as before a sigmoid, it is that of inputs of the examples' size.
+
+    :param net: the network, with noise attached; left as it is.
+    :param guide: the fitted guide of its noise.
+    :param example_inputs: what the network is called with: a tensor, a sequence of positional arguments, or a mapping
+        of keyword arguments. Multiply-accumulate operations are counted on these.
+    :param delta_evidence: for each site the change in log evidence of its units in nats, for the report.
+    :return: the smaller network; :func:`~pyro_bmrs.pruning.compaction_report` tells what became of each unit.
+    :raises ReductionError: for a guide of another network, or one that is not fitted; weights or posterior means that
+        are NaN or infinite; example inputs that do not fit the network; a network whose output is random; a
+        ``delta_evidence`` that is not of its sites.
+    :raises ImportError: without torch-pruning.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, attach_noise, compact, noise_sites
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> guide = AutoTruncatedLogNormal(net)
+        >>> _ = guide.noise_locs.data.sub_(0.5)  # in place of fitting
+        >>> noise_sites(net)["0"].noise.kept[2] = False
+        >>> compact(net, guide, torch.ones(1, 3))
+        Sequential(
+          (0): Linear(in_features=3, out_features=3, bias=True)
+          (1): Tanh()
+          (2): Linear(in_features=3, out_features=2, bias=True)
+        )
+    """
+    if not isinstance(guide, AutoTruncatedLogNormal):
+        raise ReductionError(f"compact needs the AutoTruncatedLogNormal that was fitted, not a {type(guide).__name__}")
+    sites, known = noise_sites(net), guide.noise
+    if any(known.get(name) is not site.noise for name, site in sites.items()) or known.keys() - sites.keys():
+        raise ReductionError(
+            f"the guide is not of this network's noise: it has the sites {sorted(known)}, the network {sorted(sites)}"
+        )
+    if not guide.is_fitted:
+        raise ReductionError("the guide is not fitted yet: its noise is where it began")
+    bad = int((~guide.noise_parameters.isfinite()).sum())
+    if bad:
+        raise ReductionError(f"{bad} parameters of the guide are NaN or infinite: train again, at a lower rate")
+    means = {name: guide.noise_posterior(name).mean.detach() for name in sites}
+    gates = guide.mean_noise()
+    return compact_gated(net, gates, sites, example_inputs, importance=means, delta_evidence=delta_evidence)
+
+
+def compact_gated(
+    net: nn.Module,
+    gates: Mapping[str, Tensor],
+    sites: Mapping[str, NoiseSite],
+    example_inputs: Any,
+    *,
+    importance: Mapping[str, Tensor] | None = None,
+    delta_evidence: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """
+    A smaller network that computes what a network does whose units are multiplied by fixed factors.
+
+    :param net: the network, with or without noise attached; left as it is.
+    :param gates: for each site the factors of its units, 0 for those that are pruned; shape ``(num_units,)``.
+    :param sites: for each site where it acts.
+    :param example_inputs: what the network is called with: a tensor, a sequence of positional arguments, or a mapping
+        of keyword arguments.
+    :param importance: for each site, which of its units to rather keep in a layer that would vanish.
+    :param delta_evidence: for each site the change in log evidence of its units in nats, for the report.
+    :return: the smaller network; :func:`~pyro_bmrs.pruning.compaction_report` tells what became of each unit.
+    :raises ReductionError: for gates that do not fit the sites, weights or gates that are NaN or infinite, example
+        inputs that do not fit the network, or a network whose output is random.
+    :raises ImportError: without torch-pruning.
+    """
+    original = deepcopy(net)
+    if any(noise_hooks_in(original)):
+        detach_noise(original)
+    gates = _checked_gates(original, gates, sites)
+    for name, evidence in (delta_evidence or {}).items():
+        if name not in sites or evidence.shape != gates[name].shape:
+            raise ReductionError(f"delta_evidence[{name!r}], of shape {tuple(evidence.shape)}, is of no site like that")
+    _check_weights(original)
+    before = cost(_without_noise(original, gates, sites, example_inputs), example_inputs)
+    masked = deepcopy(original)
+    make_plain(masked)
+    scales = scale_network(masked, gates, sites)
+    _check_called(masked, scales, example_inputs)
+    names = {scale: name for name, scale in scales_of(masked).items()}
+    places = {site: names[scale] for site, scale in scales.items()}
+    done = _rewrite(masked, places, sites, importance or gates, example_inputs)
+    _copy_modes(original, done.net)
+    earlier = vars(net).get("compaction")
+    vars(done.net)["compaction"] = CompactionReport(
+        _units(gates, sites, places, done, delta_evidence or {}),
+        compare_costs(before, cost(done.net, example_inputs)),
+        {site: done.multiplied[place] for site, place in places.items() if place in done.multiplied},
+        [*(earlier.architecture if earlier else ()), describe(original, done.net)],
+    )
+    return done.net
+
+
+class _Rewritten(NamedTuple):
+    """
+    A masked network after exact rewritings.
+
+    :param net: the network.
+    :param present: names of the multiplications that were there before the last of them, which folds them.
+    :param left: why channels that are multiplied by 0 are still there.
+    :param multiplied: for the names of multiplications that are still there, why.
+    """
+
+    net: nn.Module
+    present: set[str]
+    left: dict[Channel, str]
+    multiplied: dict[str, str]
+
+
+def _rewrite(
+    masked: nn.Module,
+    places: Mapping[str, str],
+    sites: Mapping[str, NoiseSite],
+    importance: Mapping[str, Tensor],
+    example_inputs: Any,
+) -> _Rewritten:
+    outputs = Outputs(masked, example_inputs)
+    sizes = {places[name]: site.noise.unit_size for name, site in sites.items()}
+    merits = {places[name]: merit.repeat_interleave(sizes[places[name]]) for name, merit in importance.items()}
+    kinds = {kind: [places[name] for name, site in sites.items() if site.kind == kind] for kind in KINDS}
+
+    known = set(scales_of(masked))
+    net, left = remove_blocks(masked, kinds["block"], example_inputs, outputs)
+    # What is multiplied by 0 in branches that stay.
+    kinds["units"] += sorted(scales_of(net).keys() - known)
+    for remove, kind in ((remove_heads, "heads"), (remove_channels, "units")):
+        widths = {place: sizes.get(place, 1) for place in kinds[kind] if place in scales_of(net)}
+        net, reasons = remove(net, widths, example_inputs, outputs, merits)
+        left.update(reasons)
+    present = set(scales_of(net))
+    net, multiplied = fold(net, example_inputs, outputs)
+    if outputs.difference(net) > 1:
+        raise ReductionError(
+            "the compact network does not compute what the masked one does; please report this network"
+        )
+    return _Rewritten(net, present, left, multiplied)
+
+
+def _without_noise(
+    original: nn.Module, gates: Mapping[str, Tensor], sites: Mapping[str, NoiseSite], example_inputs: Any
+) -> nn.Module:
+    """A plain copy of the network without any noise, which computes the same as the network does."""
+    net = deepcopy(original)
+    for scale in scale_network(net, {name: torch.ones_like(gate) for name, gate in gates.items()}, sites).values():
+        unwrap(net, scale)
+    check_example_inputs(net, example_inputs)
+    outputs = Outputs(net, example_inputs)
+    make_plain(net)
+    if outputs.difference(net) > 1:
+        raise ReductionError(
+            "the network's output is random in evaluation mode, or not the same with plain attention in place of "
+            "nn.MultiheadAttention: no two networks can be compared"
+        )
+    return net
+
+
+def _checked_gates(net: nn.Module, gates: Mapping[str, Tensor], sites: Mapping[str, NoiseSite]) -> dict[str, Tensor]:
+    """The gates in the precision, and on the device, of the weights that they multiply."""
+    if gates.keys() != sites.keys():
+        raise ReductionError(f"gates are for the sites {sorted(gates)}, but the network has {sorted(sites)}")
+    weights = next((parameter for parameter in net.parameters() if parameter.is_floating_point()), None)
+    if not sites or weights is None:
+        raise ReductionError("the network has no noise: attach_noise(net) comes first, and fitting")
+    for name, gate in gates.items():
+        num_units = sites[name].noise.num_units
+        if gate.shape != (num_units,):
+            raise ReductionError(f"site {name!r} has {num_units} units, but its gates have shape {tuple(gate.shape)}")
+        if not gate.isfinite().all() or (gate < 0).any():
+            raise ReductionError(f"the gates of site {name!r} must be finite and not negative, but are {gate.tolist()}")
+    return {name: gate.detach().to(weights) for name, gate in gates.items()}
+
+
+def _check_weights(net: nn.Module) -> None:
+    bad = {
+        name: int((~tensor.isfinite()).sum())
+        for name, tensor in [*net.named_parameters(), *net.named_buffers()]
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    }
+    if bad:
+        counts = ", ".join(f"{count} in {name}" for name, count in bad.items())
+        raise ReductionError(f"the network's weights are NaN or infinite ({counts}): train again, at a lower rate")
+
+
+def _check_called(net: nn.Module, scales: Mapping[str, Scale], example_inputs: Any) -> None:
+    called = set()
+    with evaluation(net), torch.no_grad(), ExitStack() as hooks:
+        for name, scale in scales.items():
+            note = partial(lambda name, *_: called.add(name), name)
+            hooks.callback(scale.register_forward_hook(note).remove)
+        call(net, example_inputs)
+    missing = sorted(scales.keys() - called)
+    if missing:
+        raise ReductionError(
+            f"on example_inputs the network does not call what has the noise of {missing}: pass inputs on which it "
+            "does, or take that noise off"
+        )
+
+
+def _copy_modes(source: nn.Module, target: nn.Module) -> None:
+    """
+    Training modes, required gradients and the order of images' dimensions in memory, by name; of what is new, those of
+    the module that it is in or was.
+    """
+    modules = dict(source.named_modules())
+    known = dict(source.named_parameters())
+
+    def nearest(name: str) -> nn.Module:
+        while name not in modules:
+            name = name.rpartition(".")[0]
+        return modules[name]
+
+    for name, module in target.named_modules():
+        module.training = nearest(name).training
+    for name, parameter in target.named_parameters():
+        # A new bias learns as the weight beside it does.
+        beside = known.get(name, known.get(f"{name.rpartition('.')[0]}.weight"))
+        around = list(nearest(name).parameters()) if beside is None else [beside]
+        parameter.requires_grad_(any(parameter.requires_grad for parameter in around))
+        parameter.grad = None
+        if parameter.dim() == 4 and name in known and known[name].is_contiguous(memory_format=torch.channels_last):
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _units(
+    gates: Mapping[str, Tensor],
+    sites: Mapping[str, NoiseSite],
+    places: Mapping[str, str],
+    done: _Rewritten,
+    delta_evidence: Mapping[str, Tensor],
+) -> pd.DataFrame:
+    """The rows of a report."""
+    import pandas as pd
+
+    rows = []
+    for name, gate in gates.items():
+        size = sites[name].noise.unit_size
+        evidence = delta_evidence[name].tolist() if name in delta_evidence else [math.nan] * len(gate)
+        for unit, value in enumerate(gate.tolist()):
+            elements = (Channel(places[name], "through", unit * size + element) for element in range(size))
+            reason = next((done.left[element] for element in elements if element in done.left), "")
+            # What is in a residual branch goes with it.
+            fate = REMOVED if places[name] not in done.present else KEPT if value else MASKED if reason else REMOVED
+            rows.append((name, unit, value, fate, reason if fate == MASKED else "", evidence[unit]))
+    columns = ["site", "unit", "gate", "fate", "reason", "delta_evidence"]
+    table = pd.DataFrame(rows, columns=columns).set_index(["site", "unit"])
+    return table if delta_evidence else table.drop(columns="delta_evidence")

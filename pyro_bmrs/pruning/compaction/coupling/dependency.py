@@ -1,0 +1,84 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""torch-pruning's graph of which channels go together, and the library itself."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.compaction.modules.scaling import Scale
+from pyro_bmrs.pruning.examples import call, evaluation
+
+
+def dependency_graph(net: nn.Module, example_inputs: Any) -> Any:
+    """
+    The dependency graph of torch-pruning, in which multiplications take part.
+
+    :param net: the network.
+    :param example_inputs: what it is called with.
+    :return: the graph, bound to the modules of ``net``, each parameter of which now requires a gradient.
+    :raises ReductionError: for a network that torch-pruning cannot follow.
+    :raises ImportError: without torch-pruning.
+    """
+    # Traced through autograd: a parameter without a gradient would not be seen.
+    net.requires_grad_(True)
+    with evaluation(net), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = torch_pruning().DependencyGraph()
+        try:
+            return graph.build_dependency(
+                net,
+                example_inputs,
+                forward_fn=call,
+                output_transform=lambda output: [leaf for leaf in tree_leaves(output) if _has_gradient(leaf)],
+                customized_pruners={Scale: _ScalePruner()},
+                verbose=False,
+            )
+        except Exception as error:  # of torch-pruning, on operations that it does not know
+            raise ReductionError(f"torch-pruning cannot follow the network's channels: {error!r}") from error
+
+
+def _has_gradient(leaf: Any) -> bool:
+    return torch.is_tensor(leaf) and leaf.requires_grad
+
+
+def torch_pruning() -> Any:
+    """The package torch-pruning, which is optional."""
+    try:
+        return import_module("torch_pruning")
+    except ImportError as error:
+        raise ImportError("Compaction needs torch-pruning: pip install pyro_bmrs[pruning]") from error
+
+
+class _ScalePruner:
+    """What torch-pruning asks about multiplications, and has done to them."""
+
+    pruning_dim: int
+
+    def prune_out_channels(self, layer: Scale, idxs: Sequence[int]) -> Scale:
+        if layer.dim is not None:
+            kept = torch.ones_like(layer.factor, dtype=torch.bool)
+            kept[list(idxs)] = False
+            layer.factor = layer.factor[kept]
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+    def get_out_channels(self, layer: Scale) -> int | None:
+        return None if layer.dim is None else len(layer.factor)
+
+    get_in_channels = get_out_channels
+
+    def get_out_channel_groups(self, layer: Scale) -> int:
+        return 1
+
+    get_in_channel_groups = get_out_channel_groups

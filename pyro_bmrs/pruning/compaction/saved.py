@@ -1,0 +1,196 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Compact networks in files: their weights, and how they differ from the network that they were made of, as plain data.
+
+Nothing in a file is code, and loading one runs none.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.compaction.modules.attention import Attention
+from pyro_bmrs.pruning.compaction.modules.bypass import Bypass, Zeros
+from pyro_bmrs.pruning.compaction.modules.plain import remove_parametrizations
+from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled
+from pyro_bmrs.pruning.compaction.report import CompactionReport, compaction_report
+
+_FORMAT, _VERSION = "pyro_bmrs compact network", 1
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def save_compact(net: nn.Module, path: str | PathLike[str]) -> None:
+    """
+    Saves a compact network, for :func:`load_compact`.
+
+    :param net: what :func:`~pyro_bmrs.pruning.compact` returned, perhaps trained since.
+    :param path: the file.
+    :raises ReductionError: for a network that was not compacted.
+    """
+    report = compaction_report(net)
+    torch.save({"format": _FORMAT, "version": _VERSION, "report": report.as_data(), "state": net.state_dict()}, path)
+
+
+def load_compact(path: str | PathLike[str], net: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    """
+    Loads a compact network.
+
+    The file is read with ``torch.load(weights_only=True)``, which runs no code from it.
+
+    :param path: a file that :func:`save_compact` wrote.
+    :param net: the network that was compacted, without noise and with any weights, or what makes one; a given network
+        is left as it is.
+    :return: the compact network.
+    :raises ReductionError: for a file that is truncated or is none of these, or a network of another architecture.
+
+    Example::
+
+        >>> import copy, tempfile, torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning.compaction import compact_gated
+        >>> from pyro_bmrs.pruning import attach_noise, detach_noise, load_compact, noise_sites, save_compact
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> smaller = compact_gated(net, {"0": torch.tensor([0.0, 1.0, 0.5, 0.0])}, noise_sites(net), torch.ones(1, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_compact(smaller, f"{folder}/net.pt")
+        ...     loaded = load_compact(f"{folder}/net.pt", detach_noise(net))
+        >>> loaded
+        Sequential(
+          (0): Linear(in_features=3, out_features=2, bias=True)
+          (1): Tanh()
+          (2): Linear(in_features=2, out_features=2, bias=True)
+        )
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ReductionError(f"{path} is truncated, or is no file that save_compact wrote: {error}") from error
+    version = content.get("version") if isinstance(content, Mapping) and content.get("format") == _FORMAT else None
+    if version not in (None, _VERSION):
+        raise ReductionError(f"{path} is of version {version}; this pyro_bmrs reads version {_VERSION}")
+    if version is None or not {"report", "state"} <= content.keys():
+        raise ReductionError(f"{path} is no file that save_compact wrote")
+    report = CompactionReport.from_data(content["report"])
+    fresh = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
+    compact = fresh
+    for description in report.architecture:
+        compact = rebuild(compact, description)
+    fit_shapes(compact, content["state"])
+    try:
+        compact.load_state_dict(content["state"])
+    except RuntimeError as error:
+        raise ReductionError(f"{path} does not fit this {type(fresh).__name__}: {error}") from error
+    vars(compact)["compaction"] = report
+    return compact
+
+
+def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
+    """
+    How a module differs from the one that it was made of, as plain data.
+
+    :param old: what it was made of.
+    :param new: the module.
+    :return: what :func:`rebuild` makes one of the other by; empty for no difference but in shapes of tensors.
+    """
+    if isinstance(old, Scaled) and not isinstance(new, Scaled):
+        return {"unscaled": True, **describe(old.module, new)}
+    if isinstance(new, Scaled) and not isinstance(old, Scaled):
+        return {"scaled": new.when, "dim": new.scale.dim, "module": describe(old, new.module)}
+    if isinstance(new, Scale) and not isinstance(old, Scale):
+        return {"scale": True, "dim": new.dim}
+    if isinstance(new, Attention) and isinstance(old, nn.MultiheadAttention):
+        plain = Attention.of(old)
+        return {"attention": True, **describe(plain, new)}
+    if isinstance(new, Zeros | nn.Identity) and type(old) is not type(new):
+        return {"zeros": True} if isinstance(new, Zeros) else {"identity": True}
+    if isinstance(new, Bypass):
+        return {"bypass": [new.num_results, new.batch_first]}
+    # A parametrized module has a class of its own.
+    was_parametrized = parametrize.is_parametrized(old) and not parametrize.is_parametrized(new)
+    attributes = {
+        name: value
+        for name, value in vars(new).items()
+        if not name.startswith("_") and name != "training" and _is_plain(value) and vars(old).get(name) != value
+    }
+    children = {name: describe(old.get_submodule(name), child) for name, child in new.named_children()}
+    changed = {name: description for name, description in children.items() if description}
+    parts = {"was_parametrized": was_parametrized, "attributes": attributes, "children": changed}
+    return {name: part for name, part in parts.items() if part}
+
+
+def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
+    """
+    Changes a module into one that :func:`describe` described, in place as far as its type stays.
+
+    :param module: what the described module was made of.
+    :param description: how it differs.
+    :return: a module of the described architecture, with tensors of the former shapes.
+    :raises ReductionError: for a module that the description is not of.
+    """
+    if "unscaled" in description:
+        if not isinstance(module, Scaled):
+            raise ReductionError(f"the compact network had a multiplication, not a {type(module).__name__}")
+        module = module.module
+    if "scaled" in description:
+        scale = Scale(torch.ones(1), description["dim"])
+        return Scaled(rebuild(module, description["module"]), scale, description["scaled"])
+    if "scale" in description:
+        return Scale(torch.ones(1), description["dim"])
+    if "zeros" in description or "identity" in description:
+        return Zeros() if "zeros" in description else nn.Identity()
+    if "bypass" in description:
+        return Bypass(*description["bypass"])
+    if "attention" in description:
+        if not isinstance(module, nn.MultiheadAttention):
+            raise ReductionError(f"the compact network had an nn.MultiheadAttention, not a {type(module).__name__}")
+        module = Attention.of(module)
+    if "was_parametrized" in description:
+        remove_parametrizations(module)
+    for name, value in description.get("attributes", {}).items():
+        present = vars(module).get(name, ...)
+        if name.startswith("_") or not _is_plain(present) or not _is_plain(value):
+            raise ReductionError(f"the compact network had a module with {name!r}, not a {type(module).__name__}")
+        setattr(module, name, value)
+    for name, child in description.get("children", {}).items():
+        part = module._modules.get(name)
+        if part is None:
+            raise ReductionError(f"the compact network had a module {name!r}; this {type(module).__name__} has none")
+        module._modules[name] = rebuild(part, child)
+    return module
+
+
+def fit_shapes(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Gives a network's parameters and buffers the shapes that they have in a state, and biases where it had none."""
+    for name, value in state.items():
+        parent, _, attribute = name.rpartition(".")
+        try:
+            module = net.get_submodule(parent)
+        except AttributeError:
+            continue  # What does not belong, load_state_dict names.
+        present = getattr(module, attribute, None)
+        if attribute in module._parameters and (present is None or present.shape != value.shape):
+            requires_grad = present is None or present.requires_grad
+            module._parameters[attribute] = nn.Parameter(_sized(present, value), requires_grad=requires_grad)
+        elif attribute in module._buffers and present is not None and present.shape != value.shape:
+            module._buffers[attribute] = _sized(present, value)
+
+
+def _sized(present: Tensor | None, value: Tensor) -> Tensor:
+    return torch.empty_like(value) if present is None else present.new_empty(value.shape)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)

@@ -1,0 +1,311 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Multiplications folded into the weights beside them.
+
+A multiplication of what a layer with weights returns, or of what a ReLU or a pooling makes of that, goes back into
+those weights. Any other goes forward, through all that commutes with it, into the weights of the linear and
+convolutional layers that come next. To find both, each element's index, and the layer that a tensor is of, travel
+through a call of the network.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_leaves
+
+from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scales_of, unwrap
+from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
+from pyro_bmrs.pruning.examples import Outputs, call, evaluation
+
+# Names of torch's functions, without the trailing underscore of those in place.
+_QUESTIONS = {"size", "dim", "numel", "stride", "is_floating_point", "is_contiguous", "__len__", "ndimension"}
+_ELEMENTWISE = {
+    *("relu", "leaky_relu", "prelu", "rrelu", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"),
+    *("feature_alpha_dropout", "clone", "contiguous", "to", "float", "double", "half", "type_as", "detach"),
+}
+_MOVES = {
+    *("__get__", "flatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "unflatten", "chunk", "split"),
+    *("unbind", "__getitem__", "expand", "movedim", "swapaxes", "select", "narrow", "pixel_shuffle", "repeat", "flip"),
+}
+_JOINS = {"cat", "concat", "stack"}
+_POOLINGS = {f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)}
+_REDUCTIONS = {"mean", "sum", "amax"}
+_PRODUCTS = {"mul", "multiply", "div", "divide", "true_divide"}
+_SUMS = {"add", "sub", "subtract"}
+_CONVOLUTIONS = {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)}
+# The index of what is not multiplied.
+_NONE = -1
+
+
+def fold(net: nn.Module, example_inputs: Any, outputs: Outputs) -> tuple[nn.Module, dict[str, str]]:
+    """
+    Folds a network's multiplications into its weights.
+
+    :param net: a network with multiplications; left as it is.
+    :param example_inputs: what it is called with.
+    :param outputs: its outputs, which do not change.
+    :return: the network without those multiplications that can be folded, and for the names of the others why not.
+    """
+    flow = _Flow(net, example_inputs)
+    obstacles = {name: flow.obstacle(scale) for name, scale in scales_of(net).items()}
+    foldable = [name for name, obstacle in obstacles.items() if obstacle is None]
+
+    def folded(names: Sequence[str]) -> nn.Module:
+        copy = deepcopy(net)
+        flow = _Flow(copy, example_inputs)
+        scales = scales_of(copy)
+        for name in names:
+            flow.fold(scales[name])
+        return copy
+
+    smaller, failed = most_that_work(foldable, folded, outputs)
+    obstacles.update((foldable[place], reason) for place, reason in failed.items())
+    return smaller, {name: obstacle for name, obstacle in obstacles.items() if obstacle is not None}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """
+    The layer that a tensor is of.
+
+    :param parameters: its weight, and its bias if it has one.
+    :param dim: the dimension of the tensor that counts the rows of the weight.
+    :param path: identities of the tensors from the layer's result to this one.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    dim: int
+    path: tuple[int, ...]
+
+
+class _Flow(TorchFunctionMode):
+    """
+    Where each multiplied element goes, in one call of the network.
+
+    :param net: the network.
+    :param example_inputs: what it is called with.
+    """
+
+    def __init__(self, net: nn.Module, example_inputs: Any) -> None:
+        super().__init__()
+        self._net = net
+        # By the identity of a tensor, which is kept alive: for each multiplication, the index of each of its elements.
+        self._indices: dict[int, dict[Scale, Tensor]] = defaultdict(dict)
+        self._alive: list[Tensor] = []
+        self._uses: Counter[int] = Counter()
+        # By the identity of a tensor: the layer that it is of, through steps that commute with multiplications.
+        self._sources: dict[int, _Source] = {}
+        self._obstacles: dict[Scale, str] = {}
+        self._columns: dict[Scale, list[tuple[nn.Parameter, Callable[[Tensor], Tensor], Tensor]]] = defaultdict(list)
+        self._sources_of: dict[Scale, _Source] = {}
+        with evaluation(net), torch.no_grad(), ExitStack() as hooks:
+            for scale in scales_of(net).values():
+                hooks.callback(scale.register_forward_hook(self._begin).remove)
+            self._alive += [*net.parameters(), *net.buffers()]
+            with self:
+                output = call(net, example_inputs)
+        for leaf in tree_leaves(output):
+            for scale in self._indices.get(id(leaf), ()):
+                self._obstacles.setdefault(scale, "the network returns what it multiplies")
+
+    def obstacle(self, scale: Scale) -> str | None:
+        """Why a multiplication cannot be folded, if it cannot."""
+        if self._has_own_weights(scale):
+            return None
+        shared = any(self._uses[id(weight)] > 1 for weight, _, _ in self._columns[scale])
+        return self._obstacles.get(scale) or ("the weights that come next are used twice" if shared else None)
+
+    @torch.no_grad()
+    def fold(self, scale: Scale) -> None:
+        """Folds a multiplication, and takes it out of the network."""
+        if self._has_own_weights(scale):
+            for parameter in self._sources_of[scale].parameters:
+                shape = [1] * parameter.dim()
+                shape[0] = -1
+                parameter.mul_(scale.factor.reshape(shape))
+        else:
+            factors = torch.cat([scale.factor, scale.factor.new_ones(1)])
+            for weight, arrange, indices in self._columns[scale]:
+                weight.mul_(arrange(factors[indices]))
+        unwrap(self._net, scale)
+
+    def _has_own_weights(self, scale: Scale) -> bool:
+        """Whether what is multiplied comes from one layer alone, and goes nowhere else on its way."""
+        source = self._sources_of.get(scale)
+        return source is not None and all(self._uses[key] == 1 for key in (*source.path, *map(id, source.parameters)))
+
+    def _begin(self, scale: Scale, args: Any, output: Tensor) -> None:
+        indices = torch.arange(len(scale.factor), device=output.device)
+        self._follow(output, scale, scale.along(indices, output).expand(output.shape))
+        source = self._sources.get(id(args[0]))
+        if source is not None and (scale.dim is None or scale.dim % output.dim() == source.dim):
+            self._sources_of[scale] = source
+
+    def _follow(self, tensor: Tensor, scale: Scale, indices: Tensor) -> None:
+        self._indices[id(tensor)][scale] = indices
+        self._alive.append(tensor)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Calls the function, and follows the elements through it."""
+        kwargs = kwargs or {}
+        name = (resolve_name(func) or str(func)).rpartition(".")[2]
+        name = name if name.endswith("__") else name.rstrip("_")
+        name = f"{name} with rounding" if kwargs.get("rounding_mode") else name
+        result = func(*args, **kwargs)
+        if name in _QUESTIONS or (name == "__get__" and not torch.is_tensor(result)):
+            return result
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
+        self._trace_back(name, tensors, result)
+        for scale in {scale: None for tensor in tensors for scale in self._indices.get(id(tensor), ())}:
+            try:
+                after = self._after(name, func, args, kwargs, result, scale)
+            except _Mixed:
+                self._obstacles.setdefault(scale, f"{name} comes between it and the next weights")
+                continue
+            for tensor, indices in zip(tree_leaves(result), tree_leaves(after)):
+                self._follow(tensor, scale, indices)
+        return result
+
+    def _trace_back(self, name: str, tensors: Sequence[Tensor], result: Any) -> None:
+        """Notes uses of tensors, and the layer that a function's result is of."""
+        first = tensors[0] if tensors else None
+        source = self._sources.get(id(first))
+        in_place = first is result
+        if source is not None and _commutes(name, tensors[0], result):
+            source = replace(source, path=source.path if in_place else (*source.path, id(result)))
+        else:
+            source = _source(name, tensors, result)
+            in_place = False
+        self._uses.update(id(tensor) for tensor in tensors if not (in_place and tensor is first))
+        for tensor in tree_leaves(result):
+            self._sources.pop(id(tensor), None)
+        if source is not None:
+            if not in_place:
+                self._uses[id(result)] = 0
+            self._sources[id(result)] = source
+            self._alive.append(result)
+
+    def _after(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        result: Any,
+        scale: Scale,
+    ) -> Any:
+        """The indices of the elements of a function's result."""
+
+        def indices_of(tensor: Any) -> Tensor | None:
+            return self._indices.get(id(tensor), {}).get(scale)
+
+        if name in _JOINS:
+            joined = [
+                torch.full(t.shape, _NONE, device=t.device) if (i := indices_of(t)) is None else i for t in args[0]
+            ]
+            return func(joined, *args[1:], **kwargs)
+        given = [indices_of(argument) for argument in args]
+        followed = [indices for indices in given if indices is not None]
+        # None that is inside of another argument.
+        _require(len(followed) == sum(indices_of(leaf) is not None for leaf in tree_leaves((args, kwargs))))
+        if name in _SUMS and len(followed) == 2:
+            first, second = torch.broadcast_tensors(*followed)
+            _require(torch.equal(first, second))
+            return first
+        # Anything else is of one tensor that is followed.
+        _require(len(followed) == 1)
+        if name in _PRODUCTS:
+            _require(given[0] is not None or name.startswith("mul"))
+            return followed[0].expand(result.shape)
+        _require(given[0] is not None)
+        indices, rest = followed[0], args[1:]
+        if name in _ELEMENTWISE:
+            _require(result.is_floating_point())
+            return indices
+        if name == "view":
+            _require(not any(isinstance(argument, torch.dtype) for argument in rest))
+            return indices.reshape(*rest, **kwargs)
+        if name in _MOVES:
+            # A view, as the function may be one that changes a tensor's shape in place.
+            return func(indices[...], *rest, **kwargs)
+        if name in _POOLINGS:
+            _require(indices.dim() == 2 + int(name[-2]))
+            return _same_along(indices, range(2, indices.dim())).expand(result.shape)
+        if name in _REDUCTIONS:
+            dims: Any = rest[0] if rest else kwargs.get("dim")
+            _require(dims is not None)
+            return _same_along(indices, [dims] if isinstance(dims, int) else dims).reshape(result.shape)
+        _require(name == "linear" or name in _CONVOLUTIONS)
+        self._columns[scale].append(_columns(name, indices, result, *rest, **kwargs))
+        return ()
+
+
+class _Mixed(Exception):
+    """A function does not commute with a multiplication."""
+
+
+def _commutes(name: str, input: Tensor, result: Any) -> bool:
+    """Whether a function returns its input's channels, each times what it was times."""
+    if not torch.is_tensor(result) or not result.is_floating_point():
+        return False
+    return name in _ELEMENTWISE | _POOLINGS or (name in _PRODUCTS and result.shape == input.shape)
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise _Mixed
+
+
+def _same_along(indices: Tensor, dims: Iterable[int]) -> Tensor:
+    """The indices along dimensions in which they do not differ, which are left with one element."""
+    dims = tuple(dims)
+    first = indices.amin(dims, keepdim=True) if dims else indices
+    _require(torch.equal(first.expand(indices.shape), indices))
+    return first
+
+
+def _columns(
+    name: str, indices: Tensor, result: Tensor, weight: Any = None, bias: Any = None, *args: Any, **kwargs: Any
+) -> tuple[nn.Parameter, Callable[[Tensor], Tensor], Tensor]:
+    """The weights that a multiplication reaches, how to arrange factors beside them, and the index of each channel."""
+    _require(isinstance(weight, nn.Parameter))
+    spatial = weight.dim() - 2
+    dim = indices.dim() - 1 - spatial
+    channels = _same_along(indices, [other for other in range(indices.dim()) if other != dim]).flatten()
+
+    def arrange(factors: Tensor) -> Tensor:
+        if "transpose" in name:
+            return factors.reshape(-1, *[1] * (spatial + 1))
+        # (groups, outputs of a group, inputs of a group)
+        groups = len(factors) // weight.shape[1]
+        beside = factors.reshape(groups, 1, -1).expand(groups, len(weight) // groups, -1)
+        return beside.reshape(*weight.shape[:2], *[1] * spatial)
+
+    return weight, arrange, channels
+
+
+def _source(name: str, tensors: Sequence[Tensor], result: Any) -> _Source | None:
+    """The layer that a result is of, if a layer's it is."""
+    parameters = tuple(tensor for tensor in tensors if isinstance(tensor, nn.Parameter))
+    if not parameters or not torch.is_tensor(result):
+        return None
+    if name in ("linear", *_CONVOLUTIONS) and parameters != tuple(tensors[1:]):
+        return None
+    if name == "linear" or (name == "layer_norm" and parameters[0].dim() == 1):
+        return _Source(parameters, result.dim() - 1, (id(result),))
+    if name in _CONVOLUTIONS and "transpose" not in name:
+        return _Source(parameters, result.dim() + 1 - parameters[0].dim(), (id(result),))
+    return _Source(parameters, 1, (id(result),)) if name in ("batch_norm", "group_norm", "instance_norm") else None

@@ -1,0 +1,25 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What decides which units go."""
+
+from pyro_bmrs.pruning.criteria.costs import in_proportion_to_cost, unit_costs
+from pyro_bmrs.pruning.criteria.criterion import Criterion, score_units
+from pyro_bmrs.pruning.criteria.evidence import BMRS_N, BMRS_U, EvidenceCriterion
+from pyro_bmrs.pruning.criteria.saliency import Saliency
+from pyro_bmrs.pruning.criteria.signal import SNR, PosteriorMean
+from pyro_bmrs.pruning.criteria.weights import WeightNorm
+
+__all__ = [
+    "BMRS_N",
+    "BMRS_U",
+    "Criterion",
+    "EvidenceCriterion",
+    "PosteriorMean",
+    "SNR",
+    "Saliency",
+    "WeightNorm",
+    "in_proportion_to_cost",
+    "score_units",
+    "unit_costs",
+]

@@ -1,0 +1,92 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a criterion of pruning is: a score for each unit, and a decision where there is one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.noise.attachment import noise_sites
+from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
+
+Scores: TypeAlias = dict[str, Tensor]
+
+
+class Criterion(ABC):
+    """
+    What decides which units go.
+
+    ``decides`` says whether the criterion has a threshold of its own; else :func:`~pyro_bmrs.pruning.prune` has to be
+    told how many units to remove.
+    """
+
+    decides: bool = False
+
+    @abstractmethod
+    def scores(self, net: nn.Module, guide: AutoTruncatedLogNormal) -> Scores:
+        """
+        A score for each unit, by site; of shape ``(num_units,)`` each, without gradients.
+
+        :param net: a network with noise.
+        :param guide: the fitted guide of its noise.
+        """
+
+    @abstractmethod
+    def margins(self, scores: Scores) -> Scores:
+        """
+        How much speaks for the removal of each unit: the larger, the sooner it goes.
+
+        Those of units that go together are added. Where the criterion ``decides``, a unit goes from 0 on.
+
+        :param scores: what :meth:`scores` returned.
+        """
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return type(self).__name__
+
+
+def score_units(criterion: Criterion, net: nn.Module, guide: AutoTruncatedLogNormal) -> Scores:
+    """
+    A criterion's scores, checked.
+
+    :raises ReductionError: for a guide of another network, one that is not fitted, or parameters that are not finite.
+    """
+    check_guide(net, guide)
+    scores = criterion.scores(net, guide)
+    for name, score in scores.items():
+        if score.isnan().any():
+            raise ReductionError(
+                f"{criterion.name} gives {int(score.isnan().sum())} of {len(score)} units at site {name!r} a score "
+                "that is NaN: the weights, or the noise, are not finite"
+            )
+    return scores
+
+
+def check_guide(net: nn.Module, guide: AutoTruncatedLogNormal) -> None:
+    """
+    Sees that a guide belongs to a network, and has been fitted.
+
+    :raises ReductionError: if not.
+    """
+    if not isinstance(guide, AutoTruncatedLogNormal):
+        raise ReductionError(f"the guide of the noise is an AutoTruncatedLogNormal, not a {type(guide).__name__}")
+    sites = noise_sites(net)
+    if not sites:
+        raise ReductionError("the network has no noise; attach_noise(net) puts it there, and training fits it")
+    if sites.keys() != guide.noise.keys() or any(sites[name].noise is not guide.noise[name] for name in sites):
+        raise ReductionError(
+            f"the guide belongs to another network: its noise sites are {sorted(guide.noise)}, the network's "
+            f"{sorted(sites)}; give the network that it was made for (and no copy of it)"
+        )
+    bad = int((~guide.noise_parameters.isfinite()).sum())
+    if bad:
+        raise ReductionError(f"{bad} of the guide's {guide.noise_parameters.numel()} noise parameters are not finite")
+    if not guide.is_fitted:
+        raise ReductionError("the guide is not fitted: its noise is where it began; train before pruning")

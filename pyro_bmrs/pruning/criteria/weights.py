@@ -1,0 +1,59 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A criterion that reads the weights of a unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores
+from pyro_bmrs.pruning.noise.attachment import NoiseSite, noise_sites
+from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
+
+
+@dataclass(frozen=True)
+class WeightNorm(Criterion):
+    """
+    The Euclidean norm of a unit's incoming weights.
+
+    A head's weights are those of the output projection that it is multiplied by; a block's are those of the last layer
+    of its branch.
+    """
+
+    def scores(self, net: nn.Module, guide: AutoTruncatedLogNormal) -> Scores:
+        """The norm; 0 for units that are gone."""
+        with torch.no_grad():
+            return {
+                name: torch.where(site.noise.kept, incoming_weights(net, site).norm(dim=1), 0.0)
+                for name, site in noise_sites(net).items()
+            }
+
+    def margins(self, scores: Scores) -> Scores:
+        """The smallest go first."""
+        return {name: -score for name, score in scores.items()}
+
+
+def incoming_weights(net: nn.Module, site: NoiseSite) -> Tensor:
+    """
+    The weights that belong to each unit of a noise site, of shape ``(num_units, weights)``.
+
+    :raises ReductionError: where the layer has no weight, or is not known.
+    """
+    layer: Any = net.get_submodule(site.place if site.kind == "heads" else site.module)
+    if site.kind == "block" and not isinstance(getattr(layer, "weight", None), Tensor):
+        inner = [module for module in layer.modules() if isinstance(getattr(module, "weight", None), Tensor)]
+        layer = inner[-1] if inner else layer
+    weight = getattr(layer, "weight", None)
+    if not site.module or not isinstance(weight, Tensor):
+        raise ReductionError(f"the layer of noise site {site.name!r} is not known, or has no weight to go by")
+    if site.kind == "heads":
+        weight = weight.T
+    elif isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.reshape(site.noise.num_units, -1)

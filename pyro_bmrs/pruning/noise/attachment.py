@@ -1,0 +1,273 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Noise on a network as it is: attached by hooks, and taken off again.
+
+The noise acts in a forward hook, on what a module returns, or in a forward pre-hook, on what a module is given, or on
+the weight that this is multiplied with, where that is the same.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+from torch import nn
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.layers import has_channels_in_columns
+from pyro_bmrs.pruning.noise.hooks import AttentionHook, ConvolutionHook, NoiseHook, noise_hooks_in
+from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
+from pyro_bmrs.pruning.noise.placement import Placement, find_placements
+
+Selection: TypeAlias = str | type[nn.Module]
+
+KINDS = ("units", "heads", "block")
+
+
+@dataclass(frozen=True)
+class NoiseSite:
+    """
+    Where noise acts in a network.
+
+    :param name: name of the sample site.
+    :param noise: the noise, with ``num_units``, ``unit_size``, ``dim`` and ``kept``.
+    :param module: name of the layer whose outputs (for heads: whose heads; for a block: whose whole output) the units
+        are. Empty for noise that the network calls itself.
+    :param place: name of the module that is hooked; it may lie a few elementwise steps after ``module``: a batch norm,
+        an activation, a pooling, a dropout.
+    :param when: ``"output"`` if the noise multiplies what ``place`` returns, ``"input"`` if what it is given.
+    :param kind: ``"units"`` of a layer (features, channels; behind a flattening, ``unit_size`` elements are one
+        channel), ``"heads"`` of an attention (each ``unit_size`` features of what the output projection is given; for
+        ``nn.MultiheadAttention``, which calls no projection, ``place`` is its ``out_proj`` nevertheless), or a
+        ``"block"``, the whole residual branch that ends at ``place``, as one unit.
+    """
+
+    name: str
+    noise: MultiplicativeNoise
+    module: str
+    place: str
+    when: str
+    kind: str
+
+
+def attach_noise(
+    net: nn.Module,
+    modules: Selection | Iterable[Selection] | None = None,
+    *,
+    kinds: Collection[str] = ("units", "heads"),
+    heads: Mapping[str, int] | None = None,
+    per_example: bool = False,
+    low: float = math.exp(-20),
+    high: float = 1.0,
+) -> nn.Module:
+    """
+    Puts multiplicative noise on the units of a network, whose code stays as it is.
+
+    Each linear or convolutional layer gets a noise variable for each feature or channel of its output, each attention
+    one for each head, and, where asked for, each residual branch one for the whole of it. The sample site has the name
+    of the layer. The layers that compute the network's output are left alone, as are those called more than once.
+
+    The noise on a layer's units acts after the activation that follows (or else after the batch norm): on the output of
+    the activation's module; on that of the pooling behind it, or on the weight of the convolution that comes next,
+    where it is the same and costs less; where the activation is a function, or a module called more than once, on the
+    input of the layer that takes its value (of its flattened pixels, all that are one channel's); where there is no one
+    such layer, on what the batch norm or the layer itself puts out, so before the activation. The places are found by
+    :mod:`torch.fx`; in parts of a network that it cannot trace, the noise acts on what the layer itself puts out.
+
+    Without ``modules``, linear layers whose output goes into a residual sum, a layer norm or a reshape before any
+    activation (the projections of attentions and embeddings) have no noise; they can be named.
+
+    Attentions are ``nn.MultiheadAttention``, and modules that hold a number of heads, as ``num_heads``, and linear
+    layers under the names usual for queries, keys and values, with one more linear layer, the output projection. The
+    noise acts on what the output projection is given. On ``nn.MultiheadAttention`` it is one draw for all examples.
+
+    :param net: the network; it is changed in place.
+    :param modules: which layers: names, patterns (as ``"encoder.*"``; ``*`` matches dots too) or types of layers,
+        attentions and blocks, or of modules that hold them. All by default.
+    :param kinds: which kinds of units: ``"units"``, ``"heads"``, ``"block"``.
+    :param heads: for attentions that are not recognised, the name of the output projection and the number of heads.
+    :param per_example: whether each example has a draw of its own in training; see :class:`MultiplicativeNoise`.
+    :param low: lower end of the prior of the noise.
+    :param high: its upper end.
+    :return: the network.
+    :raises ReductionError: for noise attached twice, nothing to attach to, a name or type that matches nothing, or
+        heads that do not divide what a projection is given. The network is then as it was.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import attach_noise, noise_sites
+        >>> net = nn.Sequential(nn.Conv2d(1, 6, 5), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 24 * 24, 10))
+        >>> [(site.name, site.place, site.noise.num_units) for site in noise_sites(attach_noise(net)).values()]
+        [('0', '1', 6)]
+    """
+    if any(noise_hooks_in(net)):
+        raise ReductionError("the network has noise attached already; take it off with detach_noise(net) first")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ReductionError(f"kinds are {', '.join(map(repr, KINDS))}, not {kind!r}")
+    heads = dict(heads or {})
+    _check_heads(net, heads)
+    found = find_placements(net, kinds, heads)
+    chosen = _choose(net, found, modules, list(kinds))
+    layers = dict(net.named_modules())
+    hooks = []
+    for placement in chosen:
+        layer, place = layers[placement.module], layers[placement.place]
+        is_attention = isinstance(layer, nn.MultiheadAttention) and placement.kind == "heads"
+        noise = MultiplicativeNoise(
+            placement.num_units,
+            dim=placement.dim,
+            unit_size=placement.unit_size,
+            per_example=per_example and not is_attention,
+            low=low,
+            high=high,
+            name=placement.name,
+        )
+        like = next((parameter for parameter in place.parameters()), next(net.parameters()))
+        noise.to(like.device, like.dtype).train(place.training)
+        is_convolution = placement.when == "input" and has_channels_in_columns(place)
+        hook = AttentionHook if is_attention else ConvolutionHook if is_convolution else NoiseHook
+        hooks.append(hook(noise, layer, place, placement.when, placement.kind))
+    for attached in hooks:
+        attached.attach()
+        attached.encoders += [encoder for encoder in _nesting(net) if attached.place in set(encoder.modules())]
+        for encoder in attached.encoders:
+            encoder.use_nested_tensor = False
+    return net
+
+
+def _nesting(net: nn.Module) -> list[nn.TransformerEncoder]:
+    """Encoders that pack padded sequences into nested tensors, for speed in evaluation."""
+    encoders = [module for module in net.modules() if isinstance(module, nn.TransformerEncoder)]
+    return [encoder for encoder in encoders if encoder.use_nested_tensor]
+
+
+def detach_noise(net: nn.Module) -> nn.Module:
+    """
+    Takes all the noise off a network that :func:`attach_noise` put there; the network is changed in place.
+
+    Units that were pruned are whole again: what pruning decided is in the noise alone.
+
+    :param net: the network.
+    :return: the network.
+    :raises ReductionError: for a network without noise attached.
+
+    Example::
+
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import attach_noise, detach_noise, noise_sites
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> noise_sites(detach_noise(attach_noise(net)))
+        {}
+    """
+    hooks = set(noise_hooks_in(net))
+    if not hooks:
+        raise ReductionError("the network has no noise attached")
+    for module in list(net.modules()):
+        for registry in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in registry.items() if isinstance(hook, NoiseHook)]:
+                del registry[key]
+                module._forward_hooks_always_called.pop(key, None)
+    for hook in hooks:
+        for name in [name for name, child in hook.place.named_children() if child is hook.noise]:
+            delattr(hook.place, name)
+        for encoder in hook.encoders:
+            encoder.use_nested_tensor = True
+    return net
+
+
+def _check_heads(net: nn.Module, heads: Mapping[str, int]) -> None:
+    layers = dict(net.named_modules())
+    for name, count in heads.items():
+        layer = layers.get(name)
+        if not isinstance(layer, nn.Linear):
+            linear = [key for key, module in layers.items() if isinstance(module, nn.Linear)]
+            raise ReductionError(
+                f"heads names the output projection {name!r}, which is no linear layer{_near(name, linear)}"
+            )
+        if not isinstance(count, int) or count < 1 or layer.in_features % count:
+            raise ReductionError(
+                f"the output projection {name!r} is given {layer.in_features} features, which are not {count} heads"
+            )
+
+
+def _choose(
+    net: nn.Module,
+    found: list[Placement],
+    modules: Selection | Iterable[Selection] | None,
+    kinds: list[str],
+) -> list[Placement]:
+    if modules is None:
+        chosen = [placement for placement in found if placement.is_default or placement.kind == "block"]
+        if not chosen:
+            other = f"; name one of {[placement.name for placement in found]}" if found else ""
+            raise ReductionError(
+                f"the network has nothing to attach noise to, of the kinds {kinds}: no linear or convolutional layer "
+                f"before the last, no attention, no residual branch{other}"
+            )
+        return chosen
+    selections = [modules] if isinstance(modules, (str, type)) else list(modules)
+    layers = dict(net.named_modules())
+    chosen = []
+    for selection in selections:
+        matching = [placement for placement in found if _matches(selection, placement, layers)]
+        if not matching:
+            raise _no_match(selection, found, layers)
+        chosen += matching
+    return [placement for placement in found if placement in chosen]
+
+
+def _matches(selection: Selection, placement: Placement, layers: Mapping[str, nn.Module]) -> bool:
+    """Whether a layer is meant: itself, or a module that holds it."""
+    parts = placement.module.split(".")
+    names = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    if isinstance(selection, str):
+        return any(fnmatchcase(name, selection) for name in [placement.name, *names])
+    return any(isinstance(layers[name], selection) for name in names)
+
+
+def _no_match(selection: Selection, found: list[Placement], layers: Mapping[str, nn.Module]) -> ReductionError:
+    names = [placement.name for placement in found]
+    if isinstance(selection, type):
+        return ReductionError(f"no layer that can have noise is, or is in, a {selection.__name__}; there are {names}")
+    if selection in layers:
+        return ReductionError(
+            f"{selection!r} cannot have noise: it is, or holds, no layer but the last, one called more than once, or "
+            f"one of a kind not asked for; there are {names}"
+        )
+    return ReductionError(f"no layer is named, or matches, {selection!r}{_near(selection, names)}; there are {names}")
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def noise_sites(net: nn.Module) -> dict[str, NoiseSite]:
+    """
+    The noise in a network, in the order in which its modules are registered.
+
+    :param net: a network after :func:`attach_noise`, or one that calls :class:`MultiplicativeNoise` itself.
+    :return: for each site name, where it acts.
+    """
+    names = {module: name for name, module in net.named_modules()}
+    hooked = [
+        NoiseSite(hook.noise.site_name, hook.noise, names[hook.layer], names[hook.place], hook.when, hook.kind)
+        for hook in dict.fromkeys(noise_hooks_in(net))
+        if hook.place in names and hook.layer in names
+    ]
+    known = {site.noise for site in hooked}
+    called = [
+        NoiseSite(module.site_name, module, "", place, "output", "units")
+        for module, place in names.items()
+        if isinstance(module, MultiplicativeNoise) and module not in known
+    ]
+    return {site.name: site for site in [*hooked, *called]}

@@ -1,0 +1,113 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The graph of a network, traced symbolically, without an input.
+
+A network whose forward cannot be traced (:mod:`torch.fx`) is read part by part.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from torch import fx, nn
+
+from pyro_bmrs.pruning.layers import _ATTENTION, _TRANSFORMER_LAYERS, _UNWEIGHTED, layer_units
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, leaves: Collection[nn.Module]) -> None:
+        super().__init__()
+        self.leaves = leaves
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m in self.leaves or layer_units(m) is not None or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace(module: nn.Module, leaves: Collection[nn.Module]) -> fx.Graph | None:
+    try:
+        return _Tracer(leaves).trace(module)
+    # A forward may fail on a symbolic input in whatever way it likes; that it cannot be traced is the answer.
+    except Exception:
+        return None
+
+
+def _graphs(
+    module: nn.Module, attentions: Collection[nn.Module], prefix: str = ""
+) -> Iterator[tuple[str, nn.Module, fx.Graph]]:
+    """The graph of a module, or of those parts of it that can be traced; attentions are one step if they have to be."""
+    if layer_units(module) is not None or isinstance(module, (_ATTENTION, *_TRANSFORMER_LAYERS)):
+        return
+    graph = _trace(module, ())
+    if graph is None and attentions and module not in attentions:
+        graph = _trace(module, attentions)
+    if graph is not None:
+        yield prefix, module, graph
+        return
+    for name, child in module.named_children():
+        yield from _graphs(child, attentions, f"{prefix}{name}.")
+
+
+class _Flow:
+    """The graph of a module, as it is asked here."""
+
+    def __init__(self, prefix: str, module: nn.Module, graph: fx.Graph) -> None:
+        self.prefix, self.module, self.graph = prefix, module, graph
+        self.calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+        self.ancestors: dict[fx.Node, frozenset[fx.Node]] = {}
+        for node in graph.nodes:
+            inputs = node.all_input_nodes
+            self.ancestors[node] = frozenset(inputs).union(*(self.ancestors[source] for source in inputs))
+
+    def called(self, node: fx.Node) -> nn.Module | None:
+        return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def is_weighted(self, node: fx.Node) -> bool:
+        module = self.called(node)
+        return module is not None and any(True for _ in module.parameters()) and not isinstance(module, _UNWEIGHTED)
+
+    def name(self, node: fx.Node) -> str:
+        """The name in the whole network of the module that is called."""
+        return self.prefix + str(node.target)
+
+    def is_once(self, node: fx.Node) -> bool:
+        return self.calls[node.target] == 1
+
+    def is_last(self, node: fx.Node) -> bool:
+        """Whether no further layer follows."""
+        return not any(node in self.ancestors[other] and self.is_weighted(other) for other in self.graph.nodes)
+
+    def steps(self, node: fx.Node) -> Iterator[fx.Node]:
+        """What happens to a value, one after the other, while it goes one way only."""
+        while True:
+            users = [user for user in node.users if not _is_shape(user)]
+            if len(users) != 1:
+                return
+            node = users[0]
+            yield node
+
+
+def _name(node: fx.Node) -> str:
+    target: Any = node.target
+    return target if node.op == "call_method" else getattr(target, "__name__", "")
+
+
+def _is_shape(node: fx.Node) -> bool:
+    """Whether a step asks for sizes and not for values."""
+    return _name(node) in ("size", "dim") or (node.target is getattr and node.args[1] in ("shape", "ndim"))
+
+
+def _is_flattening(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether all but the examples and the units are made one dimension with the units, which vary slowest."""
+    if isinstance(module, nn.Flatten):
+        return module.start_dim == 1 and module.end_dim == -1
+    rest: tuple[Any, ...] = node.args[1:]
+    if _name(node) == "flatten":
+        return rest in ((1,), (1, -1)) or (not rest and dict(node.kwargs) == {"start_dim": 1})
+    if _name(node) in ("view", "reshape"):
+        sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
+        return len(sizes) == 2 and isinstance(sizes[1], int) and sizes[1] == -1
+    return False

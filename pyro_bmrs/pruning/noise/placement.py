@@ -1,0 +1,265 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Where noise can go in a network: found by following each layer's output through the network's graph.
+
+The graph is traced symbolically (:mod:`torch.fx`), without an input. A network whose forward cannot be traced is read
+part by part; of what cannot be traced at all, each layer's own output is the place.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from pyro_bmrs.pruning.layers import (
+    _ACTIVATION_NAMES,
+    _ACTIVATIONS,
+    _ATTENTION,
+    _CONVOLUTIONS,
+    _NORMS,
+    _PASSIVE,
+    _PASSIVE_NAMES,
+    _POOLINGS,
+    _PROJECTED,
+    _TRANSFORMER_LAYERS,
+    HEAD_COUNTS,
+    _unit_dim,
+    has_channels_in_columns,
+    layer_units,
+)
+from pyro_bmrs.pruning.noise.graph import _Flow, _graphs, _is_flattening, _name
+
+_SUMS = (operator.add, operator.iadd, torch.add)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """
+    A place where noise can go; the fields of :class:`~pyro_bmrs.pruning.NoiseSite`, and the shape of the noise.
+
+    :param is_default: whether to use it where the user names no layers: its units can be followed to the next layer.
+    """
+
+    name: str
+    module: str
+    place: str
+    when: str
+    kind: str
+    num_units: int
+    dim: int | None
+    unit_size: int = 1
+    is_default: bool = True
+
+
+def find_placements(net: nn.Module, kinds: Collection[str], heads: Mapping[str, int]) -> list[Placement]:
+    """
+    All the places for noise in a network, in the order of its modules.
+
+    :param net: the network.
+    :param kinds: the kinds of units asked for.
+    :param heads: for output projections of attentions that are not recognised, the number of heads.
+    """
+    modules = dict(net.named_modules())
+    recognised = _recognised_heads(modules)
+    attentions = tuple(modules[_attention_of(modules, place)] for place in recognised)
+    flows = [_Flow(*part) for part in _graphs(net, attentions)]
+    units = [*_units(net, modules, flows), *_transformer_units(modules)]
+    blocks = [*_blocks(flows), *_transformer_blocks(modules)]
+    found = [*units, *_heads(modules, {**recognised, **heads}), *blocks]
+    order = {name: position for position, name in enumerate(modules)}
+    asked = [placement for placement in found if placement.kind in kinds]
+    return sorted(_unique(asked), key=lambda placement: order[placement.place])
+
+
+def _unique(placements: Sequence[Placement]) -> Iterator[Placement]:
+    """Site names once: a block, or heads, that would have the name of another site say what they are."""
+    taken: set[str] = set()
+    for placement in placements:
+        name = placement.name
+        if name in taken:
+            name = f"{name}.{placement.kind}"
+        taken.add(name)
+        yield replace(placement, name=name)
+
+
+def _units(net: nn.Module, modules: Mapping[str, nn.Module], flows: Sequence[_Flow]) -> Iterator[Placement]:
+    seen: set[str] = set()
+    for flow in flows:
+        for node in flow.graph.nodes:
+            layer = flow.called(node)
+            if layer is None or layer_units(layer) is None:
+                continue
+            name = flow.name(node)
+            seen.add(name)
+            is_last = flow.is_last(node) and (flow.module is net or _is_last_layer(modules, name))
+            # Of a layer called twice the noise would be two variables of one name.
+            if flow.is_once(node) and not is_last:
+                yield _place_of(flow, node, layer)
+    if any(flow.module is net for flow in flows):
+        return
+    whole = [name for name, module in modules.items() if isinstance(module, (_ATTENTION, *_TRANSFORMER_LAYERS))]
+    inside = tuple(f"{name}." for name in whole)
+    for name, layer in modules.items():
+        units = layer_units(layer)
+        if units is not None and name not in seen and not name.startswith(inside) and not _is_last_layer(modules, name):
+            yield Placement(name, name, name, "output", "units", units, _unit_dim(layer))
+
+
+def _is_last_layer(modules: Mapping[str, nn.Module], name: str) -> bool:
+    return [other for other, module in modules.items() if layer_units(module) is not None][-1] == name
+
+
+def _place_of(flow: _Flow, node: fx.Node, layer: nn.Module) -> Placement:
+    """After the activation, else at the input of the next layer, else after the batch norm or the layer itself."""
+    name, units, is_image = flow.name(node), layer_units(layer), isinstance(layer, _CONVOLUTIONS)
+    assert units is not None
+    own = Placement(name, name, name, "output", "units", units, _unit_dim(layer))
+    activated = flattened = False
+    for step in flow.steps(node):
+        module, called = flow.called(step), "" if step.op == "call_module" else _name(step)
+        if isinstance(module, _ACTIVATIONS) or called in _ACTIVATION_NAMES:
+            activated = True
+            if module is not None and flow.is_once(step) and not flattened:
+                return _behind_activation(own, flow, step)
+        elif isinstance(module, _NORMS):
+            if flow.is_once(step) and not (activated or flattened):
+                own = replace(own, place=flow.name(step))
+        elif is_image and _is_flattening(step, module):
+            flattened = True
+        elif module is not None and layer_units(module) is not None:
+            is_next = activated and flow.is_once(step) and bool(step.args)
+            return _at_input(own, module, flow.name(step), flattened) if is_next else own
+        elif not isinstance(module, _PASSIVE) and called not in _PASSIVE_NAMES:
+            is_sum = step.target in _SUMS or called == "add"
+            return replace(own, is_default=activated or own.place != name or (is_image and is_sum))
+    return replace(own, is_default=activated or own.place != name or is_image)
+
+
+def _behind_activation(own: Placement, flow: _Flow, node: fx.Node) -> Placement:
+    """
+    Where noise has less to do than on an activation: what follows at once, and is the same.
+
+    That is the last of the poolings, with which noise, never negative, commutes, and then the weight of a convolution.
+    """
+    for step in flow.steps(node):
+        module: Any = flow.called(step)
+        if not flow.is_once(step):
+            break
+        if has_channels_in_columns(module):
+            return replace(own, place=flow.name(step), when="input")
+        if not isinstance(module, _POOLINGS) or getattr(module, "return_indices", False):
+            break
+        node = step
+    return replace(own, place=flow.name(node))
+
+
+def _at_input(own: Placement, consumer: nn.Module, place: str, flattened: bool) -> Placement:
+    if not flattened:
+        return replace(own, place=place, when="input")
+    width = consumer.in_features if isinstance(consumer, nn.Linear) else 0
+    if not width or width % own.num_units:
+        return own
+    return replace(own, place=place, when="input", unit_size=width // own.num_units, dim=-1)
+
+
+def _transformer_units(modules: Mapping[str, nn.Module]) -> Iterator[Placement]:
+    """The hidden units of torch's own transformer layers, which are one module to the tracer."""
+    for name, module in modules.items():
+        if isinstance(module, _TRANSFORMER_LAYERS):
+            hidden, place = _join(name, "linear1"), _join(name, "linear2")
+            yield Placement(hidden, hidden, place, "input", "units", module.linear1.out_features, -1)
+
+
+def _transformer_blocks(modules: Mapping[str, nn.Module]) -> Iterator[Placement]:
+    for name, module in modules.items():
+        if isinstance(module, _TRANSFORMER_LAYERS):
+            branches = [("self_attn", "dropout1"), ("linear2", "dropout2")]
+            if isinstance(module, nn.TransformerDecoderLayer):
+                branches = [("self_attn", "dropout1"), ("multihead_attn", "dropout2"), ("linear2", "dropout3")]
+            for layer, dropout in branches:
+                place = _join(name, dropout)
+                yield Placement(place, _join(name, layer), place, "output", "block", 1, None, is_default=False)
+
+
+def _recognised_heads(modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    """The output projections of attentions written as projections: of modules that hold a number of heads."""
+    found = {}
+    for name, module in modules.items():
+        counts = [value for value in (getattr(module, key, None) for key in HEAD_COUNTS) if type(value) is int]
+        if not counts or isinstance(module, _ATTENTION):
+            continue
+        linear = {child: layer for child, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+        projected = [child for child in linear if child.rpartition(".")[2].lower() in _PROJECTED]
+        others = [child for child in linear if child not in projected]
+        if projected and len(others) == 1 and linear[others[0]].in_features % counts[0] == 0:
+            found[_join(name, others[0])] = counts[0]
+    return found
+
+
+def _attention_of(modules: Mapping[str, nn.Module], projection: str) -> str:
+    """The module whose output projection this is, which may be in a sequence with a dropout."""
+    name = projection.rpartition(".")[0]
+    while name and isinstance(modules[name], nn.Sequential):
+        name = name.rpartition(".")[0]
+    return name
+
+
+def _heads(modules: Mapping[str, nn.Module], projections: Mapping[str, int]) -> Iterator[Placement]:
+    for name, module in modules.items():
+        if isinstance(module, _ATTENTION):
+            place, count, width = _join(name, "out_proj"), module.num_heads, module.head_dim
+            yield Placement(name, name, place, "input", "heads", count, -1, width)
+    for place, count in projections.items():
+        layer: Any = modules[place]
+        name = _attention_of(modules, place) or place
+        yield Placement(name, name, place, "input", "heads", count, -1, layer.in_features // count)
+
+
+def _blocks(flows: Sequence[_Flow]) -> Iterator[Placement]:
+    """The branches of residual sums; the branch is the summand with more layers since the two parted."""
+    for flow in flows:
+        branches = []
+        for node in flow.graph.nodes:
+            is_sum = node.target in _SUMS or (node.op == "call_method" and _name(node) in ("add", "add_"))
+            end = _branch_end(flow, *node.all_input_nodes) if is_sum and len(node.all_input_nodes) == 2 else None
+            if end is not None:
+                branches.append((_owner(node), flow.name(end)))
+        owners = Counter(owner for owner, _ in branches)
+        for owner, place in branches:
+            name = flow.prefix + owner if owner and owners[owner] == 1 else place
+            yield Placement(name, name, place, "output", "block", 1, None, is_default=False)
+
+
+def _branch_end(flow: _Flow, one: fx.Node, other: fx.Node) -> fx.Node | None:
+    """The last module of a residual branch, the one that noise on the whole branch hangs on."""
+    own = [flow.ancestors[node] | {node} for node in (one, other)]
+    layers = [sum(map(flow.is_weighted, own[i] - own[1 - i])) for i in range(2)]
+    if layers[0] == layers[1]:
+        return None
+    end, own_nodes = (one, own[0] - own[1]) if layers[0] > layers[1] else (other, own[1] - own[0])
+    while end in own_nodes and len(end.users) == 1:
+        if flow.called(end) is not None:
+            return end if flow.is_once(end) else None
+        inputs = end.all_input_nodes
+        if len(inputs) != 1:
+            return None
+        end = inputs[0]
+    return None
+
+
+def _owner(node: fx.Node) -> str:
+    """The module in whose forward an operation stands."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def _join(*names: str) -> str:
+    return ".".join(filter(None, names))

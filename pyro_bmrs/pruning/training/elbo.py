@@ -1,0 +1,92 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The ELBO of a network whose only latent variables are its noise, at little more than what the network costs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pyro.infer import TraceMeanField_ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
+from pyro_bmrs.pruning.training.models import Likelihood
+
+
+class NoiseELBO(TraceMeanField_ELBO):
+    """
+    ``TraceMeanField_ELBO`` with a short cut for networks of which nothing but the noise is latent.
+
+    In a small network, Pyro's account of every sample site costs several times what the layers do. For a
+    :class:`~pyro_bmrs.pruning.Classification` or :class:`~pyro_bmrs.pruning.Regression` whose guide is an
+    :class:`~pyro_bmrs.pruning.AutoTruncatedLogNormal`, the loss is that of the parent class, of the same draws, without
+    that account. For any other model, for Bayesian weights beside the noise, under other handlers (as in ``SVI``), and
+    with several particles, it is the parent's.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro.infer import TraceMeanField_ELBO
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, NoiseELBO, attach_noise
+        >>> x, y = torch.randn(200, 3), torch.randint(2, (200,))
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)))
+        >>> model = Classification(net, num_examples=200)
+        >>> guide = AutoTruncatedLogNormal(model)
+        >>> losses = []
+        >>> for elbo in (NoiseELBO(), TraceMeanField_ELBO()):
+        ...     _ = torch.manual_seed(0)
+        ...     losses.append(elbo(model, guide)(x, y))
+        >>> torch.testing.assert_close(*losses)
+    """
+
+    # A model met with other latent variables than noise, which the short cut is not for.
+    _has_others: Any = None
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The negative ELBO of one draw, to be differentiated."""
+        if self._is_short(model, guide) and len(args) == 2 and not kwargs and args[1] is not None:
+            try:
+                return self._short_loss(model, guide, *args)
+            except _OtherSite:
+                self._has_others = model
+        return super().differentiable_loss(model, guide, *args, **kwargs)
+
+    def _is_short(self, model: Any, guide: Any) -> bool:
+        return (
+            isinstance(model, Likelihood)
+            and isinstance(guide, AutoTruncatedLogNormal)
+            and guide.model is model
+            and type(model).forward is Likelihood.forward
+            and type(guide).get_posterior is AutoTruncatedLogNormal.get_posterior
+            and self._has_others is not model
+            and self.num_particles == 1
+            and not _PYRO_STACK
+        )
+
+    def _short_loss(self, model: Likelihood, guide: AutoTruncatedLogNormal, x: Any, y: Tensor) -> Tensor:
+        with guide.given_noise(model.example_weight) as noise, _NothingElse():
+            loss = model.negative_log_likelihood(model.net(x), y) + noise.weighted_divergence
+        if model.training:
+            model.count_step()
+        # As a number: on a tensor with a gradient, Pyro would hang a hook that costs as much as a layer.
+        number: Any = loss.item()
+        if math.isnan(number):
+            warn_if_nan(number, "loss")
+        return loss
+
+
+class _OtherSite(Exception):
+    """A sample site that is no noise."""
+
+
+class _NothingElse(Messenger):
+    """Sees that no sample statement is met: noise that is given needs none."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        raise _OtherSite

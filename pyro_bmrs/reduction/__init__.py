@@ -1,0 +1,14 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The front door: the change in log evidence and the posterior under reduced priors."""
+
+from pyro_bmrs.reduction.empirical_bayes import OptimizedPrior, optimize_reduced_prior
+from pyro_bmrs.reduction.reduction import Reduction, reduce_model
+
+__all__ = [
+    "OptimizedPrior",
+    "Reduction",
+    "optimize_reduced_prior",
+    "reduce_model",
+]

@@ -1,0 +1,181 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Reduced priors as the user states them, and the model that carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _DIM_ALLOCATOR
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_bmrs.errors import ReductionError, name_of_unknown
+from pyro_bmrs.posteriors.traces import accepts, latent_nodes, track, upstream_sites
+from pyro_bmrs.structure.parameters import map_parameters, tensor_of
+
+ReducedPriorLike: TypeAlias = Distribution | Mapping[str, Distribution] | Callable[..., Any]
+
+
+def describe_shape(distribution: Distribution) -> str:
+    """The shapes of a distribution, in words fit for an error message."""
+    return f"batch shape {tuple(distribution.batch_shape)}, event shape {tuple(distribution.event_shape)}"
+
+
+def match_prior(name: str, reduced_prior: Distribution, prior: Distribution) -> Distribution:
+    """
+    A reduced prior brought to the batch and event dimensions of the prior whose place it takes.
+
+    A scalar distribution serves a site of any shape; it is expanded and its rightmost batch dimensions are declared
+    dependent (``.to_event``) as the prior's are.
+
+    :raises ReductionError: where the shapes do not fit.
+    """
+    missing = len(prior.event_shape) - len(reduced_prior.event_shape)
+    shape = prior.batch_shape + prior.event_shape[:missing] if missing > 0 else prior.batch_shape
+    problem = missing < 0 or reduced_prior.event_shape != prior.event_shape[max(missing, 0) :]
+    if not problem and reduced_prior.batch_shape != shape:
+        try:
+            problem = torch.broadcast_shapes(reduced_prior.batch_shape, shape) != shape
+        except RuntimeError:
+            problem = True
+        if not problem:
+            reduced_prior = reduced_prior.expand(shape)
+    if problem:
+        raise ReductionError(
+            f"the reduced prior of site {name!r} has {describe_shape(reduced_prior)}, which does not broadcast to the "
+            f"prior's {describe_shape(prior)}; give it a shape that does, or a scalar distribution for all elements"
+        )
+    reduced_prior = _at_home(reduced_prior, prior)
+    return dist.Independent(reduced_prior, missing) if missing > 0 else reduced_prior
+
+
+def _at_home(reduced_prior: Distribution, prior: Distribution) -> Distribution:
+    """The reduced prior in the dtype and on the device of the prior, as a number in a formula would be."""
+    own, like = tensor_of(reduced_prior), tensor_of(prior)
+    if own is None or like is None or (own.dtype == like.dtype and own.device == like.device):
+        return reduced_prior
+
+    def move(path: str, value: Tensor, *_: Any) -> Tensor:
+        return value.to(like) if value.is_floating_point() else value.to(like.device)
+
+    return map_parameters(reduced_prior, move)
+
+
+class ReducedPriors(Messenger):
+    """
+    The reduced priors of a model, and the effect that puts them in place.
+
+    As an effect handler it replaces the prior at each reduced site, at the shapes that the site has as the model runs.
+
+    :param upstream: for each reduced site, the sites that its reduced prior depends on.
+    :param at: the reduced prior of a site, given the values of the sites drawn before it.
+    """
+
+    def __init__(
+        self, upstream: Mapping[str, frozenset[str]], at: Callable[[str, Mapping[str, Tensor]], Distribution]
+    ) -> None:
+        super().__init__()
+        self.upstream = upstream
+        self.sites = frozenset(upstream)
+        self.at = at
+        self._values: dict[str, Tensor] = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(sorted(self.sites))})"
+
+    def __enter__(self) -> ReducedPriors:
+        self._values = {}
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.sites and not msg["is_observed"] and not site_is_subsample(msg):
+            msg["fn"] = match_prior(msg["name"], self.at(msg["name"], self._values), msg["fn"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg):
+            self._values[msg["name"]] = msg["value"]
+
+
+def read_reduced_priors(
+    reduced_prior: ReducedPriorLike, latent: Collection[str], args: tuple, kwargs: dict[str, Any]
+) -> ReducedPriors:
+    """
+    The reduced priors that a user states: a distribution, a mapping from site to distribution, or a Pyro program.
+
+    :param reduced_prior: a distribution where there is one latent site, a mapping, or a Pyro program whose latent
+        sample sites are the reduced priors (called with the model's arguments where it takes any).
+    :param latent: names of the model's latent sites.
+    :raises ReductionError: for an ambiguous or unknown site, or anything that is no distribution.
+    """
+    if isinstance(reduced_prior, Distribution):
+        if len(latent) != 1:
+            raise ReductionError(
+                f"a single reduced prior fits a model with one latent site, and this one has {sorted(latent)}; "
+                "give a mapping from site name to reduced prior"
+            )
+        return read_reduced_priors({next(iter(latent)): reduced_prior}, latent, args, kwargs)
+    if isinstance(reduced_prior, Mapping):
+        if not reduced_prior:
+            raise ReductionError("the mapping of reduced priors is empty; name at least one site")
+        for name, distribution in reduced_prior.items():
+            if name not in latent:
+                raise name_of_unknown(name, latent, "the model")
+            if not isinstance(distribution, Distribution):
+                raise ReductionError(
+                    f"the reduced prior of site {name!r} is a {type(distribution).__name__}; give a distribution "
+                    "(dist.Delta(value) fixes the site at a value)"
+                )
+        fixed = dict(reduced_prior)
+        return ReducedPriors(dict.fromkeys(fixed, frozenset()), lambda name, values: fixed[name])
+    if callable(reduced_prior):
+        return _read_program(reduced_prior, latent, args, kwargs)
+    raise ReductionError(
+        f"reduced_prior is a {type(reduced_prior).__name__}; give a distribution, a mapping from site name to "
+        "distribution, or a Pyro program that samples the reduced sites"
+    )
+
+
+def _read_program(
+    program: Callable[..., Any], latent: Collection[str], args: tuple, kwargs: dict[str, Any]
+) -> ReducedPriors:
+    if not accepts(program, args, kwargs):
+        args, kwargs = (), {}
+
+    def trace(values: Mapping[str, Tensor]) -> Any:
+        # The program's plates and random draws are its own: nothing of them reaches the handlers of a running model.
+        conditioned = poutine.condition(program, data=dict(values))
+        with poutine.block(), _no_plates():
+            return poutine.trace(conditioned).get_trace(*args, **kwargs)
+
+    sites = latent_nodes(trace({}))
+    if not sites:
+        raise ReductionError("the reduced prior program has no latent sample site; sample each site to be reduced")
+    for name in sites:
+        if name not in latent:
+            raise name_of_unknown(name, latent, "the model")
+    upstream = upstream_sites(track(program, args, kwargs), sites)
+    return ReducedPriors(upstream, lambda name, values: trace(values).nodes[name]["fn"])
+
+
+@contextmanager
+def _no_plates() -> Iterator[None]:
+    """Lets a program open plates of the names and dimensions that the model around it has open."""
+    stack, _DIM_ALLOCATOR._stack = _DIM_ALLOCATOR._stack, []
+    try:
+        yield
+    finally:
+        _DIM_ALLOCATOR._stack = stack
+
+
+def reduced_model(model: Callable[..., Any], priors: ReducedPriors) -> Callable[..., Any]:
+    """The model with the reduced priors in place of its own: a Pyro program as the model is."""
+    return priors(model)

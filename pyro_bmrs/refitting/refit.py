@@ -1,0 +1,317 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A check of a reduction: :func:`refit` trains on from the reduced posterior and says what that changed."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoLaplaceApproximation
+from pyro.infer.elbo import ELBO
+from torch.distributions import Distribution, kl_divergence
+from tqdm.auto import tqdm
+
+from pyro_bmrs.errors import ReductionError, ReductionWarning
+from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.posteriors.reading import bare_model, read_guide
+from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide
+from pyro_bmrs.reduction.reduction import Reduction
+from pyro_bmrs.refitting.moment_guides import guide_at_moments
+from pyro_bmrs.refitting.training import Objective, Schedule, Training, mean_and_error, own_random_numbers, set_seed
+from pyro_bmrs.refitting.unpinning import unpinned_guide
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+_KL_DRAWS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """
+    A reduced model, fitted further from its reduced posterior. Made by :func:`refit`.
+
+    :param model: the reduced model.
+    :param guide: the refitted guide.
+    :param reduced_sites: the sites whose prior was reduced.
+    :param delta_evidence: what the reduction said: the change in log evidence in nats.
+    :param delta_elbo: ELBO of the refitted guide under the reduced model less that of the fitted guide under the full
+        model, in nats.
+    :param standard_error: of ``delta_elbo``, from the same random numbers on both sides.
+    :param initial_delta_elbo: the same before the first step: of the reduced posterior, or of the guide begun with.
+    :param initial_standard_error: of ``initial_delta_elbo``.
+    :param divergence: of each site whose two densities are known, the Kullback-Leibler divergence (nats) of the reduced
+        posterior, or what was begun with, from the refitted one: what is lost where the one stands for the other.
+    :param divergence_error: the standard error of each; 0 where there is a closed form.
+    :param num_steps: how many steps of SVI it took.
+    :param converged: whether the ELBO had stopped improving.
+    """
+
+    model: Callable[..., Any]
+    guide: Any
+    reduced_sites: tuple[str, ...]
+    delta_evidence: float
+    delta_elbo: float
+    standard_error: float
+    initial_delta_elbo: float
+    initial_standard_error: float
+    divergence: dict[str, float]
+    divergence_error: dict[str, float]
+    num_steps: int
+    converged: bool
+
+    @property
+    def discrepancy(self) -> float:
+        """By how much the change in ELBO exceeds the change in log evidence that the reduction promised, in nats."""
+        return self.delta_elbo - self.delta_evidence
+
+    def __repr__(self) -> str:
+        return f"Refit({', '.join(self.reduced_sites)}): {self._headline()}"
+
+    def _headline(self) -> str:
+        state = "converged" if self.converged else "not converged"
+        text = (
+            f"ΔF = {self.delta_evidence:.2f} nats, ΔELBO = {self.delta_elbo:.2f} ± {self.standard_error:.2g} nats "
+            f"after {self.num_steps} steps ({state})"
+        )
+        if not self.divergence:
+            return text
+        site = max(self.divergence, key=self.divergence.__getitem__)
+        return f"{text}; the posterior moved most at {site!r}, by {self.divergence[site]:.2g} nats"
+
+    def summary(self) -> pd.DataFrame:
+        """A table of the sites: how far (nats) the refitted posterior is from the reduced one."""
+        import pandas as pd
+
+        columns = {"divergence": self.divergence, "standard_error": self.divergence_error}
+        return pd.DataFrame(columns, dtype=float).rename_axis("site")
+
+
+def refit(
+    model: Callable[..., Any],
+    guide: Any,
+    reduction: Reduction,
+    *,
+    start: Any = None,
+    loss: ELBO | None = None,
+    learning_rates: Sequence[float] = (0.1, 0.01),
+    window: int = 100,
+    tolerance: float = 0.02,
+    max_steps: int = 10_000,
+    num_particles: int = 500,
+    seed: int = 0,
+    progress: bool = False,
+) -> Refit:
+    """
+    Fits the reduced model further by SVI, from the reduced posterior, and compares with what the reduction said.
+
+    Refitting can only raise the ELBO of the reduced model. Where it ends close to Delta F with the posterior where it
+    was, the reduction was right; where it moves far, the fitted guide (a mean-field one, say) did not know what the
+    reduction asked of it. Parameters of the model itself stay as they were fitted, as they do in the reduction, and so
+    does the fitted guide.
+
+    The ELBO is compared on the same random numbers from one window of steps to the next. Where it improves by less than
+    ``tolerance``, or than can be told from noise, Adam goes on from the best so far at the next learning rate, and has
+    converged after the last.
+
+    After importance sampling, the reduced posterior is weighted draws, which SVI cannot train. Then a new guide of the
+    fitted one's kind begins at their moments (``AutoNormal``, ``AutoDiagonalNormal`` and ``AutoMultivariateNormal``),
+    or the one given as ``start``.
+
+    :param model: the full model.
+    :param guide: the guide that was fitted to it.
+    :param reduction: what :func:`~pyro_bmrs.reduce_model` made of them.
+    :param start: a guide for ``reduction.model`` to begin with, which is trained in place; the reduced posterior by
+        default.
+    :param loss: the ELBO, both to train and to compare; ``Trace_ELBO()`` by default. Enumerated sites need
+        ``TraceEnum_ELBO``.
+    :param learning_rates: of Adam, one after the other, in units of each parameter's standard error (of a normal's
+        location: its standard deviation).
+    :param window: steps between comparisons.
+    :param tolerance: smallest improvement of the ELBO in a window, in nats, that is worth going on for.
+    :param max_steps: after which to stop in any case.
+    :param num_particles: draws for the ELBOs that are reported.
+    :param seed: of all random numbers; the global generators are left as they are.
+    :param progress: whether to show a progress bar.
+    :return: the :class:`Refit`.
+    :raises ReductionError: for another guide or model than the reduction's, a reduction of draws that no guide was
+        fitted to, a guide that cannot be begun at weighted draws, settings that are none, or an ELBO that is not
+        finite.
+    :warns ReductionWarning: where ``max_steps`` were not enough.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyro_bmrs import reduce_model, refit
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0., 1.))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.), obs=y)
+        >>> y = torch.tensor([0.3, -0.2, 0.4, 0.1])
+        >>> guide = AutoNormal(model)
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+        >>> for _ in range(500): loss = svi.step(y)
+        >>> check = refit(model, guide, reduce_model(guide, dist.Normal(0., 0.3)), num_particles=100)
+        >>> abs(check.discrepancy) < 0.1
+        True
+    """
+    if loss is None:
+        loss = Trace_ELBO()
+    schedule = Schedule(loss, learning_rates, window, tolerance, max_steps, num_particles, seed)
+    full = _read(model, guide, reduction)
+    with own_random_numbers():
+        set_seed(seed)
+        begun = _start(full, reduction) if start is None else start
+        before, after = (
+            Objective(program, fitted, schedule, full.args, full.kwargs)
+            for program, fitted in ((full.model, full.guide), (reduction.model, begun))
+        )
+        with tqdm(total=max_steps, desc="refitting", disable=not progress, leave=False) as bar:
+            result = follow(
+                before,
+                after,
+                float(reduction.delta_evidence.detach()),
+                reduction.reduced_sites,
+                full if start is None else None,
+                lambda training: bar.update(training.num_steps - bar.n),
+            )
+    if not result.converged:
+        warn_not_converged(result.num_steps, stacklevel=3)
+    return result
+
+
+def warn_not_converged(num_steps: int, stacklevel: int) -> None:
+    """Warns that more steps are needed."""
+    message = f"the refit had not converged after {num_steps} steps; raise max_steps="
+    warnings.warn(message, ReductionWarning, stacklevel=stacklevel)
+
+
+def _read(model: Callable[..., Any], guide: Any, reduction: Reduction) -> FittedGuide:
+    """The fitted guide and the model, with the arguments that they were reduced with."""
+    if not isinstance(reduction, Reduction):
+        raise ReductionError(f"reduction is a {type(reduction).__name__}; pass what reduce_model returns")
+    reduced = reduction._fitted
+    if not isinstance(reduced, FittedGuide):
+        raise ReductionError(
+            "this is a reduction of draws, which have no ELBO to compare with; fit a guide and reduce that, or compare "
+            "with another MCMC run"
+        )
+    if guide is not reduced.guide and not isinstance(guide, AutoLaplaceApproximation):
+        raise ReductionError("this is a reduction of another guide; pass the one that reduce_model was given")
+    full = FittedGuide(reduced.guide, bare_model(model), reduced.args, reduced.kwargs)
+    with own_random_numbers():
+        if full.latent != reduced.latent:
+            raise ReductionError(
+                f"the model has the latent sites {sorted(full.latent)}, and the one that was reduced has "
+                f"{sorted(reduced.latent)}; pass the model that the guide was fitted to"
+            )
+    return full
+
+
+def _start(full: FittedGuide, reduction: Reduction) -> Any:
+    """A guide of its own at the reduced posterior."""
+    if isinstance(reduction.guide, DrawsGuide):
+        return guide_at_moments(full.guide, reduction.model, reduction.guide, full.args, full.kwargs)
+    return reduction._result.guide(reduction.model)
+
+
+def follow(
+    before: Objective,
+    after: Objective,
+    delta_evidence: float,
+    reduced_sites: tuple[str, ...],
+    origin: FittedGuide | None,
+    tell: Callable[[Training], Any],
+    state: Mapping[str, Any] | None = None,
+) -> Refit:
+    """
+    Trains the guide of ``after`` and says what that changed. To be called with random numbers of one's own.
+
+    :param before: the full model and its guide.
+    :param after: the reduced model and the guide to be trained.
+    :param delta_evidence: what the reduction of the one to the other said, in nats.
+    :param reduced_sites: the sites whose prior was reduced.
+    :param origin: the guide that the one to be trained was made from, where that tells what its points are.
+    :param tell: called after each window.
+    :param state: where an earlier training had come to.
+    """
+    num_particles = after.schedule.num_particles
+    elbos, first = before.elbos(num_particles), after.elbos(num_particles)
+    reduced = _posteriors(after, origin)
+    training = Training(after)
+    if state is not None:
+        training.restore(state)
+    while not training.finished:
+        training.advance()
+        tell(training)
+    divergence = _divergences(_posteriors(after, origin), reduced)
+    return Refit(
+        after.model,
+        after.guide,
+        reduced_sites,
+        delta_evidence,
+        *mean_and_error(after.elbos(num_particles) - elbos),
+        *mean_and_error(first - elbos),
+        {name: value for name, (value, _) in divergence.items()},
+        {name: error for name, (_, error) in divergence.items()},
+        training.num_steps,
+        training.converged,
+    )
+
+
+def _is_known(fitted: FittedGuide) -> bool:
+    return fitted.sites <= fitted.factor_of.keys()
+
+
+@torch.no_grad()
+def _posteriors(objective: Objective, origin: FittedGuide | None) -> dict[str, Distribution]:
+    """The posterior of each site that the guide draws by itself, as it is now."""
+    # Of a subsample, the same is read each time.
+    set_seed(objective.schedule.seed)
+    read = partial(read_guide, model=objective.model, args=objective.args, kwargs=objective.kwargs)
+    fitted = read(objective.guide)
+    if isinstance(objective.guide, ReducedGuide) and origin is not None and not _is_known(fitted) and _is_known(origin):
+        # A vector with points in it has no density; in the place of each, both sides get the same.
+        fitted = read(unpinned_guide(objective.guide, origin, objective.model))
+    conditional = fitted.posterior_upstream(fitted.factor_of)
+    return {
+        name: copy.deepcopy(factor.posterior(name))
+        for name, factor in fitted.factor_of.items()
+        if not conditional[name]
+    }
+
+
+@torch.no_grad()
+def _divergences(
+    refitted: Mapping[str, Distribution], reduced: Mapping[str, Distribution]
+) -> dict[str, tuple[float, float]]:
+    """Kullback-Leibler divergence of the reduced from the refitted posterior of each site, and its standard error."""
+    shared: Collection[str] = sorted(refitted.keys() & reduced.keys())
+    found = {name: _divergence(refitted[name], reduced[name]) for name in shared}
+    return {name: divergence for name, divergence in found.items() if divergence is not None}
+
+
+def _divergence(refitted: Distribution, reduced: Distribution) -> tuple[float, float] | None:
+    """In closed form where there is one, else by draws; None where a density is not known."""
+    try:
+        return float(kl_divergence(refitted, reduced).sum()), 0.0
+    except NotImplementedError:
+        pass
+    try:
+        draws = refitted.sample(torch.Size([_KL_DRAWS]))
+        ratios = refitted.log_prob(draws) - reduced.log_prob(draws)
+    except NotImplementedError:
+        return None
+    return mean_and_error(ratios.reshape(_KL_DRAWS, -1).sum(-1).double().cpu().numpy())

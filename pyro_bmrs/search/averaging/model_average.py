@@ -1,0 +1,126 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The posterior averaged over a space of models: a distribution for each site, and joint draws."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_bmrs.errors import ReductionWarning
+from pyro_bmrs.search.averaging.averages import NormalAverage, SwitchingAverage
+from pyro_bmrs.search.averaging.conditioning import reduced_normals
+from pyro_bmrs.search.groups import Groups
+from pyro_bmrs.search.models import IndependentModels, ListedModels
+from pyro_bmrs.search.observations import NormalSpace
+from pyro_bmrs.structure.coordinates import Block
+
+# Numbers in the covariances of the models that are averaged, unless a number of models is asked for.
+_BUDGET = 2**24
+_ENOUGH = 0.99
+
+
+class ModelAverage(Protocol):
+    """The posterior averaged over models."""
+
+    def sites(self) -> dict[str, Distribution]:
+        """The averaged posterior of each site."""
+
+    def draw(self, num_samples: int) -> dict[str, Tensor]:
+        """Joint draws of the sites, along the first dimension."""
+
+
+class AveragedPosterior(Protocol):
+    """A posterior that can be averaged over models."""
+
+    def average(self, models: Any, num_models: int | None) -> ModelAverage:
+        """The average over the most probable models, or over all where that costs no more."""
+
+
+@dataclass(frozen=True)
+class SwitchingPosterior:
+    """
+    The average for a posterior that is independent between groups, which is exact.
+
+    :param switched: for each site, its posterior and its reduced posterior, element by element.
+    :param groups: which elements switch together.
+    """
+
+    switched: Mapping[str, tuple[Distribution, Distribution]]
+    groups: Groups
+
+    def average(self, models: IndependentModels, num_models: int | None) -> ModelAverage:
+        """All models are in it, whatever ``num_models``."""
+        inclusion = models.inclusion_probability
+        averages = {
+            name: SwitchingAverage(full, reduced, self.groups.labels[name], inclusion)
+            for name, (full, reduced) in self.switched.items()
+        }
+        return _SwitchingModelAverage(averages, models)
+
+
+@dataclass(frozen=True)
+class _SwitchingModelAverage:
+    averages: Mapping[str, SwitchingAverage]
+    models: IndependentModels
+
+    def sites(self) -> dict[str, Distribution]:
+        return dict(self.averages)
+
+    def draw(self, num_samples: int) -> dict[str, Tensor]:
+        kept = ~self.models.sample(num_samples)
+        return {name: average.sample_given(kept, kept.shape[:1]) for name, average in self.averages.items()}
+
+
+@dataclass(frozen=True)
+class NormalPosterior:
+    """
+    The average for a joint normal posterior: a mixture of normals, one for each of the most probable models.
+
+    :param space: the posterior and the reductions of its elements.
+    :param dtype: of the posterior that was fitted.
+    """
+
+    space: NormalSpace
+    dtype: torch.dtype
+
+    def average(self, models: ListedModels, num_models: int | None) -> ModelAverage:
+        """
+        The average over the most probable models, as many as asked for.
+
+        :warns ReductionWarning: where these hold less than 99 % of the probability.
+        """
+        top = models.top(num_models or max(1, _BUDGET // len(self.space.loc) ** 2))
+        share = float(top.probability.sum())
+        if share < _ENOUGH:
+            warnings.warn(
+                f"the {len(top.probability):,} models averaged hold {share:.1%} of the probability of "
+                f"{models.num_models:,}; ask for more with num_models=",
+                ReductionWarning,
+                stacklevel=3,
+            )
+        normals = reduced_normals(self.space, top.reduced)
+        loc, scale_tril = (values.to(self.dtype) for values in normals[:2])
+        probability = (top.probability / share).to(self.dtype)
+        return _NormalModelAverage(NormalAverage(probability, loc, scale_tril, normals.fixed), self.space.blocks)
+
+
+@dataclass(frozen=True)
+class _NormalModelAverage:
+    joint: NormalAverage
+    blocks: tuple[Block, ...]
+
+    def sites(self) -> dict[str, Distribution]:
+        return {block.name: self.joint.site(block) for block in self.blocks}
+
+    def draw(self, num_samples: int) -> dict[str, Tensor]:
+        packed = self.joint.sample(torch.Size([num_samples]))
+        values = {block.name: (block.take(packed), block.transform) for block in self.blocks}
+        return {name: value if to_site is None else to_site(value) for name, (value, to_site) in values.items()}

@@ -1,0 +1,194 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The front door to spaces of models: :func:`search_models`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_bmrs import evidence
+from pyro_bmrs.errors import ReductionError, name_of_unknown, naming
+from pyro_bmrs.evidence.registry import Reduced
+from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.posteriors.reading import read_guide
+from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, match_prior, read_reduced_priors
+from pyro_bmrs.search.averaging.model_average import NormalPosterior, SwitchingPosterior
+from pyro_bmrs.search.groups import GroupsLike, read_groups
+from pyro_bmrs.search.model_space import Candidates, ModelSpace
+from pyro_bmrs.search.models import IndependentModels
+from pyro_bmrs.search.observations import is_joint, read_normal_space
+from pyro_bmrs.search.strategies.normal_search import MAX_MODELS, STRATEGIES, search_normal
+from pyro_bmrs.structure.coordinates import elements, marginals
+from pyro_bmrs.structure.parameters import map_parameters
+
+
+def search_models(
+    guide: Any,
+    reduced_prior: ReducedPriorLike,
+    *,
+    model: Callable[..., Any] | None = None,
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+    groups: GroupsLike = "element",
+    strategy: str = "auto",
+    prior_log_odds: float | Tensor = 0.0,
+    max_models: int = MAX_MODELS,
+    progress: bool = False,
+) -> ModelSpace:
+    """
+    All the models in which some elements take a reduced prior and the others keep their own, from one fit.
+
+    With n groups of elements there are 2^n models. Where the guide's posterior is independent between elements, the
+    best model and the probabilities of all follow from the elements alone. Where it is jointly normal
+    (``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal``, ``AutoLaplaceApproximation``), the models are
+    counted through as long as they are no more than ``max_models``, and searched forward and backward beyond, from
+    several starts, by single flips and by pairs. The reduced priors then have to be normals narrower than the prior (in
+    unconstrained coordinates), or points.
+
+    :param guide: a fitted guide, as for :func:`~pyro_bmrs.reduce_model`.
+    :param reduced_prior: the reduced priors, likewise. ``dist.Delta(x0)`` fixes an element at ``x0``.
+    :param model: the model, where the guide does not know it.
+    :param args: arguments of model and guide; autoguides remember those of their first run.
+    :param kwargs: likewise.
+    :param groups: what switches together: ``"element"`` (each element by itself), ``"site"`` (each site as a whole), or
+        a mapping from the name of a group to what is in it: a site, several sites, or a mapping from site to an index
+        of its elements. Elements in no group keep their prior.
+    :param strategy: ``"exhaustive"`` insists on all models, ``"greedy"`` on the search; ``"auto"`` decides by
+        ``max_models``. An independent posterior needs neither.
+    :param prior_log_odds: prior log odds of a group's reduction, in nats, one number or one for each group; positive
+        favours small models. 0 gives all models the same prior probability.
+    :param max_models: how many models may be counted through.
+    :param progress: whether to show a progress bar.
+    :return: the :class:`ModelSpace`.
+    :raises ReductionError: for what the caller can mend: unknown, empty or overlapping groups, a space too large to be
+        counted through, a posterior of no known density, priors that depend on other sites or are not normal, and
+        whatever :func:`~pyro_bmrs.reduce_model` objects to.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyro_bmrs import search_models
+        >>> def model():
+        ...     pyro.sample("weights", dist.Normal(torch.zeros(3), 1.).to_event(1))
+        >>> pyro.clear_param_store()
+        >>> guide = AutoNormal(model, init_scale=0.1); _ = guide()
+        >>> with torch.no_grad():
+        ...     _ = guide.locs.weights.copy_(torch.tensor([0.02, 0.2, 2.0]))
+        >>> space = search_models(guide, dist.Delta(torch.tensor(0.)))
+        >>> space
+        ModelSpace(3 groups, 8 models, factorised):
+        the best reduces weights[0], weights[1]; ΔF = 2.59 nats, probability 0.522
+        >>> space.inclusion_probability["weights"]
+        tensor([0.0926, 0.4249, 1.0000], dtype=torch.float64)
+    """
+    if strategy not in STRATEGIES:
+        raise ReductionError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, not {strategy!r}")
+    fitted = read_guide(guide, model, args, kwargs)
+    with torch.no_grad():
+        stated = read_reduced_priors(reduced_prior, fitted.latent, fitted.args, fitted.kwargs)
+        _check_searchable(fitted, stated)
+        priors = {name: fitted.prior(name) for name in sorted(stated.sites)}
+        reduced_priors = {name: match_prior(name, stated.at(name, {}), prior) for name, prior in priors.items()}
+        candidates = Candidates(fitted, priors, reduced_priors)
+        if any(is_joint(fitted.factor_of[name]) for name in priors):
+            return _search_joint(candidates, groups, prior_log_odds, strategy, max_models, progress)
+        return _factorise(candidates, groups, prior_log_odds)
+
+
+def _search_joint(
+    candidates: Candidates,
+    groups: GroupsLike,
+    prior_log_odds: float | Tensor,
+    strategy: str,
+    max_models: int,
+    progress: bool,
+) -> ModelSpace:
+    fitted, priors, reduced_priors = candidates
+    shapes = {name: prior.batch_shape + prior.event_shape for name, prior in priors.items()}
+    chosen = read_groups(groups, shapes, candidates.example.device)
+    factors = list(dict.fromkeys(fitted.factor_of[name] for name in priors))
+    space = read_normal_space(factors, priors, reduced_priors, chosen)
+    log_odds = _read_log_odds(prior_log_odds, space.constants)
+    models, strategy = search_normal(space, log_odds, strategy, max_models, progress)
+    return ModelSpace(candidates, chosen, models, NormalPosterior(space, candidates.example.dtype), strategy)
+
+
+def _factorise(candidates: Candidates, groups: GroupsLike, prior_log_odds: float | Tensor) -> ModelSpace:
+    fitted, priors, reduced_priors = candidates
+    switched = {
+        name: _switched(name, fitted.factor_of[name].posterior(name), prior, reduced_priors[name])
+        for name, prior in priors.items()
+    }
+    delta_evidence = {name: reduced.delta_evidence for name, (_, reduced) in switched.items()}
+    shapes = {name: values.shape for name, values in delta_evidence.items()}
+    chosen = read_groups(groups, shapes, candidates.example.device)
+    alone = chosen.total(delta_evidence)
+    models = IndependentModels(alone, _read_log_odds(prior_log_odds, alone))
+    sides = {name: (full, reduced.posterior) for name, (full, reduced) in switched.items()}
+    return ModelSpace(candidates, chosen, models, SwitchingPosterior(sides, chosen), "factorised")
+
+
+def _check_searchable(fitted: FittedGuide, stated: ReducedPriors) -> None:
+    """Each reduced site must have a posterior, a prior and a reduced prior that depend on no other site."""
+    for name in stated.sites - fitted.sites:
+        raise name_of_unknown(name, fitted.sites, "the guide")
+    upstream = fitted.upstream(stated.sites)
+    for name in sorted(stated.sites):
+        if name not in fitted.factor_of:
+            raise ReductionError(
+                f"the guide's posterior of site {name!r} has no known density, so its models cannot be searched; use "
+                "reduce_model, which samples, or a guide such as AutoMultivariateNormal"
+            )
+        others = sorted(upstream[name] | stated.upstream[name])
+        if others:
+            raise ReductionError(
+                f"the posterior, the prior or the reduced prior of site {name!r} depends on {others}, so the evidence "
+                "of its elements has no closed form; use reduce_model, which samples"
+            )
+        if fitted.is_local(name):
+            raise ReductionError(
+                f"the guide knows site {name!r} on a subsample of its plate alone; pass args= for which nothing is "
+                "subsampled"
+            )
+
+
+def _switched(
+    name: str, posterior: Distribution, prior: Distribution, reduced_prior: Distribution
+) -> tuple[Distribution, Reduced]:
+    """A site's posterior and its reduction, element by element where its elements can be parted."""
+    q, p, r = marginals(posterior), elements(prior), elements(reduced_prior)
+    if q is None or p is None or r is None:
+        q, p, r = posterior, prior, reduced_prior
+    with naming(name):
+        reduced = evidence.reduce(q, p, r)
+    return _detached(q).expand(reduced.delta_evidence.shape), reduced
+
+
+def _detached(distribution: Distribution) -> Any:
+    """The distribution with parameters of its own, so that more SVI with the guide leaves it as it is."""
+    try:
+        return map_parameters(distribution, lambda path, value, *_: value.detach().clone())
+    except NotImplementedError:
+        return distribution
+
+
+def _read_log_odds(prior_log_odds: float | Tensor, groups: Tensor) -> Tensor:
+    """Prior log odds for each of the groups, along which ``groups`` lies."""
+    log_odds = torch.as_tensor(prior_log_odds).to(groups)
+    if log_odds.shape not in ((), groups.shape):
+        raise ReductionError(
+            f"prior_log_odds has shape {tuple(log_odds.shape)}; give one number, or one for each of the {len(groups)} "
+            "groups"
+        )
+    if not log_odds.isfinite().all():
+        raise ReductionError(
+            "prior_log_odds must be finite; leave out of the groups what is to keep its prior for sure"
+        )
+    return log_odds.expand(groups.shape)

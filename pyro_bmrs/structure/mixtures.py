@@ -1,0 +1,117 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The prior of a site of which some elements take a reduced prior and the others keep their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
+
+from pyro_bmrs.structure.coordinates import Block, elements
+from pyro_bmrs.structure.parameters import is_leaf, map_parameters
+
+
+def mix(prior: Distribution, reduced_prior: Distribution, reduced: Tensor) -> Distribution:
+    """
+    The reduced prior where ``reduced`` is true and the prior elsewhere.
+
+    Of the priors' own type where both are of one type, with each element's parameters from one or the other; else a
+    ``MaskedMixture``.
+
+    :param prior: prior of a site.
+    :param reduced_prior: its reduced prior, of the same shapes.
+    :param reduced: of the shape of the site's elements, or of its batch shape where elements cannot be parted.
+
+    Example::
+
+        >>> mix(dist.Normal(torch.zeros(2), 1.0), dist.Normal(torch.zeros(2), 0.1), torch.tensor([True, False])).scale
+        tensor([0.1000, 1.0000])
+    """
+    if reduced.all() or not reduced.any():
+        return reduced_prior if reduced.all() else prior
+    p, r = elements(prior), elements(reduced_prior)
+    if p is None or r is None or reduced.shape == prior.batch_shape:
+        p, r = prior, reduced_prior
+    p, r = p.expand(reduced.shape), r.expand(reduced.shape)
+    mixed: Any = _of_one_type(p, r, reduced) if type(p) is type(r) and is_leaf(p) else dist.MaskedMixture(reduced, p, r)
+    return mixed.to_event(len(prior.event_shape) - len(mixed.event_shape))
+
+
+def _of_one_type(prior: Distribution, reduced_prior: Distribution, reduced: Tensor) -> Distribution:
+    values = _parameters(reduced_prior)
+
+    def choose(path: str, value: Tensor, constraint: Constraint, event_dim: int) -> Tensor:
+        return torch.where(reduced[(...,) + (None,) * event_dim], values[path], value)
+
+    return map_parameters(prior, choose)
+
+
+def _parameters(distribution: Distribution) -> dict[str, Tensor]:
+    values = {}
+
+    def note(path: str, value: Tensor, constraint: Constraint, event_dim: int) -> Tensor:
+        values[path] = value
+        return value
+
+    map_parameters(distribution, note)
+    return values
+
+
+def is_mixed(prior: Distribution) -> bool:
+    """Whether a prior is one distribution for some elements and another for the rest."""
+    return isinstance(elements(prior), dist.MaskedMixture)
+
+
+def part(
+    blocks: Sequence[Block], priors: Mapping[str, Distribution], reduced_priors: Mapping[str, Distribution]
+) -> tuple[tuple[Block, ...], dict[str, Distribution], dict[str, Distribution]]:
+    """
+    Blocks cut up so that no reduced prior in them is mixed, with the priors of the pieces.
+
+    A piece whose reduced prior is its prior is not among the reduced priors that are returned.
+
+    :param blocks: where sites lie in a packed vector; their transforms are taken element by element.
+    :param priors: prior of each site that is reduced.
+    :param reduced_priors: reduced prior of each.
+    """
+    pieces: list[Block] = []
+    p, r = ({name: given[name] for name in reduced_priors} for given in (priors, reduced_priors))
+    for block in blocks:
+        if block.name not in r or not is_mixed(r[block.name]):
+            pieces.append(block)
+            continue
+        prior, mixed = elements(p.pop(block.name)), elements(r.pop(block.name))
+        sides = {False: mixed.component0, True: mixed.component1}  # type: ignore[union-attr]
+        mask = mixed.mask.expand(block.shape).reshape(-1)  # type: ignore[union-attr]
+        ends = [0, *(mask.diff().nonzero().squeeze(-1) + 1).tolist(), len(mask)]
+        for low, high in zip(ends, ends[1:]):
+            start = block.positions.start
+            name = f"{block.name}[{low}:{high}]"
+            pieces.append(
+                replace(block, name=name, positions=slice(start + low, start + high), shape=torch.Size([high - low]))
+            )
+            own, other = (_cut(d, block.shape, low, high) for d in (prior, sides[bool(mask[low])]))
+            p[name] = own
+            if not _same(own, other):
+                r[name] = other
+    return tuple(pieces), p, r
+
+
+def _cut(distribution: Any, shape: torch.Size, low: int, high: int) -> Distribution:
+    """Some of the elements of a distribution, laid out flat, as one event."""
+    whole = distribution.expand(shape)
+    cut: Any = map_parameters(whole, lambda path, value, *_: value.expand(shape).reshape(-1)[low:high])
+    return cut.to_event(1)
+
+
+def _same(one: Distribution, other: Distribution) -> bool:
+    left, right = _parameters(one), _parameters(other)
+    return left.keys() == right.keys() and all(torch.equal(left[path], right[path]) for path in left)

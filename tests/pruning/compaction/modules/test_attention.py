@@ -1,0 +1,135 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Attention computes what torch's own does, and can lose heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning import Attention, attach_noise, compaction_report, noise_sites
+from pyro_bmrs.pruning.compaction.compact import compact_gated
+from tests.pruning.compaction.test_compact import difference, with_noise_at
+
+BATCH, QUERIES, KEYS, WIDTH, HEADS = 2, 5, 7, 12, 3
+
+
+def masks(kind: str) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    blocked = torch.rand(QUERIES, KEYS) < 0.3
+    blocked[:, 0] = False
+    padding = torch.arange(KEYS) >= torch.tensor([[KEYS], [4]])
+    by_head = torch.randn(BATCH * HEADS, QUERIES, KEYS).double()
+    return {
+        "none": {},
+        "boolean": {"attn_mask": blocked},
+        "float": {"attn_mask": torch.randn(QUERIES, KEYS).double()},
+        "by head": {"attn_mask": by_head},
+        "padding": {"key_padding_mask": padding},
+        "both": {"attn_mask": blocked, "key_padding_mask": padding},
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["none", "boolean", "float", "by head", "padding", "both"])
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"kdim": 8, "vdim": 10}, {"batch_first": True}])
+@pytest.mark.parametrize("weights", [{"need_weights": False}, {}, {"average_attn_weights": False}])
+@pytest.mark.filterwarnings("ignore:Support for mismatched")
+def test_is_torchs(kind: str, options: dict[str, Any], weights: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(WIDTH, HEADS, **options).double().eval()
+    shapes = [(QUERIES, WIDTH), (KEYS, options.get("kdim", WIDTH)), (KEYS, options.get("vdim", WIDTH))]
+    inputs = [torch.randn(BATCH, *shape).double() for shape in shapes]
+    inputs = inputs if attention.batch_first else [values.transpose(0, 1) for values in inputs]
+    # Both read a mask of numbers and one of truth values as what they are.
+    expected, expected_weights = attention(*inputs, **masks(kind), **weights)
+    output, output_weights = Attention.of(attention)(*inputs, **masks(kind), **weights)
+    assert torch.allclose(output, expected, rtol=1e-12, atol=1e-12)
+    assert (output_weights is None) == (expected_weights is None)
+    if expected_weights is not None:
+        assert torch.allclose(output_weights, expected_weights, rtol=1e-12, atol=1e-12)
+
+
+def test_one_example_alone() -> None:
+    attention = nn.MultiheadAttention(WIDTH, HEADS).eval()
+    tokens = torch.randn(QUERIES, WIDTH)
+    for expected, output in zip(attention(tokens, tokens, tokens), Attention.of(attention)(tokens, tokens, tokens)):
+        assert torch.allclose(output, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}])
+def test_keys_of_its_own_are_refused(options: dict[str, bool]) -> None:
+    with pytest.raises(ReductionError, match="add_bias_kv or add_zero_attn"):
+        Attention.of(nn.MultiheadAttention(WIDTH, HEADS, **options))
+
+
+class Decoder(nn.Module):
+    """Attention to another sequence, with a mask for each head."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(WIDTH, HEADS, **options), nn.Linear(WIDTH, 2)
+
+    def forward(self, tokens: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        return self.last(self.attention(tokens, memory, memory, attn_mask=mask, need_weights=False)[0])
+
+
+@pytest.mark.parametrize("kind", ["boolean", "float", "by head"])
+@pytest.mark.parametrize("gates", [[0.0, 0.5, 1.0], [1.0, 0.0, 0.0]])
+def test_loses_heads(kind: str, gates: list[float]) -> None:
+    net = attach_noise(Decoder(batch_first=True).double().eval())
+    inputs = (torch.randn(BATCH, QUERIES, WIDTH).double(), torch.randn(BATCH, KEYS, WIDTH).double())
+    inputs = (*inputs, masks(kind)["attn_mask"])
+    values = {"attention": torch.tensor(gates)}
+    small = compact_gated(net, values, noise_sites(net), inputs)
+    assert small.attention.num_heads == sum(gate > 0 for gate in gates)
+    assert small.attention.q_proj.out_features == small.attention.num_heads * WIDTH // HEADS
+    assert difference(with_noise_at(net, values, *inputs), small(*inputs)) <= 1e-12
+
+
+def test_keeps_its_best_head() -> None:
+    net = attach_noise(Decoder(batch_first=True).eval())
+    inputs = (torch.randn(BATCH, QUERIES, WIDTH), torch.randn(BATCH, KEYS, WIDTH), torch.zeros(QUERIES, KEYS))
+    importance = {"attention": torch.tensor([0.1, 0.3, 0.2])}
+    small = compact_gated(net, {"attention": torch.zeros(HEADS)}, noise_sites(net), inputs, importance=importance)
+    assert small.attention.mask_heads == (1,)
+    assert compaction_report(small).masked.index.tolist() == [("attention", 1)]
+    assert torch.allclose(small(*inputs), net.last(net.attention.out_proj.bias.expand(BATCH, QUERIES, -1)), atol=1e-6)
+
+
+class Written(nn.Module):
+    """Attention written as projections, which holds the width of its heads together, or takes it from its input."""
+
+    def __init__(self, holds_width: bool) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = HEADS, WIDTH // HEADS
+        self.all_head_size = WIDTH if holds_width else None
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        return tokens.reshape(*tokens.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        queries, keys, values = (self._heads(layer(tokens)) for layer in (self.query, self.key, self.value))
+        heads = (queries @ keys.transpose(-1, -2) / self.head_dim**0.5).softmax(-1) @ values
+        width = tokens.shape[2] if self.all_head_size is None else self.all_head_size
+        return self.out(heads.transpose(1, 2).reshape(*tokens.shape[:2], width))
+
+
+@pytest.mark.parametrize("holds_width", [True, False])
+def test_attention_written_as_projections(holds_width: bool) -> None:
+    net = nn.Sequential(Written(holds_width), nn.Linear(WIDTH, 2)).double().eval()
+    attach_noise(net, kinds=("heads",))
+    tokens = torch.randn(BATCH, QUERIES, WIDTH).double()
+    (name,) = noise_sites(net)
+    gates = {name: torch.tensor([0.5, 0.0, 1.0])}
+    small = compact_gated(net, gates, noise_sites(net), tokens)
+    assert difference(with_noise_at(net, gates, tokens), small(tokens)) <= 1e-12
+    assert small[0].query.out_features == (8 if holds_width else WIDTH)
+    # A width that stands in the code keeps its heads, as columns of 0.
+    assert compaction_report(small).sites.loc[name, "masked"] == (0 if holds_width else 1)

@@ -1,0 +1,90 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a compaction did, unit by unit and layer by layer."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning import CompactionReport, attach_noise, compaction_report, noise_sites
+from pyro_bmrs.pruning.compaction.compact import compact_gated
+from pyro_bmrs.pruning.compaction.cost import cost
+from tests.pruning.networks import make
+
+
+@pytest.fixture
+def compacted() -> nn.Module:
+    net, inputs = make("lenet-5")
+    sites = noise_sites(attach_noise(net))
+    gates = {name: torch.full((site.noise.num_units,), 0.5) for name, site in sites.items()}
+    gates["conv1"][[0, 3]] = 0.0
+    gates["fc2"][:] = 0.0
+    evidence = {name: torch.arange(float(site.noise.num_units)) for name, site in sites.items()}
+    return compact_gated(net, gates, sites, inputs, delta_evidence=evidence)
+
+
+@pytest.mark.parametrize(
+    "net, shape, macs",
+    [
+        (nn.Linear(10, 5), (3, 10), 3 * 10 * 5),
+        (nn.Conv2d(2, 4, 3), (1, 2, 10, 10), 4 * 2 * 9 * 64),
+        (nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2), (1, 4, 8, 8), 8 * 2 * 9 * 16),
+        (nn.Conv2d(4, 4, 3, groups=4), (2, 4, 5, 5), 2 * 4 * 9 * 9),
+    ],
+)
+def test_multiply_accumulate_operations_of_one_layer(net: nn.Module, shape: tuple[int, ...], macs: int) -> None:
+    table = cost(net, torch.randn(shape))
+    assert table["macs"].tolist() == [macs]
+    assert table["parameters"].tolist() == [sum(parameter.numel() for parameter in net.parameters())]
+
+
+def test_attention_counts_its_products() -> None:
+    net, inputs = make("vit")
+    table = cost(net, inputs)
+    # Scores and sums of values: of 5 tokens with 5 tokens, in 12 features, of 2 examples.
+    assert table.loc["blocks.0.attn", "macs"] == 2 * 2 * 5 * 5 * 12
+    assert table["parameters"].sum() == sum(parameter.numel() for parameter in net.parameters())
+
+
+def test_units(compacted: nn.Module) -> None:
+    report = compaction_report(compacted)
+    fates = {"units": 6, "kept": 4, "removed": 2, "masked": 0, "delta_evidence": 0.0 + 3.0}
+    assert report.sites.loc["conv1"].to_dict() == fates
+    fates = {"units": 12, "kept": 0, "removed": 11, "masked": 1, "delta_evidence": 66.0}
+    assert report.sites.loc["fc2"].to_dict() == fates
+    assert report.sites.loc["fc1", "delta_evidence"] == 0.0
+    assert report.units.loc[("conv1", 3), "fate"] == "removed"
+    assert report.units.loc[("conv1", 4), "gate"] == 0.5
+    assert report.units.loc[("conv1", 4), "delta_evidence"] == 4.0
+    assert len(report.masked) == 1
+
+
+def test_layers(compacted: nn.Module) -> None:
+    layers = compaction_report(compacted).layers
+    assert layers.loc["conv1"].tolist() == [6 * 26, 4 * 26, 2 * 6 * 25 * 24**2, 2 * 4 * 25 * 24**2]
+    assert layers.loc["conv2"].tolist() == [8 * 151, 8 * 101, 2 * 8 * 150 * 8**2, 2 * 8 * 100 * 8**2]
+    assert layers.index.tolist() == ["conv1", "conv2", "fc1", "fc2", "fc3"]
+
+
+def test_is_read_at_a_glance(compacted: nn.Module) -> None:
+    lines = repr(compaction_report(compacted)).splitlines()
+    assert "46 ->" in lines[0] and "33" in lines[0]
+    assert any(line.startswith("1 masked in fc2") for line in lines)
+
+
+def test_goes_with_copies_and_as_plain_data(compacted: nn.Module) -> None:
+    report = compaction_report(copy.deepcopy(compacted))
+    other = CompactionReport.from_data(report.as_data())
+    assert other.units.equals(report.units) and other.layers.equals(report.layers)
+    assert repr(other) == repr(report)
+
+
+def test_of_a_network_that_is_not_compact() -> None:
+    with pytest.raises(ReductionError, match="not been compacted"):
+        compaction_report(nn.Linear(2, 2))

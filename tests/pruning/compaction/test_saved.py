@@ -1,0 +1,170 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A compact network goes into a file, and comes out of it the same."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning import attach_noise, compaction_report, detach_noise, load_compact, noise_sites, save_compact
+from pyro_bmrs.pruning.compaction.compact import compact_gated
+from pyro_bmrs.pruning.compaction.modules.scaling import scales_of
+from tests.pruning.compaction.test_compact import random_gates
+from tests.pruning.networks import NETWORKS, make
+
+
+def compacted(net: nn.Module, inputs: Any, **options: Any) -> nn.Module:
+    attach_noise(net, **options)
+    gates = random_gates(net, seed=4)
+    for site in noise_sites(net).values():
+        if site.kind == "block":
+            gates[site.name][:] = 0.0
+    return compact_gated(net, gates, noise_sites(net), inputs)
+
+
+@pytest.mark.parametrize(
+    "name, kinds",
+    [(name, ("units", "heads")) for name in NETWORKS]
+    + [(name, ("block",)) for name in ("resnet", "transformer", "vit")],
+)
+def test_round_trip(name: str, kinds: tuple[str, ...], tmp_path: Path) -> None:
+    net, inputs = make(name)
+    small = compacted(net, inputs, kinds=kinds)
+    detach_noise(net)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    save_compact(small, tmp_path / "net.pt")
+    for loaded in (load_compact(tmp_path / "net.pt", net), load_compact(tmp_path / "net.pt", NETWORKS[name][0])):
+        assert torch.equal(loaded.eval()(inputs), small(inputs))
+        assert compaction_report(loaded).units.equals(compaction_report(small).units)
+        assert compaction_report(loaded).layers.equals(compaction_report(small).layers)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet", "transformer", "vit"])
+def test_compact_twice(name: str, tmp_path: Path) -> None:
+    net, inputs = make(name)
+    small = compacted(net, inputs)
+    smaller = compacted(small, inputs, kinds=("units", "heads", "block"))
+    save_compact(smaller, tmp_path / "net.pt")
+    assert torch.equal(load_compact(tmp_path / "net.pt", NETWORKS[name][0]).eval()(inputs), smaller(inputs))
+
+
+def test_compact_twice_with_factors_that_are_left(tmp_path: Path) -> None:
+    net, inputs = Parametrized().eval(), torch.randn(3, 5)
+    for gates in ([1.0, 0.5, 0.0, 0.5, 0.2, 1.0], [0.3, 1.0, 0.5, 0.7, 1.0]):
+        sites = noise_sites(attach_noise(net, ["first*", "second*"]))
+        net = compact_gated(net, {name: torch.tensor(gates) for name in sites}, sites, inputs)
+        assert scales_of(net)
+    save_compact(net, tmp_path / "net.pt")
+    assert torch.equal(load_compact(tmp_path / "net.pt", Parametrized)(inputs), net(inputs))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_state_dict_loads(name: str) -> None:
+    net, inputs = make(name)
+    small = compacted(net, inputs)
+    other = copy.deepcopy(small)
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    other.load_state_dict(small.state_dict())
+    assert torch.equal(other(inputs), small(inputs))
+
+
+class Parametrized(nn.Module):
+    """A weight that is normalised, and a residual sum in front of which factors are left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.utils.parametrizations.weight_norm(nn.Linear(5, 6))
+        self.second = nn.Linear(6, 6, bias=False)
+        self.last = nn.Linear(6, 2, bias=False)
+        self.act1, self.act2 = nn.Sigmoid(), nn.Sigmoid()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.act1(self.first(inputs))
+        return self.last((self.act2(self.second(hidden)) + hidden).square())
+
+
+def test_factors_that_are_left_and_biases_that_are_new(tmp_path: Path) -> None:
+    net, inputs = Parametrized().eval(), torch.randn(3, 5)
+    gates = {
+        "first": torch.tensor([0.0, 0.5, 1.0, 0.5, 1.0, 1.0]),
+        "second": torch.tensor([0.0, 1.0, 0.5, 0.0, 1.0, 0.0]),
+    }
+    sites = noise_sites(attach_noise(net, ["first", "second"]))
+    small = compact_gated(net, gates, sites, inputs)
+    save_compact(small, tmp_path / "net.pt")
+    loaded = load_compact(tmp_path / "net.pt", Parametrized)
+    assert torch.equal(loaded(inputs), small(inputs))
+    save_compact(loaded, tmp_path / "again.pt")
+    assert torch.equal(load_compact(tmp_path / "again.pt", Parametrized)(inputs), small(inputs))
+
+
+class TestBadFiles:
+    """Files that are no compact network, and networks that a file is not of."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        net, inputs = make("mlp-tanh")
+        save_compact(compacted(net, inputs), tmp_path / "net.pt")
+        return tmp_path / "net.pt"
+
+    @pytest.mark.parametrize("kept", [0, 10, 200, -30])
+    def test_truncated(self, file: Path, kept: int) -> None:
+        file.write_bytes(file.read_bytes()[:kept])
+        with pytest.raises(ReductionError, match="truncated"):
+            load_compact(file, NETWORKS["mlp-tanh"][0])
+
+    @pytest.mark.parametrize("content", [b"not a network", pickle.dumps({"format": "pyro_bmrs compact network"}, 2)])
+    def test_foreign(self, file: Path, content: bytes) -> None:
+        file.write_bytes(content)
+        with pytest.raises(ReductionError, match="no file that save_compact wrote"):
+            load_compact(file, NETWORKS["mlp-tanh"][0])
+
+    def test_a_plain_state_dict(self, file: Path) -> None:
+        torch.save(make("mlp-tanh")[0].state_dict(), file)
+        with pytest.raises(ReductionError, match="no file that save_compact wrote"):
+            load_compact(file, NETWORKS["mlp-tanh"][0])
+
+    def test_code(self, file: Path) -> None:
+        class Code:
+            def __reduce__(self) -> Any:
+                return exec, ("raise SystemExit",)
+
+        torch.save({"format": "pyro_bmrs compact network", "report": Code()}, file)
+        with pytest.raises(ReductionError, match="no file that save_compact wrote"):
+            load_compact(file, NETWORKS["mlp-tanh"][0])
+
+    def test_another_version(self, file: Path) -> None:
+        torch.save({**torch.load(file, weights_only=True), "version": 99}, file)
+        with pytest.raises(ReductionError, match="version 99"):
+            load_compact(file, NETWORKS["mlp-tanh"][0])
+
+    @pytest.mark.parametrize("part", ["report", "state"])
+    def test_a_part_that_is_missing(self, file: Path, part: str) -> None:
+        content = torch.load(file, weights_only=True)
+        torch.save({key: value for key, value in content.items() if key != part}, file)
+        with pytest.raises(ReductionError, match="no file that save_compact wrote"):
+            load_compact(file, NETWORKS["mlp-tanh"][0])
+
+    @pytest.mark.parametrize("other", ["lenet-5", "grouped"])
+    def test_another_network(self, file: Path, other: str) -> None:
+        with pytest.raises(ReductionError, match="compact network|fit"):
+            load_compact(file, NETWORKS[other][0])
+
+    def test_a_network_that_is_not_compact(self, tmp_path: Path) -> None:
+        with pytest.raises(ReductionError, match="not been compacted"):
+            save_compact(nn.Linear(2, 2), tmp_path / "net.pt")
+
+    def test_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            load_compact(tmp_path / "none.pt", NETWORKS["mlp-tanh"][0])

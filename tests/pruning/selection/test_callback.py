@@ -1,0 +1,81 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_bmrs import ReductionError
+
+pytest.importorskip("lightning")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SCRIPT = Path(__file__).with_name("lightning_run.py")
+
+
+def script(folder, *numbers):
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder), *map(str, numbers)], capture_output=True, text=True
+    )
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    first = script(whole, 8)
+    assert first.returncode == 0, first.stderr
+    assert script(killed, 8, 4).returncode == -signal.SIGKILL
+    assert not (killed / "end.pt").exists()
+    again = script(killed, 8)
+    assert again.returncode == 0, again.stderr
+    states = [torch.load(folder / "end.pt") for folder in (whole, killed)]
+    kept = [value for name, value in states[0].items() if name.endswith("kept")]
+    assert 0 < sum(int((~value).sum()) for value in kept)
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+def test_units_go_epoch_by_epoch_and_are_logged(tmp_path):
+    from tests.pruning.selection.lightning_run import run
+
+    module, trainer, pruning = run(tmp_path, 6, every_n_epochs=2, start=2)
+    assert len(pruning.results) == 2
+    counts = [result.num_kept for result in pruning.results]
+    assert counts == sorted(counts, reverse=True) and counts[-1] < 50
+    assert trainer.logged_metrics["pruning/units"] == counts[-1]
+    kept = module.elbo.guide.noise
+    assert trainer.logged_metrics["pruning/0"] == int(kept["0"].kept.sum())
+    assert sum(int(noise.kept.sum()) for noise in kept.values()) == counts[-1]
+
+
+def test_steps_in_the_place_of_epochs(tmp_path):
+    from tests.pruning.selection.lightning_run import run
+
+    _, trainer, pruning = run(tmp_path, 2, every_n_steps=3, start=4)
+    assert trainer.global_step == 16
+    assert len(pruning.results) == 4
+
+
+@pytest.mark.parametrize(
+    "options", [{"every_n_epochs": 1, "every_n_steps": 1}, {"every_n_epochs": 0}, {"every_n_steps": -1}]
+)
+def test_mistakes(options):
+    from pyro_bmrs.pruning import PruningCallback
+
+    with pytest.raises(ReductionError):
+        PruningCallback(**options)
+
+
+def test_a_module_without_a_guide():
+    from pyro_bmrs.pruning import PruningCallback
+
+    with pytest.raises(ReductionError, match="0 guides"):
+        PruningCallback().setup(None, nn.Linear(2, 2), "fit")

@@ -1,0 +1,313 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoIAFNormal,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalMessenger,
+)
+from torch import Tensor
+
+from pyro_bmrs import reduce_model
+from tests import conjugate
+
+MEAN_FIELD = [AutoNormal, AutoDiagonalNormal, AutoNormalMessenger]
+JOINT = [AutoMultivariateNormal, AutoLowRankMultivariateNormal]
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def fit(model, guide, *args, steps=5, lr=0.02, loss=Trace_ELBO):
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": lr}), loss())
+    for _ in range(steps):
+        svi.step(*args)
+    return guide
+
+
+@torch.no_grad()
+def install(guide: AutoMultivariateNormal, posterior: dist.MultivariateNormal) -> AutoMultivariateNormal:
+    """Puts an exact posterior into a joint normal guide."""
+    guide.loc.copy_(posterior.loc)
+    guide.scale = posterior.scale_tril.diagonal().clone()
+    guide.scale_tril = posterior.scale_tril / guide.scale.unsqueeze(-1)
+    return guide
+
+
+def exact_guide(num_columns: int = 4) -> tuple[AutoMultivariateNormal, Tensor, Tensor]:
+    x, y = conjugate.data(num_columns=num_columns)
+    guide = AutoMultivariateNormal(conjugate.model)
+    guide(x, y)
+    return install(guide, conjugate.exact_posterior(x, y, *conjugate.prior(num_columns))), x, y
+
+
+# --- exactness -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sites", [("first",), ("rest",), ("first", "rest")])
+@pytest.mark.parametrize("scale", [0.5, 0.01])
+def test_conjugate_regression_is_the_difference_of_exact_evidences(sites, scale):
+    guide, x, y = exact_guide()
+    loc, prior_scale = conjugate.prior(4)
+    reduced_loc, reduced_scale = loc.clone(), prior_scale.clone()
+    for name, columns in {"first": slice(0, 2), "rest": slice(2, 4)}.items():
+        if name in sites:
+            reduced_loc[columns], reduced_scale[columns] = 0.1, scale
+    reduction = reduce_model(guide, {name: dist.Normal(0.1, scale) for name in sites})
+    expected = conjugate.log_evidence(x, y, reduced_loc, reduced_scale) - conjugate.log_evidence(x, y, loc, prior_scale)
+    assert reduction.method == "exact"
+    assert reduction.delta_evidence.item() == pytest.approx(expected.item(), abs=1e-8)
+
+    posterior = conjugate.exact_posterior(x, y, reduced_loc, reduced_scale)
+    means = torch.cat([reduction.posterior["first"].mean, reduction.posterior["rest"].mean])
+    deviations = torch.cat([reduction.posterior["first"].stddev, reduction.posterior["rest"].stddev])
+    torch.testing.assert_close(means, posterior.mean, atol=1e-9, rtol=1e-8)
+    torch.testing.assert_close(deviations, posterior.stddev, atol=1e-9, rtol=1e-8)
+
+
+def test_a_point_is_the_evidence_without_the_covariate():
+    guide, x, y = exact_guide()
+    loc, scale = conjugate.prior(4)
+    reduction = reduce_model(guide, {"rest": dist.Delta(torch.zeros(2))})
+    expected = conjugate.log_evidence(x[:, :2], y, loc[:2], scale[:2]) - conjugate.log_evidence(x, y, loc, scale)
+    assert reduction.delta_evidence.item() == pytest.approx(expected.item(), abs=1e-8)
+    posterior = conjugate.exact_posterior(x[:, :2], y, loc[:2], scale[:2])
+    torch.testing.assert_close(reduction.posterior["first"].mean, posterior.mean)
+    torch.testing.assert_close(reduction.posterior["first"].stddev, posterior.stddev)
+    assert (reduction.posterior["rest"].mean == 0).all()
+
+
+def test_a_point_and_a_normal_together():
+    guide, x, y = exact_guide()
+    loc, scale = conjugate.prior(4)
+    reduction = reduce_model(guide, {"rest": dist.Delta(torch.tensor(0.0)), "first": dist.Normal(0.0, 0.3)})
+    reduced_scale = torch.full((2,), 0.3)
+    expected = conjugate.log_evidence(x[:, :2], y, loc[:2], reduced_scale) - conjugate.log_evidence(x, y, loc, scale)
+    assert reduction.delta_evidence.item() == pytest.approx(expected.item(), abs=1e-8)
+    posterior = conjugate.exact_posterior(x[:, :2], y, loc[:2], reduced_scale)
+    torch.testing.assert_close(reduction.posterior["first"].mean, posterior.mean)
+
+
+def test_elementwise_drops_one_covariate_at_a_time():
+    guide, x, y = exact_guide()
+    loc, scale = conjugate.prior(4)
+    full = conjugate.log_evidence(x, y, loc, scale)
+    reduction = reduce_model(guide, {"first": dist.Delta(torch.tensor(0.0)), "rest": dist.Delta(torch.tensor(0.0))})
+    elementwise = torch.cat([reduction.elementwise["first"], reduction.elementwise["rest"]])
+    for column, delta in enumerate(elementwise):
+        kept = [other for other in range(4) if other != column]
+        expected = conjugate.log_evidence(x[:, kept], y, loc[kept], scale[kept]) - full
+        assert delta.item() == pytest.approx(expected.item(), abs=1e-8)
+
+
+@pytest.mark.parametrize("loss", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize(
+    "name, make",
+    [
+        ("rest", lambda: dist.Normal(0.0, 0.1)),
+        ("rest", lambda: dist.Delta(torch.tensor(0.0))),
+        ("first", lambda: dist.Normal(torch.ones(2), 0.5)),
+    ],
+)
+def test_the_reduced_guide_attains_the_reduced_evidence(loss, name, make):
+    # The ELBO of an exact posterior is the log evidence, at every draw.
+    guide, x, y = exact_guide()
+    reduction = reduce_model(guide, {name: make()})
+    elbo = -Trace_ELBO().loss(conjugate.model, guide, x, y)
+    reduced_elbo = -loss().loss(reduction.model, reduction.guide, x, y)
+    assert reduced_elbo - elbo == pytest.approx(reduction.delta_evidence.item(), abs=1e-7)
+
+
+def test_reducing_in_two_steps_is_reducing_at_once():
+    guide, x, y = exact_guide()
+    at_once = reduce_model(guide, {"first": dist.Normal(0.0, 0.2), "rest": dist.Normal(0.0, 0.1)})
+    first = reduce_model(guide, {"first": dist.Normal(0.0, 0.4), "rest": dist.Normal(0.0, 0.5)})
+    second = reduce_model(first.guide, {"first": dist.Normal(0.0, 0.2), "rest": dist.Normal(0.0, 0.1)})
+    total = first.delta_evidence + second.delta_evidence
+    torch.testing.assert_close(total, at_once.delta_evidence)
+    torch.testing.assert_close(second.posterior["rest"].mean, at_once.posterior["rest"].mean)
+
+
+# --- every kind of guide ----------------------------------------------------------------------------------------------
+
+
+def positive_model(x: Tensor, y: Tensor | None = None) -> None:
+    weights = pyro.sample("weights", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+    scale = pyro.sample("scale", dist.LogNormal(x.new_tensor(0.0), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal((x[:, :3] * weights).sum(-1), scale), obs=y)
+
+
+REDUCED_PRIORS = {
+    "normal": {"weights": lambda: dist.Normal(0.0, 0.3)},
+    "truncated": {"weights": lambda: dist.Uniform(-0.5, 1.5)},
+    "positive": {"scale": lambda: dist.LogNormal(-0.3, 0.2)},
+    "point": {"scale": lambda: dist.Delta(torch.tensor(0.8))},
+    "other family": {"scale": lambda: dist.Gamma(6.0, 6.0)},
+    "both": {"scale": lambda: dist.LogNormal(-0.3, 0.2), "weights": lambda: dist.Normal(0.0, 0.3)},
+    "point of one": {"scale": lambda: dist.LogNormal(-0.3, 0.2), "weights": lambda: dist.Delta(torch.zeros(3))},
+}
+
+
+PRIORS = {"weights": lambda: dist.Normal(torch.zeros(3), 1.0).to_event(1), "scale": lambda: dist.LogNormal(0.0, 1.0)}
+
+
+@torch.no_grad()
+def monte_carlo(guide, reduced_priors, x, y, num_samples=100_000) -> tuple[float, float]:
+    """log E_q[r/p] by plain averaging over the guide's draws, and its standard error."""
+    with pyro.plate("draws", num_samples, dim=-2):
+        values = guide(x, y)
+    log_ratio = torch.zeros(num_samples)
+    for name, reduced_prior in reduced_priors.items():
+        value = values[name].squeeze(1)
+        r = reduced_prior()
+        with pyro.validation_enabled(False):
+            inside = r.support.check(value).reshape(num_samples, -1).all(-1)
+            log_r = r.log_prob(value).reshape(num_samples, -1).sum(-1)
+        log_r = torch.where(inside, log_r, -torch.inf)
+        log_ratio += log_r - PRIORS[name]().log_prob(value)
+    ratio = log_ratio.exp()
+    return ratio.mean().log().item(), (ratio.std() / math.sqrt(num_samples) / ratio.mean()).item()
+
+
+def savage_dickey(guide, reduced_priors, x, y) -> float:
+    """Density ratio at a point of the scale, from the guide's own normal in log space."""
+    point = reduced_priors["scale"]().v
+    if isinstance(guide, AutoNormal):
+        loc, scale = guide.locs.scale, guide.scales.scale
+    elif isinstance(guide, AutoNormalMessenger):
+        loc, scale = guide.locs.scale, guide.scales.scale
+    else:
+        loc, scale = guide.get_posterior().mean[-1], guide.get_posterior().stddev[-1]
+    return (dist.LogNormal(loc, scale).log_prob(point) - dist.LogNormal(0.0, 1.0).log_prob(point)).item()
+
+
+def fitted_positive_guide(guide_type):
+    x, y = conjugate.data()
+    guide = fit(positive_model, guide_type(positive_model), x, y, steps=400)
+    if guide_type is AutoLaplaceApproximation:
+        return guide, guide.laplace_approximation(x, y), x, y
+    return guide, guide, x, y
+
+
+@pytest.mark.parametrize("guide_type", [*MEAN_FIELD, *JOINT, AutoLaplaceApproximation])
+def test_every_autoguide_agrees_with_plain_monte_carlo_and_goes_on(guide_type):
+    guide, density, x, y = fitted_positive_guide(guide_type)
+    for label, reduced_priors in REDUCED_PRIORS.items():
+        stated = {name: make() for name, make in reduced_priors.items()}
+        reduction = reduce_model(guide, stated, args=(x, y))
+        assert reduction.delta_evidence.shape == ()
+        if label == "point":
+            assert reduction.delta_evidence.item() == pytest.approx(
+                savage_dickey(density, reduced_priors, x, y), abs=1e-9
+            )
+        elif "point" not in label:
+            expected, error = monte_carlo(density, reduced_priors, x, y)
+            assert abs(reduction.delta_evidence.item() - expected) < 5 * error + 1e-6, label
+        check_goes_on(reduction, density, x, y)
+
+
+def check_goes_on(reduction, fitted, x, y):
+    """The reduced guide and model run in Predictive and SVI, and leave the fitted guide's parameters alone."""
+    draws = Predictive(reduction.model, guide=reduction.guide, num_samples=5)(x)
+    assert draws["y"].shape == (5, len(x))
+    before = {name: value.detach().clone() for name, value in fitted.named_parameters()}
+    svi = SVI(reduction.model, reduction.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    assert all(math.isfinite(svi.step(x, y)) for _ in range(3))
+    for name, value in fitted.named_parameters():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("guide_type", [*MEAN_FIELD, AutoMultivariateNormal])
+def test_predictive_draws_have_the_moments_of_the_reduced_posterior(guide_type):
+    guide, _, x, y = fitted_positive_guide(guide_type)
+    reduction = reduce_model(guide, {"weights": dist.Normal(0.0, 0.3)}, args=(x, y))
+    draws = Predictive(reduction.model, guide=reduction.guide, num_samples=3000, return_sites=("weights",))(x)[
+        "weights"
+    ]
+    posterior = reduction.posterior["weights"]
+    error = posterior.stddev / math.sqrt(3000)
+    assert ((draws.reshape(3000, 3).mean(0) - posterior.mean).abs() < 5 * error).all()
+
+
+def test_more_svi_improves_the_reduced_elbo():
+    guide, _, x, y = fitted_positive_guide(AutoNormal)
+    reduction = reduce_model(guide, {"weights": dist.Normal(0.0, 0.05)}, args=(x, y))
+
+    def elbo() -> float:
+        return -Trace_ELBO(num_particles=500, vectorize_particles=True, max_plate_nesting=1).loss(
+            reduction.model, reduction.guide, x, y
+        )
+
+    before = elbo()
+    svi = SVI(reduction.model, reduction.guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    for _ in range(500):
+        svi.step(x, y)
+    assert elbo() > before
+
+
+def test_a_flow_is_reduced_by_importance_sampling():
+    x, y = conjugate.data()
+    guide = fit(conjugate.model, AutoIAFNormal(conjugate.model, hidden_dim=[8]), x, y, steps=20)
+    reduction = reduce_model(guide, {"first": dist.Normal(0.2, 0.9)}, args=(x, y), num_samples=2000)
+    assert reduction.method == "importance"
+    assert reduction.standard_error > 0 and reduction.pareto_k is not None
+    draws = Predictive(reduction.model, guide=reduction.guide, num_samples=4)(x)
+    assert draws["y"].shape == (4, len(x))
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guide_type", [AutoNormal, AutoMultivariateNormal])
+def test_the_evidence_backpropagates_to_the_reduced_priors_parameters(guide_type):
+    guide, _, x, y = fitted_positive_guide(guide_type)
+
+    def delta(loc: Tensor, log_scale: Tensor) -> Tensor:
+        return reduce_model(guide, {"weights": dist.Normal(loc, log_scale.exp())}).delta_evidence
+
+    arguments = torch.tensor(0.1, requires_grad=True), torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
+    assert torch.autograd.gradcheck(delta, arguments)
+    reduce_model(guide, {"weights": dist.Normal(0.0, 0.1)}).delta_evidence.backward()
+    assert all(parameter.grad is not None for name, parameter in guide.named_parameters() if "scale_tril" not in name)
+
+
+def test_a_reduced_prior_in_another_dtype_is_taken_at_its_value():
+    guide, _, _ = exact_guide()
+    single = reduce_model(guide, {"rest": dist.Normal(0.0, torch.tensor(0.5, dtype=torch.float32))})
+    double = reduce_model(guide, {"rest": dist.Normal(0.0, 0.5)})
+    assert single.delta_evidence.dtype == torch.float64
+    torch.testing.assert_close(single.delta_evidence, double.delta_evidence)
+    point = reduce_model(guide, {"rest": dist.Delta(torch.zeros(2, dtype=torch.float32))})
+    assert point.posterior["first"].mean.dtype == torch.float64
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("guide_type", [AutoNormal, AutoMultivariateNormal])
+def test_values_on_cuda_stay_there(guide_type):
+    x, y = (value.cuda() for value in conjugate.data())
+    guide = fit(conjugate.model, guide_type(conjugate.model), x, y)
+    reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 0.5)})
+    assert reduction.delta_evidence.is_cuda
+    assert reduction.elementwise["rest"].is_cuda
+    assert reduction.posterior["first"].mean.is_cuda
+    assert reduction.guide(x, y)["rest"].is_cuda
