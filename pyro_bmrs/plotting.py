@@ -5,27 +5,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.tables import element_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pyro_bmrs.reduction.reduction import Reduction
-    from pyro_bmrs.search import ModelSpace
-
 FULL_COLOR, REDUCED_COLOR = "tab:blue", "tab:orange"
 _MOST_NAMED_BARS = 60
 
 
+class Reduced(Protocol):
+    """What is asked of a reduction to draw it."""
+
+    @property
+    def elementwise(self) -> Mapping[str, Tensor]:
+        """For each site, the change in log evidence (nats) of reducing each of its elements alone."""
+
+    @property
+    def element_labels(self) -> Mapping[str, Sequence[str]]:
+        """For each site, the names of its elements, in the order of ``tensor.flatten()``."""
+
+
+class Top(Protocol):
+    """What is asked of the most probable models."""
+
+    @property
+    def probability(self) -> Tensor:
+        """The posterior probability of each, the largest first."""
+
+
+class Space(Protocol):
+    """What is asked of a space of models to draw it."""
+
+    @property
+    def inclusion_probability(self) -> Mapping[str, Tensor]:
+        """For each site, the probability that each of its elements keeps its full prior."""
+
+    @property
+    def reduced(self) -> Mapping[str, Tensor]:
+        """For each site, which of its elements are reduced in the most probable model."""
+
+    @property
+    def element_labels(self) -> Mapping[str, Sequence[str]]:
+        """For each site, the names of its elements, in the order of ``tensor.flatten()``."""
+
+    def top(self, num_models: int) -> Top:
+        """The most probable models."""
+
+
 def plot_reduction(
-    reduction: Reduction,
+    reduction: Reduced,
     ax: Axes | None = None,
     *,
     labels: Mapping[str, Sequence[str]] | None = None,
@@ -57,7 +92,7 @@ def plot_reduction(
         ['weights[0]', 'weights[1]', 'weights[2]']
     """
     elementwise = {site: delta.detach().cpu() for site, delta in reduction.elementwise.items()}
-    names, values = _names(elementwise, labels), _flat(elementwise)
+    names, values = _names(elementwise, reduction.element_labels, labels), _flat(elementwise)
     if ax is None:
         _, ax = _pyplot().subplots(figsize=(6.4, _height(len(names))), layout="constrained")
     _draw_bars(ax, names, values, [value > 0 for value in values], ("for the reduced prior", "for the full prior"))
@@ -67,7 +102,7 @@ def plot_reduction(
 
 
 def plot_model_space(
-    space: ModelSpace,
+    space: Space,
     *,
     num_models: int = 20,
     labels: Mapping[str, Sequence[str]] | None = None,
@@ -96,7 +131,7 @@ def plot_model_space(
         (8, 3)
     """
     inclusion = {site: probability.cpu() for site, probability in space.inclusion_probability.items()}
-    names = _names(inclusion, labels)
+    names = _names(inclusion, space.element_labels, labels)
     size = (10.0, _height(max(len(names), 10)))
     figure, (left, right) = _pyplot().subplots(1, 2, figsize=size, width_ratios=(2, 3), layout="constrained")
 
@@ -125,8 +160,10 @@ def _flat(values: Mapping[str, Tensor]) -> list[Any]:
     return [element for tensor in values.values() for element in tensor.flatten().tolist()]
 
 
-def _names(values: Mapping[str, Tensor], labels: Mapping[str, Sequence[str]] | None) -> list[str]:
-    names = {site: element_labels(site, tensor.shape) for site, tensor in values.items()}
+def _names(
+    sites: Iterable[str], own: Mapping[str, Sequence[str]], labels: Mapping[str, Sequence[str]] | None
+) -> list[str]:
+    names = {site: list(own[site]) for site in sites}
     for site, given in (labels or {}).items():
         if site not in names:
             raise ReductionError(f"labels names the site {site!r}, but there are {sorted(names)}")

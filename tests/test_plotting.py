@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_bmrs import ReductionError
 from pyro_bmrs.plotting import FULL_COLOR, REDUCED_COLOR, plot_reduction
+from pyro_bmrs.tables import element_labels
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,8 @@ def close_figures() -> Iterator[None]:
 
 
 def reduction(**elementwise: Tensor) -> SimpleNamespace:
-    return SimpleNamespace(elementwise=elementwise)
+    labels = {name: element_labels(name, values.shape) for name, values in elementwise.items()}
+    return SimpleNamespace(elementwise=elementwise, element_labels=labels)
 
 
 def bars_by_place(ax: Axes) -> list[tuple[float, tuple[float, ...]]]:

@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 from pyro_bmrs import arviz_adapter
 from pyro_bmrs.errors import ReductionError, name_of_unknown
 from pyro_bmrs.evidence.dispatch import METHODS, NUM_SAMPLES
+from pyro_bmrs.plotting import plot_reduction
 from pyro_bmrs.posteriors.draws import Draws
 from pyro_bmrs.posteriors.fitted_draws import FittedDraws
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
@@ -230,6 +231,11 @@ class Reduction:
         return self._result.effective_sample_size
 
     @property
+    def element_labels(self) -> dict[str, list[str]]:
+        """For each reduced site, the names of the elements of :attr:`elementwise`, in the order of ``flatten()``."""
+        return {name: element_labels(name, delta.shape) for name, delta in self.elementwise.items()}
+
+    @property
     def reduced_sites(self) -> tuple[str, ...]:
         """Names of the sites whose prior was reduced."""
         return tuple(sorted(self._reduced_priors.sites))
@@ -279,8 +285,6 @@ class Reduction:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The elementwise changes in log evidence as a figure; see :func:`pyro_bmrs.plotting.plot_reduction`."""
-        from pyro_bmrs.plotting import plot_reduction
-
         return plot_reduction(self, ax=ax)
 
 
@@ -302,7 +306,7 @@ def summarise(reduction: Reduction, fitted_posterior: Mapping[str, Distribution]
             "probability": torch.sigmoid(delta),
         }
         flat = {label: column.detach().reshape(-1).cpu().numpy() for label, column in columns.items()}
-        tables.append(pd.DataFrame(flat, index=element_labels(name, delta.shape)))
+        tables.append(pd.DataFrame(flat, index=reduction.element_labels[name]))
     return pd.concat(tables)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_bmrs.arviz_adapter import to_arviz
+from pyro_bmrs.plotting import plot_model_space
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.reduction.reduction import Reduction, reduce_model
 from pyro_bmrs.search.averaging.model_average import AveragedPosterior, ModelAverage
@@ -124,6 +125,11 @@ class ModelSpace:
         return self._groups.spread(self._models.inclusion_probability, 1.0)
 
     @property
+    def element_labels(self) -> dict[str, list[str]]:
+        """For each site, the names of its elements, in the order of ``tensor.flatten()``."""
+        return {name: element_labels(name, reduced.shape) for name, reduced in self.reduced.items()}
+
+    @property
     def reduced(self) -> dict[str, Tensor]:
         """For each site, which of its elements take their reduced prior in the most probable model."""
         return self._groups.spread(self.top(1).reduced[0], False)
@@ -207,7 +213,7 @@ class ModelSpace:
                 "inclusion_probability": _flat(self.inclusion_probability[name]),
                 "reduced": _flat(self.reduced[name]),
             }
-            tables.append(pd.DataFrame(columns, index=element_labels(name, group.shape)))
+            tables.append(pd.DataFrame(columns, index=self.element_labels[name]))
         return pd.concat(tables)
 
     def to_arviz(self, num_samples: int = 1000, num_models: int | None = None) -> Any:
@@ -231,8 +237,6 @@ class ModelSpace:
 
     def plot(self, **options: Any) -> Figure:
         """The probabilities of models and of elements as a figure; see :func:`pyro_bmrs.plotting.plot_model_space`."""
-        from pyro_bmrs.plotting import plot_model_space
-
         return plot_model_space(self, **options)
 
     def __repr__(self) -> str:
