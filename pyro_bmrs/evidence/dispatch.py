@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.evidence.accuracy import METHODS as COMPUTATIONS
+from pyro_bmrs.evidence.accuracy import choose
 from pyro_bmrs.evidence.importance import reduce_by_importance
 from pyro_bmrs.evidence.quadrature.line import support_interval
 from pyro_bmrs.evidence.quadrature.reweighted import reduce_by_quadrature
-from pyro_bmrs.evidence.registry import Reduced, find_rules, register_reduction
+from pyro_bmrs.evidence.registry import Reduced, find_rules
 from pyro_bmrs.evidence.wrappers import ROLES, Triple, shared_bijection, transform_posterior, unwrap
 
-METHODS = ("auto", "exact", "quadrature", "importance")
+METHODS = ("auto", *COMPUTATIONS)
 NUM_SAMPLES = 4096
 
 
@@ -130,15 +132,14 @@ def reduced_posterior(
 
 
 def _reduce_bare(triple: Triple, method: str, num_samples: int) -> Reduced:
-    if method in ("auto", "exact"):
-        reduced = _reduce_exactly(*triple)
-        if reduced is not None:
-            return reduced
-        if method == "exact":
-            raise ReductionError(
-                f"There is no exact rule for {_types(triple)}. Take method='quadrature' (one-dimensional continuous "
-                "elements), method='importance', or give a rule with pyro_bmrs.evidence.register_reduction."
-            )
+    reduced = _reduce_by_form(triple, method, num_samples)
+    if reduced is not None:
+        return reduced
+    if method == "exact":
+        raise ReductionError(
+            f"There is no exact rule for {_types(triple)}. Take method='quadrature' (one-dimensional continuous "
+            "elements), method='importance', or give a rule with pyro_bmrs.evidence.register_reduction."
+        )
     _check_comparable(triple)
     check_parameters(*triple)
     if method == "quadrature" or (method == "auto" and all(support_interval(d) is not None for d in triple)):
@@ -146,21 +147,39 @@ def _reduce_bare(triple: Triple, method: str, num_samples: int) -> Reduced:
     return reduce_by_importance(*triple, num_samples)
 
 
-def _reduce_exactly(posterior: Distribution, prior: Distribution, reduced_prior: Distribution) -> Reduced | None:
-    for rule in find_rules(type(posterior), type(prior), type(reduced_prior)):  # type: ignore[arg-type]
-        reduced = rule(posterior, prior, reduced_prior)
-        if reduced is not NotImplemented:
-            return reduced
-    shared = shared_bijection(posterior, prior, reduced_prior)
+def _reduce_by_form(triple: Triple, method: str, num_samples: int) -> Reduced | None:
+    """By a rule, or side by side for a mixture, or as what a shared bijection was applied to; None for the rest."""
+    if method in ("auto", "exact"):
+        for rule in find_rules(*map(type, triple)):
+            reduced = rule(*triple)
+            if reduced is not NotImplemented:
+                return reduced
+    if isinstance(triple[2], MaskedMixture):
+        return _reduce_to_mixture(*triple, method, num_samples)
+    shared = shared_bijection(*triple)
     if shared is None:
         return None
     before, transforms = shared
     bare, layers = unwrap(*before)
-    inner = _reduce_exactly(*bare)
-    return (
-        None
-        if inner is None
-        else transform_posterior(layers.put_back(inner), transforms, (posterior, prior, reduced_prior))
+    inner = _reduce_by_form(bare, method, num_samples)
+    return None if inner is None else transform_posterior(layers.put_back(inner), transforms, triple)
+
+
+def _reduce_to_mixture(
+    posterior: Distribution, prior: Distribution, reduced_prior: Any, method: str, num_samples: int
+) -> Reduced:
+    """
+    The reduction to the one component where the mask says so, and to the other elsewhere.
+
+    Both components must be reduced priors for all elements, though each counts for some only.
+    """
+    mask = reduced_prior.mask
+    off = reduce(posterior, prior, reduced_prior.component0, method=method, num_samples=num_samples)
+    on = reduce(posterior, prior, reduced_prior.component1, method=method, num_samples=num_samples)
+    return Reduced(
+        torch.where(mask, on.delta_evidence, off.delta_evidence),
+        lambda: MaskedMixture(mask, off.posterior, on.posterior),
+        choose(mask, on.accuracy, off.accuracy),
     )
 
 
@@ -246,29 +265,3 @@ def _parameters(distribution: Distribution) -> Iterator[tuple[str, Tensor]]:
         value = vars(distribution).get(name)
         if isinstance(value, Tensor) and value.is_floating_point():
             yield name, value
-
-
-@register_reduction(Distribution, Distribution, MaskedMixture)
-def reduce_to_masked_mixture(posterior: Distribution, prior: Distribution, reduced_prior: Any) -> Reduced:
-    """
-    The reduction to the one component where the mask says so, and to the other elsewhere.
-
-    Both components must be reduced priors for all elements, though each counts for some only.
-
-    Example::
-
-        >>> import torch, pyro.distributions as dist
-        >>> from pyro_bmrs.evidence import log_evidence_change
-        >>> prior = dist.Normal(torch.zeros(2), 1.)
-        >>> reduced_prior = dist.MaskedMixture(torch.tensor([True, False]), prior, dist.Delta(torch.zeros(2)))
-        >>> log_evidence_change(dist.Normal(torch.ones(2), 0.1), prior, reduced_prior).round(decimals=3)
-        tensor([-47.6970,   0.0000])
-    """
-    mask = reduced_prior.mask
-    off, on = (reduce(posterior, prior, part) for part in (reduced_prior.component0, reduced_prior.component1))
-    shape = off.delta_evidence.shape
-    return Reduced(
-        torch.where(mask, on.delta_evidence, off.delta_evidence),
-        lambda: MaskedMixture(mask.expand(shape), off.posterior.expand(shape), on.posterior.expand(shape)),
-        max(off.method, on.method, key=METHODS.index),
-    )

@@ -22,6 +22,7 @@ from torch.distributions import Distribution
 
 from pyro_bmrs.arviz_adapter import smooth_log_weights
 from pyro_bmrs.errors import ReductionError, ReductionWarning
+from pyro_bmrs.evidence.accuracy import Accuracy
 from pyro_bmrs.evidence.registry import Reduced
 
 LARGEST_K = 0.7
@@ -44,6 +45,11 @@ class ImportanceEstimate:
     pareto_k: Tensor
     effective_sample_size: Tensor
     log_weights: Tensor
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """What the weights say of ``delta_evidence``, in the form that all methods have in common."""
+        return Accuracy("importance", self.standard_error, self.pareto_k, self.effective_sample_size)
 
 
 def importance_estimate(log_weights: Tensor, *, relative_efficiency: float | Tensor = 1.0) -> ImportanceEstimate:
@@ -143,11 +149,4 @@ def reduce_by_importance(
     def build() -> Distribution:
         return Empirical(draws.movedim(0, len(shape)), estimate.log_weights.movedim(0, -1))
 
-    return Reduced(
-        estimate.delta_evidence,
-        build,
-        "importance",
-        estimate.standard_error,
-        estimate.pareto_k,
-        estimate.effective_sample_size,
-    )
+    return Reduced(estimate.delta_evidence, build, estimate.accuracy)

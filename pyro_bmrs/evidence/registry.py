@@ -18,28 +18,23 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_bmrs.evidence.accuracy import Accuracy, Estimated
+
 
 @dataclass(frozen=True)
-class Reduced:
+class Reduced(Estimated):
     """
     What a rule says of one triple: the change in log evidence, and the reduced posterior when it is asked for.
 
     :param delta_evidence: log E_q[r/p] in nats, of the broadcast batch shape of the triple.
     :param build_posterior: makes the reduced posterior q·r/p, normalised. Called at most once, and only when needed:
         most callers want the evidence of many candidates and the posterior of few.
-    :param method: ``"exact"``, ``"quadrature"`` or ``"importance"``.
-    :param standard_error: standard error of ``delta_evidence`` in nats, where it is a Monte Carlo estimate.
-    :param pareto_k: shape of the tail of the importance weights (Vehtari et al. 2024, arXiv:1507.02646); above 0.7
-        the estimate is not to be trusted.
-    :param effective_sample_size: how many independent draws of the reduced posterior the weighted ones are worth.
+    :param accuracy: how ``delta_evidence`` was computed, and how far it is to be trusted; exact by default.
     """
 
     delta_evidence: Tensor
     build_posterior: Callable[[], Distribution]
-    method: str = "exact"
-    standard_error: Tensor | None = None
-    pareto_k: Tensor | None = None
-    effective_sample_size: Tensor | None = None
+    accuracy: Accuracy = Accuracy()
 
     @cached_property
     def posterior(self) -> Distribution:

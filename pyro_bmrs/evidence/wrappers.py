@@ -24,6 +24,7 @@ from torch.distributions.transforms import ExpTransform, PowerTransform, Transfo
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal, TruncatedNormal
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.evidence.accuracy import Accuracy, choose
 from pyro_bmrs.evidence.quadrature.integrand import common_interval
 from pyro_bmrs.evidence.quadrature.reweighted import ReweightedDistribution
 from pyro_bmrs.evidence.registry import Reduced
@@ -49,15 +50,15 @@ class Layers:
 
     def put_back(self, reduced: Reduced) -> Reduced:
         """What the rule said of the bare triple, said of the wrapped one."""
-        delta_evidence = self._sum(reduced.delta_evidence)
-        error, k, effective = reduced.standard_error, reduced.pareto_k, reduced.effective_sample_size
-        if error is not None:
-            error = self._sum(error.square()).sqrt()
-        if k is not None and self.event_dims:
-            k = k.expand(self.shape).flatten(-self.event_dims).amax(-1)
-        if effective is not None and self.event_dims:
-            effective = effective.expand(self.shape).flatten(-self.event_dims).amin(-1)
-        return Reduced(delta_evidence, lambda: self._wrap(reduced.posterior), reduced.method, error, k, effective)
+        accuracy = reduced.accuracy
+        if self.mask is not True:
+            # What is no part of the model is 0, exactly.
+            accuracy = choose(torch.as_tensor(self.mask), accuracy, Accuracy())
+        return Reduced(
+            self._sum(reduced.delta_evidence),
+            lambda: self._wrap(reduced.posterior),
+            accuracy.summed(self.shape, self.event_dims),
+        )
 
     def _sum(self, terms: Tensor) -> Tensor:
         if terms.shape != self.shape:

@@ -23,6 +23,7 @@ from torch.distributions import Distribution, LowRankMultivariateNormal, Multiva
 
 from pyro_bmrs import evidence
 from pyro_bmrs.errors import naming
+from pyro_bmrs.evidence.accuracy import Accuracy, Estimated, combine
 from pyro_bmrs.structure import mixtures as mixed_priors
 from pyro_bmrs.structure.coordinates import (
     Block,
@@ -42,26 +43,22 @@ Priors = Mapping[str, Distribution]
 # The keywords of evidence.reduce: by which method, with how many draws.
 How = Mapping[str, Any]
 
-_METHODS = ("exact", "quadrature", "importance")
-
 
 @dataclass(frozen=True)
-class ReducedFactor:
+class ReducedFactor(Estimated):
     """
     One factor after its reduction.
 
     :param delta_evidence: 0-d, nats.
     :param build_statement: makes the distribution that replaces the factor's sample statement.
     :param build_posteriors: makes the reduced posterior of each site of the factor.
+    :param accuracy: how ``delta_evidence`` was computed, and how far it is to be trusted.
     """
 
     delta_evidence: Tensor
     build_statement: Callable[[], Distribution]
     build_posteriors: Callable[[], dict[str, Distribution]]
-    method: str = "exact"
-    standard_error: Tensor | None = None
-    pareto_k: Tensor | None = None
-    effective_sample_size: Tensor | None = None
+    accuracy: Accuracy = Accuracy()
 
     @cached_property
     def statement(self) -> Distribution:
@@ -94,29 +91,6 @@ class Factor(Protocol):
 
     def with_statement(self, distribution: Any) -> Factor | None:
         """The factor with another distribution in its statement; None where it is no longer of the factor's kind."""
-
-
-def least_exact(methods: Sequence[str]) -> str:
-    """The method that a result composed of several rests on."""
-    return max(methods, key=_METHODS.index, default="exact")
-
-
-def add_in_quadrature(errors: Sequence[Tensor | None]) -> Tensor | None:
-    """Standard error of a sum of independent estimates; None where all terms are exact."""
-    known = [error for error in errors if error is not None]
-    return torch.stack([error.square().sum() for error in known]).sum().sqrt() if known else None
-
-
-def largest(values: Sequence[Tensor | None]) -> Tensor | None:
-    """The largest of the values that are known; None where none is."""
-    known = [value.max() for value in values if value is not None]
-    return torch.stack(known).max() if known else None
-
-
-def smallest(values: Sequence[Tensor | None]) -> Tensor | None:
-    """The smallest of the values that are known; None where none is."""
-    known = [value.min() for value in values if value is not None]
-    return torch.stack(known).min() if known else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,10 +132,7 @@ class SiteFactor:
             reduced.delta_evidence.sum(),
             lambda: pull_back(reduced.posterior, self.transform),
             lambda: {name: reduced.posterior},
-            reduced.method,
-            add_in_quadrature([reduced.standard_error]),
-            largest([reduced.pareto_k]),
-            smallest([reduced.effective_sample_size]),
+            combine([reduced.accuracy]),
         )
 
     def elementwise(self, name: str, prior: Distribution, reduced_prior: Distribution, how: How) -> Tensor:
@@ -228,10 +199,7 @@ class PackedFactor:
             torch.stack([factor.delta_evidence for factor in factors]).sum(),
             statement,
             posteriors,
-            least_exact([factor.method for factor in factors]),
-            add_in_quadrature([factor.standard_error for factor in factors]),
-            largest([factor.pareto_k for factor in factors]),
-            smallest([factor.effective_sample_size for factor in factors]),
+            combine(factor.accuracy for factor in factors),
         )
 
 
@@ -314,10 +282,7 @@ class JointNormalFactor:
             reduced.delta_evidence.sum(),
             lambda: reduced.posterior,
             dict,
-            reduced.method,
-            add_in_quadrature([reduced.standard_error]),
-            largest([reduced.pareto_k]),
-            smallest([reduced.effective_sample_size]),
+            combine([reduced.accuracy]),
         )
 
     def _reduce_in_pieces(self, priors: Priors, reduced_priors: Priors, how: How) -> ReducedFactor:
@@ -347,10 +312,7 @@ class JointNormalFactor:
             first.delta_evidence + second.delta_evidence,
             statement,
             lambda: {block.name: site_marginal(factor.statement, block) for block in self.blocks},
-            second.method,
-            second.standard_error,
-            second.pareto_k,
-            second.effective_sample_size,
+            combine([first.accuracy, second.accuracy]),
         )
         return factor
 

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_bmrs.posteriors.factors import Factor, How, ReducedFactor, add_in_quadrature, largest, least_exact, smallest
+from pyro_bmrs.evidence.accuracy import Estimated, combine
+from pyro_bmrs.posteriors.factors import Factor, How, ReducedFactor
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.reduced_guide import ReducedGuide
 from pyro_bmrs.reduction.priors import ReducedPriors, match_prior
 from pyro_bmrs.structure.coordinates import is_point
 
 
-class FactorwiseReduction:
+class FactorwiseReduction(Estimated):
     """
     The sum of the changes in log evidence of a posterior's independent factors.
 
@@ -45,12 +46,7 @@ class FactorwiseReduction:
         ]
         done = list(self._factors.values())
         self.delta_evidence = torch.stack([scale * f.delta_evidence for scale, f in zip(scales, done)]).sum()
-        self.method = least_exact([factor.method for factor in done])
-        self.standard_error = add_in_quadrature(
-            [None if f.standard_error is None else scale * f.standard_error for scale, f in zip(scales, done)]
-        )
-        self.pareto_k = largest([factor.pareto_k for factor in done])
-        self.effective_sample_size = smallest([factor.effective_sample_size for factor in done])
+        self.accuracy = combine(f.accuracy.scaled(scale) for scale, f in zip(scales, done))
 
     @cached_property
     def elementwise(self) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 
 from pyro_bmrs import arviz_adapter
 from pyro_bmrs.errors import ReductionError, name_of_unknown
+from pyro_bmrs.evidence.accuracy import Estimated
 from pyro_bmrs.evidence.dispatch import METHODS, NUM_SAMPLES
 from pyro_bmrs.plotting import plot_reduction
 from pyro_bmrs.posteriors.draws import Draws
@@ -135,7 +136,7 @@ def reduce_posterior(
     return Reduction(fitted, priors, DrawnReduction(draws, priors, (fitted.args, fitted.kwargs)))
 
 
-class Reduction:
+class Reduction(Estimated):
     """
     A model under reduced priors, beside the model that was fitted. Made by :func:`reduce_model`.
 
@@ -166,6 +167,7 @@ class Reduction:
         result: FactorwiseReduction | DrawnReduction,
     ) -> None:
         self._fitted, self._reduced_priors, self._result = fitted, reduced_priors, result
+        self.accuracy = result.accuracy
 
     @property
     def delta_evidence(self) -> Tensor:
@@ -205,30 +207,6 @@ class Reduction:
         weighted draws and has no parameters.
         """
         return self._result.guide(self.model)
-
-    @property
-    def method(self) -> str:
-        """How the change in log evidence was computed: ``"exact"``, ``"quadrature"`` or ``"importance"``."""
-        return self._result.method
-
-    @property
-    def standard_error(self) -> Tensor | None:
-        """Standard error of :attr:`delta_evidence` in nats; None where it is no estimate."""
-        return self._result.standard_error
-
-    @property
-    def pareto_k(self) -> Tensor | None:
-        """Tail shape of the importance weights: above 0.7 the estimate is not to be trusted. None without sampling."""
-        return self._result.pareto_k
-
-    @property
-    def effective_sample_size(self) -> Tensor | None:
-        """
-        How many independent draws of the reduced posterior the weighted ones are worth. None without sampling.
-
-        Where several sites are sampled one by one, the smallest number of them.
-        """
-        return self._result.effective_sample_size
 
     @property
     def element_labels(self) -> dict[str, list[str]]:

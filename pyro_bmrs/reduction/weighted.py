@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 
 from pyro_bmrs import arviz_adapter
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.evidence.accuracy import Estimated
 from pyro_bmrs.evidence.importance import ImportanceEstimate, check_log_weights, importance_estimate
 from pyro_bmrs.posteriors.draws import Draws, log_density
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
@@ -24,7 +25,7 @@ from pyro_bmrs.reduction.priors import ReducedPriors, match_prior
 from pyro_bmrs.structure.coordinates import is_point
 
 
-class DrawnReduction:
+class DrawnReduction(Estimated):
     """
     A reduction by Pareto-smoothed importance sampling over joint draws.
 
@@ -34,16 +35,13 @@ class DrawnReduction:
     :warns ReductionWarning: where the Pareto k of the weights is above 0.7.
     """
 
-    method = "importance"
-
     def __init__(self, draws: Draws, reduced_priors: ReducedPriors, arguments: tuple[tuple, dict[str, Any]]) -> None:
         self.draws, self._arguments = draws, arguments
         self._log_ratios = log_ratios(draws, reduced_priors)
         rows = [ratios.reshape(len(ratios), -1).sum(-1) for ratios in self._log_ratios.values()]
         self._estimate = self._estimate_from(torch.stack(rows).sum(0))
         self.delta_evidence = self._estimate.delta_evidence
-        self.standard_error, self.pareto_k = self._estimate.standard_error, self._estimate.pareto_k
-        self.effective_sample_size = self._estimate.effective_sample_size
+        self.accuracy = self._estimate.accuracy
 
     def _estimate_from(self, log_ratios: Tensor) -> ImportanceEstimate:
         return importance_estimate(log_ratios, relative_efficiency=self._relative_efficiency(log_ratios.detach()))

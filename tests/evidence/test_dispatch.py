@@ -160,3 +160,75 @@ def test_values_stay_on_the_parameters_device_and_dtype() -> None:
             reduced = reduce(*triple, method=method, num_samples=100)
             assert reduced.delta_evidence.dtype == dtype
             assert reduced.posterior.sample().dtype == dtype
+
+
+class TestMixturesByElement:
+    """The first element keeps its prior, the second takes a Laplace, for which there is no closed form."""
+
+    q = dist.Normal(torch.tensor([0.5, 0.3], dtype=torch.double), 0.1)
+    p = dist.Normal(torch.zeros(2, dtype=torch.double), 1.0)
+    laplace = dist.Laplace(torch.zeros(2, dtype=torch.double), 0.5)
+    mask = torch.tensor([False, True])
+
+    @property
+    def r(self) -> dist.MaskedMixture:
+        return dist.MaskedMixture(self.mask, self.p, self.laplace)
+
+    def exact(self) -> torch.Tensor:
+        x = torch.linspace(-1.0, 1.5, 200_001, dtype=torch.double)
+        q, p, r = (type(d)(d.loc[1], d.scale[1]) for d in (self.q, self.p, self.laplace))
+        integrand = (q.log_prob(x) + r.log_prob(x) - p.log_prob(x)).exp()
+        return torch.stack([torch.zeros((), dtype=torch.double), torch.trapezoid(integrand, x).log()])
+
+    def test_each_element_is_reduced_to_its_side(self) -> None:
+        reduced = reduce(self.q, self.p, self.r)
+        torch.testing.assert_close(reduced.delta_evidence, self.exact(), rtol=0, atol=1e-8)
+        torch.testing.assert_close(reduced.posterior.mean[0], self.q.mean[0])
+        assert reduced.method == "quadrature"
+
+    def test_a_side_in_force_nowhere_says_nothing_of_the_method(self) -> None:
+        off = dist.MaskedMixture(torch.zeros(2, dtype=torch.bool), self.p, self.laplace)
+        assert reduce(self.q, self.p, off).method == "exact"
+
+    def test_an_exact_method_is_insisted_on(self) -> None:
+        with pytest.raises(ReductionError, match="There is no exact rule for .*Laplace as reduced prior"):
+            reduce(self.q, self.p, self.r, method="exact")
+
+    def test_importance_sampling_keeps_its_diagnostics(self) -> None:
+        reduced = reduce(self.q, self.p, self.r, method="importance", num_samples=2000)
+        assert reduced.method == "importance"
+        assert 0 < reduced.standard_error[1] < 0.01
+        assert (reduced.delta_evidence - self.exact()).abs()[1] < 4 * reduced.standard_error[1]
+        assert (reduced.pareto_k < 0.7).all()
+        assert ((reduced.effective_sample_size > 1000) & (reduced.effective_sample_size < 2000.1)).all()
+
+    def test_beside_a_sampled_side_an_exact_one_has_no_error(self) -> None:
+        # A Poisson posterior and a geometric reduced prior can only be sampled.
+        q, p = dist.Poisson(torch.tensor([2.0, 2.0])), dist.Poisson(torch.tensor([3.0, 3.0]))
+        r = dist.MaskedMixture(self.mask, p, dist.Geometric(torch.tensor([0.5, 0.5])))
+        reduced = reduce(q, p, r, num_samples=1000)
+        alone = reduce(q, p, p)
+        assert alone.method == "exact"
+        assert reduced.method == "importance"
+        assert reduced.standard_error[0] == 0 < reduced.standard_error[1]
+        assert reduced.pareto_k[0] == -torch.inf
+        assert reduced.effective_sample_size[0] == torch.inf > 1000 > reduced.effective_sample_size[1]
+
+    def test_it_is_the_same_beneath_a_bijection_and_in_events(self) -> None:
+        exp = torch.distributions.ExpTransform()
+        q, p, r = (dist.TransformedDistribution(d, [exp]) for d in (self.q, self.p, self.r))
+        for method in ("auto", "quadrature"):
+            reduced = reduce(q.to_event(1), p.to_event(1), r.to_event(1), method=method)
+            torch.testing.assert_close(reduced.delta_evidence, self.exact().sum(), rtol=0, atol=1e-8)
+            assert reduced.method == "quadrature"
+
+
+def test_what_is_masked_out_is_exactly_nothing() -> None:
+    mask = torch.tensor([True, False])
+    q, p, r = (d.expand([2]) for d in NORMALS)
+    reduced = reduce(q, p.mask(mask), r, method="importance", num_samples=1000)
+    assert reduced.delta_evidence[1] == reduced.standard_error[1] == 0
+    assert reduced.pareto_k[1] == -torch.inf
+    whole = reduce(q.to_event(1), p.mask(mask).to_event(1), r.to_event(1), method="importance", num_samples=1000)
+    exact = log_evidence_change(*NORMALS)
+    assert (whole.delta_evidence - exact).abs() < 4 * whole.standard_error

@@ -21,6 +21,7 @@ from torch.distributions import Distribution, constraints
 from torch.types import _size
 
 from pyro_bmrs.errors import ReductionWarning
+from pyro_bmrs.evidence.accuracy import Accuracy
 from pyro_bmrs.evidence.quadrature.integrand import Integrand, common_interval
 from pyro_bmrs.evidence.quadrature.panels import nodes
 from pyro_bmrs.evidence.registry import Reduced
@@ -63,7 +64,7 @@ def reduce_by_quadrature(posterior: Distribution, prior: Distribution, reduced_p
     return Reduced(
         delta_evidence,
         lambda: ReweightedDistribution(posterior, prior, reduced_prior, delta_evidence),
-        "quadrature",
+        Accuracy("quadrature"),
     )
 
 
