@@ -4,19 +4,35 @@
 from __future__ import annotations
 
 import math
+import pickle
 from random import Random
 
 import mpmath as mp
+import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 from mpmath import mpf
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_bmrs import ReductionError, ReductionWarning
-from pyro_bmrs.evidence import log_evidence_change, reduce
-from tests.evidence.numerical import CASES, LogDensity, tensors
+from pyro_bmrs.evidence import ReweightedDistribution, log_evidence_change, reduce
+from tests.evidence.log_densities import (
+    beta,
+    cauchy,
+    gamma,
+    gumbel,
+    half_cauchy,
+    laplace,
+    log_normal,
+    logistic,
+    logit_normal,
+    normal,
+    student,
+    weibull,
+)
+from tests.evidence.numerical import CASES, tensors
 
 
 def double(*values: float) -> Tensor:
@@ -37,59 +53,6 @@ def test_it_agrees_with_the_exact_rules(case) -> None:
     reduced = reduce(*triple, method="quadrature")
     torch.testing.assert_close(reduced.delta_evidence, log_evidence_change(*triple), rtol=1e-8, atol=1e-8)
     assert reduced.method == "quadrature"
-
-
-def normal(loc: mpf, scale: mpf) -> LogDensity:
-    constant = -mp.log(scale) - mp.log(2 * mp.pi) / 2
-    return lambda x: constant - ((x - loc) / scale) ** 2 / 2
-
-
-def log_normal(loc: mpf, scale: mpf) -> LogDensity:
-    density = normal(loc, scale)
-    return lambda x: density(mp.log(x)) - mp.log(x)
-
-
-def cauchy(scale: mpf) -> LogDensity:
-    return lambda x: mp.log(scale / mp.pi) - mp.log(scale**2 + x**2)
-
-
-def half_cauchy(scale: mpf) -> LogDensity:
-    density = cauchy(scale)
-    return lambda x: density(x) + mp.log(2)
-
-
-def student(df: mpf) -> LogDensity:
-    constant = mp.loggamma((df + 1) / 2) - mp.loggamma(df / 2) - mp.log(df * mp.pi) / 2
-    return lambda x: constant - (df + 1) / 2 * mp.log1p(x * x / df)
-
-
-def laplace(scale: mpf) -> LogDensity:
-    return lambda x: -mp.log(2 * scale) - abs(x) / scale
-
-
-def logistic(loc: mpf, scale: mpf) -> LogDensity:
-    return lambda x: -(x - loc) / scale - mp.log(scale) - 2 * mp.log1p(mp.exp(-(x - loc) / scale))
-
-
-def gumbel(loc: mpf, scale: mpf) -> LogDensity:
-    return lambda x: -(x - loc) / scale - mp.exp(-(x - loc) / scale) - mp.log(scale)
-
-
-def weibull(scale: mpf, shape: mpf) -> LogDensity:
-    return lambda x: mp.log(shape / scale) + (shape - 1) * mp.log(x / scale) - (x / scale) ** shape
-
-
-def gamma(a: mpf, b: mpf) -> LogDensity:
-    return CASES["Gamma"].log_density(a, b)
-
-
-def beta(a: mpf, b: mpf) -> LogDensity:
-    return CASES["Beta"].log_density(a, b)
-
-
-def logit_normal(loc: mpf, scale: mpf) -> LogDensity:
-    density = normal(loc, scale)
-    return lambda x: density(mp.log(x) - mp.log1p(-x)) - mp.log(x) - mp.log1p(-x)
 
 
 def transformed(loc: Tensor, scale: Tensor, support: constraints.Constraint) -> dist.TransformedDistribution:
@@ -169,74 +132,6 @@ def test_mixtures_agree_with_mpmath(mixture) -> None:
         assert actual.delta_evidence.item() == pytest.approx(exact, rel=1e-8, abs=1e-8)
 
 
-def gaussian_change(q: tuple[float, float], p: tuple[float, float], r: tuple[float, float]) -> float:
-    with mp.workdps(60):
-        (mq, sq), (m_p, sp), (mr, sr) = ([mpf(x) for x in pair] for pair in (q, p, r))
-        lq, lp, lr = sq**-2, sp**-2, sr**-2
-        ls = lq + lr - lp
-        squares = lq * lr * (mq - mr) ** 2 - lq * lp * (mq - m_p) ** 2 - lr * lp * (mr - m_p) ** 2
-        return float((mp.log(lq * lr / (lp * ls)) - squares / ls) / 2)
-
-
-@pytest.mark.parametrize(
-    ("q", "p", "r"),
-    [
-        ((0.0, 1.0), (0.0, 2.0), (3.0, 1e-6)),  # a spike in the flank
-        ((0.0, 1.0), (0.0, 2.0), (0.0, 1e-8)),
-        ((0.0, 1e-2), (0.0, 2.0), (1.0, 1e-2)),  # all mass where neither of the two has any
-        ((1.0, 1e-6), (0.0, 1e6), (0.0, 1e-2)),
-        ((100.0, 1.0), (0.0, 1e3), (0.0, 1e-6)),
-        ((0.0, 1.0), (0.0, 1.0), (0.0, 1.0)),
-        ((-1e4, 3.0), (0.0, 1e5), (-1e4, 1.0)),
-        ((0.0, 2.0), (0.0, 1.0), (0.0, 0.9)),
-    ],
-)
-def test_mass_is_found_wherever_it_is(q, p, r) -> None:
-    triple = [dist.Normal(scalar(loc), scalar(scale)) for loc, scale in (q, p, r)]
-    actual = reduce(*triple, method="quadrature")
-    assert actual.delta_evidence.item() == pytest.approx(gaussian_change(q, p, r), rel=1e-10, abs=1e-8)
-    assert actual.posterior.mean.item() == pytest.approx(gaussian_mean(q, p, r), rel=1e-8, abs=1e-8 * r[1])
-
-
-def gaussian_mean(q, p, r) -> float:
-    with mp.workdps(60):
-        weights = [mpf(s) ** -2 for _, s in (q, r, p)]
-        weights[2] = -weights[2]
-        return float(mp.fsum(w * mpf(m) for w, (m, _) in zip(weights, (q, r, p))) / mp.fsum(weights))
-
-
-def test_a_light_narrow_component_of_a_mixture_is_found() -> None:
-    weight, scale = 1e-3, 1e-7
-    components = dist.Normal(double(0.0, 0.6543), double(1.0, scale))
-    mixture = dist.MixtureSameFamily(dist.Categorical(double(1 - weight, weight)), components)
-    q, p = dist.Normal(scalar(0.3), 0.5), dist.Normal(scalar(0.0), 2.0)
-    broad = log_evidence_change(q, p, dist.Normal(scalar(0.0), 1.0))
-    narrow = log_evidence_change(q, p, dist.Normal(scalar(0.6543), scalar(scale)))
-    exact = torch.logaddexp(broad + math.log1p(-weight), narrow + math.log(weight))
-    torch.testing.assert_close(log_evidence_change(q, p, mixture), exact, rtol=0, atol=1e-8)
-    # ... and behind a transform that hides it
-    logs = [dist.TransformedDistribution(d, [torch.distributions.ExpTransform()]) for d in (q, p, mixture)]
-    torch.testing.assert_close(log_evidence_change(*logs, method="quadrature"), exact, rtol=0, atol=1e-8)
-
-
-def test_a_batch_holds_elements_of_every_scale() -> None:
-    scale = torch.logspace(-6, 6, 13, dtype=torch.float64)
-    q, p, r = dist.Cauchy(scale, scale), dist.Cauchy(0 * scale, 2 * scale), dist.Normal(0 * scale, 0.1 * scale)
-    # The change in evidence knows no unit.
-    actual = log_evidence_change(q, p, r)
-    torch.testing.assert_close(actual, actual[6].expand(13), rtol=1e-9, atol=1e-9)
-
-
-def test_supports_differ_from_element_to_element() -> None:
-    r = dist.Uniform(double(-1.0, 0.0, 2.0), double(1.0, 0.5, 2.5))
-    actual = log_evidence_change(dist.StudentT(4.0, double(0.3), 1.0), dist.Cauchy(double(0.0), 1.0), r)
-    for k, (low, high) in enumerate(zip(r.low.tolist(), r.high.tolist())):
-        with mp.workdps(20):
-            log_q, log_p = student(mpf(4)), cauchy(mpf(1))
-            integral = mp.quad(lambda x: mp.exp(log_q(x - mpf(0.3)) - log_p(x)), [low, high])  # noqa: B023
-            assert actual[k].item() == pytest.approx(float(mp.log(integral / (high - low))), abs=1e-9)
-
-
 def test_gradients_in_all_parameters() -> None:
     def delta_evidence(loc: Tensor, scale: Tensor, prior: Tensor, shape: Tensor, rate: Tensor) -> Tensor:
         q = transformed(loc, scale, constraints.positive)
@@ -275,71 +170,126 @@ def test_single_precision() -> None:
     torch.testing.assert_close(reduced.delta_evidence.double(), log_evidence_change(*wide), rtol=1e-5, atol=1e-5)
 
 
-class Rough(dist.Normal):
-    """A standard normal with a kink and a jump that nothing tells of."""
-
-    def __init__(self, kink: float, jump: float) -> None:
-        self.kink, self.jump = kink, jump
-        super().__init__(scalar(0.0), scalar(1.0))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        rough = self.kink * (value - 0.1234).abs() + self.jump * (value > 0.5678)
-        return super().log_prob(value) - rough
-
-
-@pytest.mark.parametrize(("kink", "jump"), [(3.0, 0.0), (0.0, 1.0), (1.0, -1.0)])
-def test_kinks_and_jumps_are_found(kink: float, jump: float) -> None:
-    p = dist.Normal(scalar(0.0), scalar(2.0))
-    actual = reduce(Rough(kink, jump), p, p, method="quadrature").delta_evidence.item()
-    with mp.workdps(20):
-        log_normal = normal(mpf(0), mpf(1))
-        exact = mp.quad(
-            lambda x: mp.exp(log_normal(x) - kink * abs(x - mpf(0.1234)) - jump * (x > 0.5678)),
-            [-mp.inf, 0.1234, 0.5678, mp.inf],
-        )
-    assert actual == pytest.approx(float(mp.log(exact)), abs=1e-9)
-
-
-class TestErrors:
-    @pytest.mark.parametrize(
-        "triple",
-        [
-            (dist.Normal(double(0.0, 0.0), double(0.5, 2.0)), dist.Normal(0.0, 1.0), dist.Normal(0.0, 3.0)),
-            (dist.LogNormal(double(0.0), 1.0), dist.Gamma(1.0, 1.0), dist.HalfCauchy(1.0)),
-            (dist.StudentT(2.0, double(0.0), 1.0), dist.Normal(0.0, 1.0), dist.Normal(0.0, 2.0)),
-        ],
+def reweighted() -> tuple[ReweightedDistribution, dist.Normal]:
+    """A reweighted distribution that is a normal one."""
+    q, p, r = (
+        dist.Normal(double(1.0, -2.0, 0.0), double(1.0, 0.5, 1e-3)),
+        dist.Normal(0.0, 2.0),
+        dist.Normal(scalar(0.3), 1.5),
     )
-    def test_an_integral_that_diverges_is_refused(self, triple) -> None:
-        with pytest.raises(ReductionError, match="evidence integral diverges.* at 1 of"):
-            reduce(*triple, method="quadrature")
+    posterior = reduce(q, p, r, method="quadrature").posterior
+    precision = q.scale**-2 + r.scale**-2 - 0.25
+    return posterior, dist.Normal((q.loc / q.scale**2 + r.loc / r.scale**2) / precision, precision**-0.5)
 
-    def test_a_logarithmic_divergence_is_refused(self) -> None:
-        # x^-2 of the posterior and of r over x^-3 of the prior: the integrand falls off as 1/x.
-        with pytest.raises(ReductionError, match="diverges"):
-            reduce(dist.Cauchy(scalar(0.0), 1.0), dist.StudentT(2.0, scalar(0.0), 1.0), dist.Cauchy(scalar(0.0), 1.0))
 
-    def test_a_reduced_prior_beyond_the_prior_is_refused(self) -> None:
-        with pytest.raises(ReductionError, match="support of the reduced prior leaves the prior's at 1 of 1"):
-            reduce(dist.LogNormal(scalar(0.0), 1.0), dist.HalfCauchy(scalar(1.0)), dist.Cauchy(scalar(0.0), 1.0))
+def test_moments_and_quantiles() -> None:
+    posterior, exact = reweighted()
+    torch.testing.assert_close(posterior.mean, exact.mean, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(posterior.variance, exact.variance, rtol=1e-10, atol=0)
+    levels = torch.linspace(1e-6, 1 - 1e-6, 101, dtype=torch.float64).unsqueeze(-1).expand(101, 3)
+    x = exact.icdf(levels)
+    torch.testing.assert_close(posterior.log_prob(x), exact.log_prob(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(posterior.cdf(x), levels, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(posterior.icdf(levels), x, rtol=1e-8, atol=1e-9)
+    assert posterior.icdf(torch.tensor(0.5, dtype=torch.float64)).shape == (3,)
 
-    def test_supports_that_do_not_overlap_are_refused(self) -> None:
-        prior = dist.Cauchy(scalar(0.0), 1.0)
-        with pytest.raises(ReductionError, match="do not overlap at 1 of 2"):
-            reduce(dist.Beta(scalar(2.0), 2.0), prior, dist.Uniform(double(2.0, 0.5), 3.0))
 
-    def test_joint_and_discrete_distributions_are_refused(self) -> None:
-        joint = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
-        for distribution in (joint, dist.Poisson(1.0)):
-            with pytest.raises(ReductionError, match="Quadrature takes continuous distributions of scalars"):
-                reduce(distribution, distribution, distribution, method="quadrature")
+def test_draws_are_from_it() -> None:
+    posterior, exact = reweighted()
+    draws = posterior.sample((4000,))
+    for k in range(3):
+        test = scipy.stats.kstest(exact.cdf(draws)[:, k].numpy(), "uniform")
+        assert test.pvalue > 1e-3
 
-    def test_an_improper_prior_is_refused(self) -> None:
-        improper = dist.ImproperUniform(constraints.real, (), ())
-        with pytest.raises(ReductionError, match="The prior is improper"):
-            reduce(dist.Normal(0.0, 1.0), improper, dist.Normal(0.0, 1.0))
 
-    def test_doubt_is_told(self) -> None:
-        # So far from each other and so narrow that the log density, of 10^11 nats, is rounded to 10^-5.
-        q, p, r = (dist.Normal(scalar(m), scalar(s)) for m, s in ((0.0, 1e-6), (0.0, 2.0), (1.0, 1e-6)))
-        with pytest.warns(ReductionWarning, match="Quadrature may be wrong by .*e-05 nats"):
-            reduce(q, p, r, method="quadrature")
+def test_gradients_of_cdf_quantiles_and_moments() -> None:
+    def functions(loc: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        q, r = dist.Normal(loc, 0.7), dist.Laplace(scalar(0.0), scale)
+        posterior = reduce(q, dist.Cauchy(scalar(0.0), 2.0), r).posterior
+        x = scalar(0.4)
+        return posterior.cdf(x), posterior.icdf(x), posterior.mean, posterior.variance, posterior.log_prob(x)
+
+    parameters = [scalar(0.8).requires_grad_(), scalar(0.5).requires_grad_()]
+    assert torch.autograd.gradcheck(functions, parameters)
+    # the value's own gradients: the density, and one over the density
+    posterior, _ = reweighted()
+    x = double(0.4, -1.0, 1e-4).requires_grad_()
+    (slope,) = torch.autograd.grad(posterior.cdf(x).sum(), x)
+    torch.testing.assert_close(slope, posterior.log_prob(x).exp(), rtol=1e-9, atol=0)
+    level = double(0.4, 0.1, 0.9).requires_grad_()
+    (slope,) = torch.autograd.grad(posterior.icdf(level).sum(), level)
+    torch.testing.assert_close(slope, (-posterior.log_prob(posterior.icdf(level))).exp(), rtol=1e-7, atol=0)
+
+
+def test_pathwise_gradients_of_draws() -> None:
+    loc = scalar(0.5).requires_grad_()
+    posterior = reduce(
+        dist.Normal(loc, 1.0), dist.Normal(0.0, 2.0), dist.Normal(scalar(0.0), 1.0), method="quadrature"
+    ).posterior
+    (slope,) = torch.autograd.grad(posterior.rsample((50,)).mean(), loc)
+    torch.testing.assert_close(slope, scalar(1 / 1.75), rtol=1e-8, atol=0)  # every draw moves with the mean
+
+
+def test_densities_that_pile_up_at_both_ends() -> None:
+    # As of a normal on an interval with negative precision: exp(lambda x^2 / 2) on [-1, 1].
+    for curvature in (1.0, 50.0, 2000.0):
+        scale = scalar(curvature**-0.5)
+
+        class Bowl(dist.Uniform):
+            def log_prob(self, value: Tensor) -> Tensor:
+                return super().log_prob(value) - dist.Normal(scalar(0.0), scale).log_prob(value)  # noqa: B023
+
+        box = dist.Uniform(scalar(-1.0), scalar(1.0), validate_args=False)
+        bowl = Bowl(scalar(-1.0), scalar(1.0))
+        log_evidence = reduce(bowl, box, box, method="quadrature").delta_evidence
+        posterior = ReweightedDistribution(bowl, box, box, log_evidence)
+        with mp.workdps(30):
+            mass = mp.quad(lambda x: mp.exp(curvature * (x * x - 1) / 2), [-1, 0, 1])  # noqa: B023
+            square = mp.quad(lambda x: x * x * mp.exp(curvature * (x * x - 1) / 2), [-1, 0, 1])  # noqa: B023
+            part = mp.quad(lambda x: mp.exp(curvature * (x * x - 1) / 2), [-1, -0.99])  # noqa: B023
+        assert posterior.mean.item() == pytest.approx(0, abs=1e-12)
+        assert posterior.variance.item() == pytest.approx(float(square / mass), rel=1e-10)
+        assert posterior.cdf(scalar(-0.99)).item() == pytest.approx(float(part / mass), rel=1e-9)
+        levels = double(1e-9, 0.1, 0.499, 0.501, 0.9, 1 - 1e-9)
+        torch.testing.assert_close(posterior.cdf(posterior.icdf(levels)), levels, rtol=1e-9, atol=1e-12)
+        draws = posterior.sample((1000,))
+        assert ((draws > -1) & (draws < 1)).all()
+
+
+def test_it_behaves_as_a_pyro_distribution() -> None:
+    posterior, _ = reweighted()
+    assert posterior.batch_shape == (3,)
+    assert posterior.event_shape == ()
+    assert posterior.expand([5, 3]).sample((2,)).shape == (2, 5, 3)
+    assert posterior.to_event(1).log_prob(torch.zeros(3, dtype=torch.float64)).shape == ()
+    assert posterior.support == constraints.real
+    assert posterior.mask(torch.tensor([True, False, True])).log_prob(double(0.0, 0.0, 0.0))[1] == 0
+    assert posterior.has_rsample
+    copy = pickle.loads(pickle.dumps(posterior))
+    torch.testing.assert_close(copy.mean, posterior.mean)
+
+    def model() -> Tensor:
+        with pyro.plate("elements", 3):
+            return pyro.sample("x", posterior)
+
+    assert pyro.poutine.trace(model).get_trace().log_prob_sum().isfinite()
+
+
+def test_values_outside_its_support_are_refused() -> None:
+    q, p, r = dist.Gamma(scalar(2.0), 1.0), dist.HalfCauchy(scalar(1.0)), dist.Uniform(scalar(0.5), scalar(1.0))
+    posterior = reduce(q, p, r).posterior
+    bounds = posterior.support
+    assert (bounds.lower_bound, bounds.upper_bound) == (0.5, 1.0)
+    with pytest.raises(ValueError, match="within the support"):
+        posterior.log_prob(scalar(1.5))
+    assert posterior.cdf(scalar(1.0)).item() == pytest.approx(1)
+    assert posterior.cdf(scalar(0.5)).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_it_keeps_the_evidence_it_is_given() -> None:
+    q, p, r = (dist.Normal(scalar(0.0), s) for s in (1.0, 2.0, 1.0))
+    exact = scalar(-math.log(7 / 4) / 2 + math.log(2))
+    posterior = ReweightedDistribution(q, p, r, exact)
+    assert posterior.log_evidence == exact
+    total = torch.linspace(-12, 12, 2001, dtype=torch.float64)
+    assert torch.trapezoid(posterior.log_prob(total).exp(), total).item() == pytest.approx(1, rel=1e-10)

@@ -17,11 +17,10 @@ from pyro_bmrs.pruning import (
     Classification,
     PosteriorMean,
     WeightNorm,
-    accuracy_vs_compression,
     attach_noise,
     prune,
-    rank_correlations,
 )
+from tests.pruning.selection.guided import kept, mlp
 
 
 class Residual(nn.Module):
@@ -37,21 +36,6 @@ class Residual(nn.Module):
         x = self.bn(self.stem(x))
         x = x + self.bn2(self.conv(x))
         return self.head(x.mean((-1, -2)))
-
-
-def mlp(locs):
-    """A network whose first units are the less needed the smaller their log-location."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
-    guide = AutoTruncatedLogNormal(attach_noise(net))
-    with torch.no_grad():
-        guide.noise_locs.copy_(torch.tensor(locs))
-        guide.noise_log_scales.copy_(torch.where(guide.noise_locs < -5, 2.5, -3.0))
-    return net, guide
-
-
-def kept(guide):
-    return {name: noise.kept.tolist() for name, noise in guide.noise.items()}
 
 
 def test_collapsed_units_go_and_needed_ones_stay():
@@ -148,38 +132,3 @@ def test_weights_that_are_not_finite():
     net[0].weight.data[1, 0] = torch.nan
     with pytest.raises(ReductionError, match="WeightNorm gives 1 of 4 units at site '0'"):
         prune(net, guide, WeightNorm(), fraction=0.5)
-
-
-def test_a_curve_removes_units_one_by_one_and_leaves_the_network_as_it_was():
-    net, guide = mlp([-0.5, -0.1, -0.4, -0.2, -0.3, -0.05, -0.01])
-    guide.noise["2"].kept[2] = False
-    net.train()
-    before, x = kept(guide), torch.randn(5, 3)
-    outputs = []
-
-    def evaluate(predict):
-        outputs.append(predict(x))
-        assert not net.training
-        return len(outputs)
-
-    curve = accuracy_vs_compression(net, guide, PosteriorMean(), evaluate)
-    assert list(zip(curve["site"], curve["unit"])) == [("", -1), ("0", 0), ("0", 2), ("2", 0), ("0", 3)]
-    assert curve["num_removed"].tolist() == [1, 2, 3, 4, 5]
-    assert curve["value"].tolist() == [1, 2, 3, 4, 5]
-    assert len({tuple(output.flatten().tolist()) for output in outputs}) == 5
-    assert kept(guide) == before and net.training
-    short = accuracy_vs_compression(net, guide, PosteriorMean(), lambda predict: 0.0, num_points=3)
-    assert short["num_removed"].tolist() == [1, 3, 5]
-    with pytest.raises(ReductionError, match="two points"):
-        accuracy_vs_compression(net, guide, PosteriorMean(), evaluate, num_points=1)
-
-
-def test_rank_correlations():
-    net, guide = mlp([-0.5, -0.1, -0.4, -0.2, -0.3, -0.05, -0.01])
-    with torch.no_grad():
-        guide.noise_log_scales.fill_(-5.0)
-        net[0].weight.copy_(guide.noise_posterior("0").mean.unsqueeze(-1).expand(4, 3))
-        net[2].weight.copy_(-guide.noise_posterior("2").mean.unsqueeze(-1).expand(3, 4) * 3**0.5 / 2)
-    table = rank_correlations(net, guide, [PosteriorMean(), WeightNorm()])
-    assert table.loc["PosteriorMean", "WeightNorm"] == pytest.approx(1.0)
-    assert list(table.columns) == list(table.index) == ["PosteriorMean", "WeightNorm"]

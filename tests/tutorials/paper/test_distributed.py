@@ -21,13 +21,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 from tutorials.paper.data import Images  # noqa: E402
 from tutorials.paper.results import read_rows  # noqa: E402
 
+WITNESSES = "tests.tutorials.paper.witnesses"
 TWO = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--process_timeout=30"]
 EPOCHS = ["--trainer.max_epochs=14", "--start=7", "--fine_tune_epochs=2"]
 SHORT = ["--trainer.max_epochs=5", "--start=2", "--fine_tune_epochs=1"]
 
 
 def callbacks(*given: tuple[str, dict]) -> str:
-    entries = [{"class_path": f"tests.paper.witnesses.{name}", "init_args": options} for name, options in given]
+    entries = [{"class_path": f"{WITNESSES}.{name}", "init_args": options} for name, options in given]
     return f"--trainer.callbacks={json.dumps(entries)}"
 
 

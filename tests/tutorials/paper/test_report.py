@@ -29,7 +29,7 @@ from tutorials.paper.tables import (
     unpruned_accuracy,
 )
 
-CONFIGS = Path(__file__).parents[2] / "tutorials" / "paper" / "configs"
+CONFIGS = Path(__file__).parents[3] / "tutorials" / "paper" / "configs"
 CRITERIA = ["SNR", "BMRS_N", "WeightNorm"]
 ACCURACIES = {0: 0.95, 1: 0.96, 2: 0.985}
 

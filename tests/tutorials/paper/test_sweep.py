@@ -21,7 +21,7 @@ from tutorials.paper.cli import PaperCLI, main
 from tutorials.paper.results import read_rows
 from tutorials.paper.sweep import Job, read_jobs, sweep, take_shard
 
-CONFIGS = Path(__file__).parents[2] / "tutorials" / "paper" / "configs"
+CONFIGS = Path(__file__).parents[3] / "tutorials" / "paper" / "configs"
 
 GRID = """
 data: [mnist, digits]
@@ -273,7 +273,7 @@ def test_an_interrupted_sweep_ends_its_jobs(tmp_path, number):
     config = one_grid(tmp_path, network="hangs", seeds=5)
     # What runs the tests in the background may ignore Ctrl-C, and those that it starts inherit that.
     code = (
-        "import signal, sys; from pathlib import Path; from tests.paper import test_sweep as t\n"
+        "import signal, sys; from pathlib import Path; from tests.tutorials.paper import test_sweep as t\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "t.Job.command = t.stand_in\n"
         "t.sweep(Path(sys.argv[1]), Path(sys.argv[2]), jobs=2)\n"

@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 
+from pyro_bmrs import ReductionError
 from pyro_bmrs.pruning import (
     BMRS_N,
     BMRS_U,
@@ -29,18 +30,19 @@ from pyro_bmrs.pruning import (
     prune,
     rank_correlations,
 )
+from tests.pruning.selection.guided import kept, mlp
 
 NUM_EPOCHS, BATCH, LR, NOISE_LR, KL_WEIGHT = 50, 128, 1e-2, 0.1, 2.0
 SEEDS = (0, 1, 2)
 
 
-def mlp():
+def dense():
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10)
     )
 
 
-def cnn():
+def convolutional():
     return nn.Sequential(
         *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
@@ -88,7 +90,7 @@ def train_noisy(build, seed, data):
     return net, guide
 
 
-@pytest.fixture(scope="module", params=[mlp, cnn])
+@pytest.fixture(scope="module", params=[dense, convolutional])
 def networks(request, digits):
     return [
         (train_plain(request.param, seed, digits[0]), *train_noisy(request.param, seed, digits[0])) for seed in SEEDS
@@ -123,3 +125,38 @@ def test_every_criterion_orders_the_units(networks, digits):
     of_noise = ["BMRS_N", "BMRS_U-8", "BMRS_U-4", "SNR", "PosteriorMean"]
     assert (correlations.loc[of_noise, of_noise] > 0.9).all(axis=None)
     assert (correlations.loc["WeightNorm", of_noise] > 0.5).all()
+
+
+def test_a_curve_removes_units_one_by_one_and_leaves_the_network_as_it_was():
+    net, guide = mlp([-0.5, -0.1, -0.4, -0.2, -0.3, -0.05, -0.01])
+    guide.noise["2"].kept[2] = False
+    net.train()
+    before, x = kept(guide), torch.randn(5, 3)
+    outputs = []
+
+    def evaluate(predict):
+        outputs.append(predict(x))
+        assert not net.training
+        return len(outputs)
+
+    curve = accuracy_vs_compression(net, guide, PosteriorMean(), evaluate)
+    assert list(zip(curve["site"], curve["unit"])) == [("", -1), ("0", 0), ("0", 2), ("2", 0), ("0", 3)]
+    assert curve["num_removed"].tolist() == [1, 2, 3, 4, 5]
+    assert curve["value"].tolist() == [1, 2, 3, 4, 5]
+    assert len({tuple(output.flatten().tolist()) for output in outputs}) == 5
+    assert kept(guide) == before and net.training
+    short = accuracy_vs_compression(net, guide, PosteriorMean(), lambda predict: 0.0, num_points=3)
+    assert short["num_removed"].tolist() == [1, 3, 5]
+    with pytest.raises(ReductionError, match="two points"):
+        accuracy_vs_compression(net, guide, PosteriorMean(), evaluate, num_points=1)
+
+
+def test_rank_correlations():
+    net, guide = mlp([-0.5, -0.1, -0.4, -0.2, -0.3, -0.05, -0.01])
+    with torch.no_grad():
+        guide.noise_log_scales.fill_(-5.0)
+        net[0].weight.copy_(guide.noise_posterior("0").mean.unsqueeze(-1).expand(4, 3))
+        net[2].weight.copy_(-guide.noise_posterior("2").mean.unsqueeze(-1).expand(3, 4) * 3**0.5 / 2)
+    table = rank_correlations(net, guide, [PosteriorMean(), WeightNorm()])
+    assert table.loc["PosteriorMean", "WeightNorm"] == pytest.approx(1.0)
+    assert list(table.columns) == list(table.index) == ["PosteriorMean", "WeightNorm"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pyro_bmrs.pruning import load_compact
-from tests.paper.conftest import QUICK
+from tests.tutorials.paper.conftest import QUICK
 
 for package in ("lightning", "jsonargparse", "sklearn", "torch_pruning"):
     pytest.importorskip(package)
@@ -133,7 +133,7 @@ def test_other_settings_under_the_same_key(rows, capsys):
 
 def test_a_killed_run_ends_as_an_uninterrupted_one(finish, tmp_path):
     options = [*SHORT, "--trainer.max_epochs=6"]
-    death = '[{"class_path": "tests.paper.witnesses.Death", "init_args": {"epoch": 4}}]'
+    death = '[{"class_path": "tests.tutorials.paper.witnesses.Death", "init_args": {"epoch": 4}}]'
     assert finish("--key=whole", *options)[0] == 0
     assert finish("--key=killed", *options, f"--trainer.callbacks={death}")[0] == -signal.SIGKILL
     assert [row["key"] for row in read_rows(tmp_path)] == ["whole"]

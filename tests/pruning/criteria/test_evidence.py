@@ -1,0 +1,71 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pyro_bmrs import reduce_model
+from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
+from pyro_bmrs.pruning import BMRS_N, BMRS_U
+from tests.pruning.criteria.guided import fitted
+
+LOW = math.exp(-20)
+
+
+EVIDENCE = [
+    (BMRS_N(), TruncatedLogNormal(-20.0, 1e-6, LOW, 1.0)),
+    (BMRS_N(scale=0.1), TruncatedLogNormal(-20.0, 0.1, LOW, 1.0)),
+    (BMRS_U(8), LogUniform(LOW, 2.0**-8)),
+    (BMRS_U(4), LogUniform(LOW, 2.0**-4)),
+    (BMRS_U.paper(4), LogUniform(2.0**-23, 2.0**-4)),
+]
+
+
+@pytest.mark.parametrize(("criterion", "reduced"), EVIDENCE, ids=lambda value: getattr(value, "name", ""))
+def test_scores_are_those_of_reduce_model(criterion, reduced):
+    net, guide = fitted()
+    priors = {name: criterion.reduced_prior(noise.unit_prior) for name, noise in guide.noise.items()}
+    guide.noise["0"].kept[1] = False
+    reduction = reduce_model(guide, priors, args=(torch.randn(4, 3).double(),))
+    scores = criterion.scores(net, guide)
+    for name, score in scores.items():
+        torch.testing.assert_close(score, reduction.elementwise[name].detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sum(score.sum() for score in scores.values()), reduction.delta_evidence.detach())
+    assert type(priors["0"]) is type(reduced)
+    for name in reduced.arg_constraints:
+        given, expected = getattr(priors["0"], name), getattr(reduced, name).double().expand(6)
+        torch.testing.assert_close(given, expected, rtol=1e-6, atol=0)
+
+
+def test_a_unit_back_at_its_prior_scores_about_nothing():
+    """So that parsimony decides: the default odds remove it, even odds with BMRS_N do not."""
+    net, guide = fitted()
+    with torch.no_grad():
+        guide.noise_locs.fill_(-10.0)
+        guide.noise_log_scales.fill_(8.0)
+    for criterion in (BMRS_N(), BMRS_U(8)):
+        score = criterion.scores(net, guide)["0"]
+        assert score.abs().max() < 1e-4
+        assert (criterion.margins({"0": score})["0"] >= 0).all()
+
+
+def test_the_paper_s_settings():
+    net, guide = fitted()
+    scores = BMRS_N().scores(net, guide)
+    odds = BMRS_N.paper().margins(scores)["0"] - scores["0"]
+    torch.testing.assert_close(odds, torch.full_like(odds, 0.5 * math.log(2 * math.pi)))
+    paper = BMRS_U.paper(8)
+    assert (paper.low, paper.prior_log_odds, paper.name) == (2.0**-23, 0.0, "BMRS_U-8")
+
+
+def test_bmrs_u_has_a_ceiling():
+    net, guide = fitted()
+    with torch.no_grad():
+        guide.noise_locs.fill_(-40.0)
+        guide.noise_log_scales.fill_(0.0)
+    score = BMRS_U(8).scores(net, guide)["0"]
+    torch.testing.assert_close(score, torch.full_like(score, math.log(20 / (20 - 8 * math.log(2)))), rtol=1e-6, atol=0)

@@ -1,0 +1,66 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from tests.pruning.noise.places import (
+    LeNet,
+    ResNet,
+    ViT,
+    convolutions,
+    encoder,
+    mlp,
+    places,
+)
+
+
+def test_places_after_the_activations_modules_and_batch_norms():
+    assert places(mlp()) == {"0": ("1", "output", 4, 1), "2": ("4", "output", 5, 1)}
+
+
+def test_activations_that_are_functions_put_the_noise_on_the_next_layers_input():
+    assert places(LeNet()) == {
+        "conv1": ("conv2", "input", 3, 1),
+        "conv2": ("fc1", "input", 4, 16),
+        "fc1": ("fc2", "input", 7, 1),
+    }
+
+
+def test_noise_goes_past_poolings_to_the_weight_of_the_next_convolution():
+    # A convolution by groups has no weights between all the channels.
+    assert places(convolutions()) == {
+        "0": ("3", "input", 3, 1),
+        "3": ("5", "output", 4, 1),
+        "6": ("8", "output", 4, 1),
+    }
+
+
+def test_a_shared_activation_is_no_place():
+    assert places(ResNet()) == {
+        "stem.0": ("stem.3", "output", 4, 1),
+        "layers.0.conv1": ("layers.0.conv2", "input", 4, 1),
+        "layers.0.conv2": ("layers.0.bn2", "output", 4, 1),
+        "layers.1.conv1": ("layers.1.conv2", "input", 6, 1),
+        "layers.1.conv2": ("layers.1.bn2", "output", 6, 1),
+        "layers.1.downsample.0": ("layers.1.downsample.1", "output", 6, 1),
+    }
+
+
+def test_residual_branches_are_one_unit_each():
+    assert places(ResNet(), kinds=["block"]) == {
+        "layers.0": ("layers.0.bn2", "output", 1, 1),
+        "layers.1": ("layers.1.bn2", "output", 1, 1),
+    }
+    assert places(ViT(), kinds=["block"]) == {
+        "attn": ("attn", "output", 1, 1),
+        "mlp.2": ("mlp.2", "output", 1, 1),
+    }
+
+
+def test_heads_and_hidden_units_of_transformers():
+    assert places(ViT()) == {"attn": ("attn.proj", "input", 2, 4), "mlp.0": ("mlp.1", "output", 12, 1)}
+    expected = {}
+    for layer in ("0.layers.0", "0.layers.1"):
+        expected[f"{layer}.self_attn"] = (f"{layer}.self_attn.out_proj", "input", 2, 4)
+        expected[f"{layer}.linear1"] = (f"{layer}.linear2", "input", 12, 1)
+    assert places(encoder()) == expected
