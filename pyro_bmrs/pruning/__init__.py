@@ -29,6 +29,7 @@ from pyro_bmrs.pruning.criteria import (
     score_units,
     unit_costs,
 )
+from pyro_bmrs.pruning.layers import LayerKind, register_layer
 from pyro_bmrs.pruning.noise import (
     AutoTruncatedLogNormal,
     MultiplicativeNoise,
@@ -59,6 +60,7 @@ __all__ = [
     "CompactionReport",
     "Criterion",
     "EvidenceCriterion",
+    "LayerKind",
     "Likelihood",
     "MultiplicativeNoise",
     "NoiseELBO",
@@ -86,6 +88,7 @@ __all__ = [
     "parameter_groups",
     "prune",
     "rank_correlations",
+    "register_layer",
     "save_compact",
     "score_units",
     "unit_costs",

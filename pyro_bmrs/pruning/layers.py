@@ -1,85 +1,246 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the layers of a network are: their units, their dimensions, what their biases can take over."""
+"""
+What the layers of a network are: one row of a table for each kind of layer with weights.
+
+All that pruning asks about a layer is answered from its row: how many units it has and which dimension counts them, the
+weights of each, whether its bias can take over a constant, which channels can be taken out of it, and how. A kind of
+layer that is not in the table is added by :func:`register_layer`. Attentions have heads in the place of units; they,
+and the modules between layers, are listed below the table.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-# What acts on each unit by itself, and what makes the value that the next layer sees of it.
-_ACTIVATIONS: tuple[type[nn.Module], ...] = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
-    *(nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Hardtanh),
-    *(nn.Hardsigmoid, nn.Hardswish, nn.LogSigmoid, nn.Threshold),
-)
-_ACTIVATION_NAMES = frozenset(
-    "relu relu_ relu6 leaky_relu leaky_relu_ prelu rrelu elu elu_ selu selu_ celu celu_ gelu silu mish tanh tanh_ "
-    "sigmoid sigmoid_ softplus softsign tanhshrink softshrink hardshrink hardtanh hardtanh_ hardsigmoid hardswish "
-    "logsigmoid threshold".split()
-)
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-# Parameters, but no weights between units.
-_UNWEIGHTED = (*_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
-_POOLINGS: tuple[type[nn.Module], ...] = (
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._LPPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-)
-_PASSIVE = (nn.Identity, nn.modules.dropout._DropoutNd, *_POOLINGS, nn.Upsample, nn.ZeroPad2d)
-_PASSIVE_NAMES = frozenset(
-    "contiguous dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout interpolate pad".split()
-) | frozenset(f"{kind}_pool{n}d" for kind in ("max", "avg", "lp", "adaptive_max", "adaptive_avg") for n in (1, 2, 3))
+from pyro_bmrs.errors import ReductionError
 
-_CONVOLUTIONS = nn.modules.conv._ConvNd
-_ATTENTION = nn.MultiheadAttention
-_TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-HEAD_COUNTS = ("num_heads", "n_heads", "n_head", "nhead", "num_attention_heads", "heads", "h")
-_PROJECTED = frozenset(
-    "q k v qkv kv qk q_proj k_proj v_proj qkv_proj kv_proj in_proj query key value queries keys values to_q to_k to_v "
-    "to_qkv to_kv wq wk wv wqkv w_q w_k w_v c_attn q_lin k_lin v_lin query_key_value".split()
-)
+SIDES = ("in", "out", "through")
 
 
-def layer_units(layer: nn.Module) -> int | None:
-    """How many units a layer puts out; None for what is no linear or convolutional layer."""
-    if isinstance(layer, nn.Linear):
-        return layer.out_features
-    return layer.out_channels if isinstance(layer, _CONVOLUTIONS) else None
+@dataclass(frozen=True)
+class LayerKind:
+    """
+    What the layers of one kind are.
+
+    Such a layer computes each channel of its output from channels of its input, by a parameter ``weight``, and a
+    ``bias`` of one number for each output, which may be None. Its channels are the last dimension of what it is given
+    and returns, or the last before those of a kernel.
+
+    :param types: the classes of these layers.
+    :param inputs: the attribute that counts the channels of the input; None where it has none to be taken out.
+    :param outputs: the attribute that counts the channels of the output, which are the layer's units.
+    :param is_transposed: whether the first dimension of the weight counts the inputs and the second the outputs, and
+        not the other way round. In a layer of groups the second counts those of one group.
+    :param groups: the attribute that counts the groups of channels that do not see each other; None for no groups.
+    :param kernel: the attribute that holds the size of a kernel; None for no kernel.
+    :param keeps_constants: whether a constant input channel of a layer is a constant of its output, so that the bias
+        can take it over.
+    :param sides: on which sides channels can be taken out: ``"in"``, ``"out"``, or ``"through"`` of a layer that treats
+        each channel by itself.
+    :param has_units: whether noise goes on its outputs.
+    :raises ReductionError: for types that are no modules, sides that there are not, or units that nothing counts.
+    """
+
+    types: tuple[type[nn.Module], ...]
+    inputs: str | None = None
+    outputs: str | None = None
+    is_transposed: bool = False
+    groups: str | None = None
+    kernel: str | None = None
+    keeps_constants: Callable[[Any], bool] = lambda layer: True
+    sides: Collection[str] = ("in", "out")
+    has_units: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.types or not all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in self.types):
+            raise ReductionError(f"the types of a kind of layer are a tuple of classes of modules, not {self.types!r}")
+        for side in self.sides:
+            if side not in SIDES:
+                raise ReductionError(f"the sides of a layer are {', '.join(map(repr, SIDES))}, not {side!r}")
+        if self.has_units and (self.inputs is None or self.outputs is None):
+            raise ReductionError(
+                f"inputs and outputs are the attributes in which a {self.types[0].__name__} counts its channels; give "
+                "both, or has_units=False"
+            )
+
+    @property
+    def is_channelwise(self) -> bool:
+        """Whether each channel is treated by itself."""
+        return set(self.sides) == {"through"}
+
+
+def _pads_with_its_input(layer: Any) -> bool:
+    """At borders that are padded with 0, what a convolution makes of a constant is no constant."""
+    return layer.padding_mode != "zeros" or not any(layer._reversed_padding_repeated_twice)
+
+
+_LINEAR = LayerKind((nn.Linear,), "in_features", "out_features")
+_CONVOLUTION = LayerKind(
+    (_ConvNd,),
+    "in_channels",
+    "out_channels",
+    groups="groups",
+    kernel="kernel_size",
+    keeps_constants=_pads_with_its_input,
+)
+_TRANSPOSED_CONVOLUTION = LayerKind(
+    (_ConvTransposeNd,),
+    "in_channels",
+    "out_channels",
+    is_transposed=True,
+    groups="groups",
+    kernel="kernel_size",
+    keeps_constants=lambda layer: False,
+)
+# Its input are numbers of rows. As a table alone, each of its columns is by itself.
+_EMBEDDING = LayerKind(
+    (nn.Embedding,), None, "embedding_dim", is_transposed=True, sides=("out", "through"), has_units=False
+)
+_EMBEDDING_BAG = LayerKind((nn.EmbeddingBag,), None, "embedding_dim", is_transposed=True, sides=(), has_units=False)
+# Norms over examples, images or both.
+_NORM = LayerKind((_NormBase,), "num_features", "num_features", sides=("through",), has_units=False)
+# Its one weight may be that of all channels.
+_PRELU = LayerKind((nn.PReLU,), sides=("through",), has_units=False)
+
+# Later rows come first.
+_TABLE = [_LINEAR, _CONVOLUTION, _TRANSPOSED_CONVOLUTION, _EMBEDDING, _EMBEDDING_BAG, _NORM, _PRELU]
+_NUM_OWN = len(_TABLE)
+
+
+def register_layer(kind: LayerKind) -> LayerKind:
+    """
+    Adds a kind of layer to those that have noise, are scored, pruned and taken out.
+
+    A kind that is registered later comes before the earlier ones, so that a derived class can differ from its base.
+
+    :param kind: what these layers are.
+    :return: the same.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import LayerKind, attach_noise, noise_sites, register_layer
+        >>> class Conv1D(nn.Module):  # as in GPT-2: linear, its weight stored the other way round
+        ...     def __init__(self, nf, nx):
+        ...         super().__init__()
+        ...         self.nf, self.nx = nf, nx
+        ...         self.weight, self.bias = nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.zeros(nf))
+        ...     def forward(self, x):
+        ...         return x @ self.weight + self.bias
+        >>> _ = register_layer(LayerKind((Conv1D,), inputs="nx", outputs="nf", is_transposed=True))
+        >>> net = attach_noise(nn.Sequential(Conv1D(5, 3), nn.GELU(), Conv1D(2, 5)))
+        >>> {name: site.noise.num_units for name, site in noise_sites(net).items()}
+        {'0': 5}
+    """
+    _TABLE.append(kind)
+    return kind
+
+
+def layer_kind(module: Any) -> LayerKind | None:
+    """The row of the table that a module is of; None for what is no layer with weights."""
+    return next((kind for kind in reversed(_TABLE) if isinstance(module, kind.types)), None)
+
+
+def is_registered(kind: LayerKind) -> bool:
+    """Whether a kind was added by :func:`register_layer`, so that other libraries do not know it."""
+    return not any(kind is own for own in _TABLE[:_NUM_OWN])
+
+
+def layer_units(layer: Any) -> int | None:
+    """How many units a layer puts out; None for what is no layer with units."""
+    kind = layer_kind(layer)
+    return num_channels(layer, "out") if kind is not None and kind.has_units else None
+
+
+def num_channels(layer: Any, side: str) -> int | None:
+    """How many channels a layer has on a side; None where nothing counts them."""
+    kind = layer_kind(layer)
+    attribute = None if kind is None else kind.inputs if side == "in" else kind.outputs
+    return None if attribute is None else getattr(layer, attribute)
+
+
+def num_groups(layer: Any) -> int:
+    """In how many groups a layer's channels are that do not see each other."""
+    kind = layer_kind(layer)
+    return 1 if kind is None or kind.groups is None else getattr(layer, kind.groups)
+
+
+def kernel_dims(layer: Any) -> int:
+    """How many dimensions a layer's kernel has: 0 for a linear layer, 2 for a convolution of images."""
+    kind = layer_kind(layer)
+    return 0 if kind is None or kind.kernel is None else len(getattr(layer, kind.kernel))
+
+
+def unit_dim(layer: Any) -> int:
+    """The dimension of a batch of a layer's outputs that counts its units."""
+    return 1 if kernel_dims(layer) else -1
+
+
+def channel_dim(layer: Any, input: Tensor) -> int:
+    """The dimension of a layer's input or output, with or without a batch, that counts its channels."""
+    return input.dim() - 1 - kernel_dims(layer)
+
+
+def linear_width(module: Any) -> int:
+    """How many features a linear layer is given; 0 for what is no linear layer."""
+    is_linear = layer_units(module) is not None and not kernel_dims(module)
+    return (num_channels(module, "in") or 0) if is_linear else 0
+
+
+def is_channelwise(module: Any) -> bool:
+    """Whether it is a layer that treats each channel by itself, such as a batch norm."""
+    kind = layer_kind(module)
+    return kind is not None and kind.is_channelwise
+
+
+def mixes_all(module: Any) -> bool:
+    """Whether it is a layer each of whose outputs depends on all that it is given."""
+    kind = layer_kind(module)
+    return kind is not None and not kind.is_channelwise and num_groups(module) == 1
 
 
 def has_channels_in_columns(module: Any) -> bool:
-    """Whether it is a convolution whose weight has all the channels that it is given in its second dimension."""
-    return type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and module.groups == 1
+    """Whether it is a convolution of torch's whose weight has all that it is given in its second dimension."""
+    # Not of a derived class, which may do with its weight as it likes.
+    return type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and num_groups(module) == 1
 
 
-def _unit_dim(layer: nn.Module) -> int:
-    return 1 if isinstance(layer, _CONVOLUTIONS) else -1
-
-
-def channel_dim(layer: nn.Module, input: Tensor) -> int:
-    """The dimension of a linear or convolutional layer's input or output that counts its channels."""
-    return input.dim() - 1 - (len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0)
-
-
-def can_absorb(reader: nn.Module) -> bool:
-    """Whether a constant input of the layer is a constant of its output: not where its borders are padded with 0."""
-    if isinstance(reader, _ConvTransposeNd):
+def can_lose_channels(module: Any, side: str) -> bool:
+    """Whether a layer without some of its channels on a side is the same function of the others."""
+    kind = layer_kind(module)
+    if kind is None:
         return False
-    if isinstance(reader, _ConvNd) and reader.padding_mode == "zeros":
-        return not any(reader._reversed_padding_repeated_twice)
-    return True
+    # A convolution of as many groups as channels treats each by itself.
+    is_depthwise = kind.groups and num_groups(module) == num_channels(module, "in") == num_channels(module, "out")
+    return side in kind.sides or (side == "through" and bool(is_depthwise))
+
+
+def weight_rows(layer: Any) -> Tensor:
+    """The weights of each of a layer's outputs, shape ``(outputs, inputs of a group, *kernel)``."""
+    kind, weight = layer_kind(layer), layer.weight
+    if kind is None or not kind.is_transposed:
+        return weight
+    return weight.unflatten(0, (num_groups(layer), -1)).transpose(1, 2).flatten(0, 1)
+
+
+def can_absorb(reader: Any) -> bool:
+    """Whether a layer's bias can take over what it makes of constant input channels."""
+    kind = layer_kind(reader)
+    return kind is not None and hasattr(reader, "bias") and kind.keeps_constants(reader)
 
 
 @torch.no_grad()
-def absorb(reader: nn.Linear | _ConvNd, channels: Collection[int], constants: Tensor) -> None:
+def absorb(reader: Any, channels: Collection[int], constants: Tensor) -> None:
     """
     Adds to a layer's bias what it gets from constant input channels.
 
@@ -91,11 +252,85 @@ def absorb(reader: nn.Linear | _ConvNd, channels: Collection[int], constants: Te
     contributions[list(channels)] = constants[list(channels)]
     if not contributions.any():
         return
-    groups = reader.groups if isinstance(reader, _ConvNd) else 1
-    weight = reader.weight.flatten(2).sum(-1) if isinstance(reader, _ConvNd) else reader.weight
+    groups = num_groups(reader)
+    weight = weight_rows(reader).flatten(2).sum(-1) if kernel_dims(reader) else weight_rows(reader)
     offset = torch.einsum("goi,gi->go", weight.unflatten(0, (groups, -1)), contributions.unflatten(0, (groups, -1)))
     reader.bias = nn.Parameter(offset.flatten() if reader.bias is None else reader.bias + offset.flatten())
 
 
-def _mixes_all(module: nn.Module) -> bool:
-    return isinstance(module, _ConvNd) and module.groups == 1
+@torch.no_grad()
+def take_out(layer: Any, side: str, channels: Collection[int]) -> None:
+    """
+    Takes channels out of a layer, in place.
+
+    :param layer: the layer; of one in groups, channels at the same places of each go.
+    :param side: ``"in"``, ``"out"`` or ``"through"``.
+    :param channels: which.
+    :raises ReductionError: for a module that is of no known kind, or whose channels on this side nothing counts.
+    """
+    kind, size = layer_kind(layer), num_channels(layer, side)
+    if kind is None or size is None:
+        raise ReductionError(f"no channels can be taken out of a {type(layer).__name__}: nothing says how many it has")
+    kept = torch.tensor([channel for channel in range(size) if channel not in set(channels)])
+    for name, dim in _channel_dims(layer, kind, side, size).items():
+        tensor = getattr(layer, name)
+        # Where a dimension counts the channels of one group, the first group stands for all.
+        values = tensor.index_select(dim, kept[kept < tensor.shape[dim]].to(tensor.device))
+        is_parameter = isinstance(tensor, nn.Parameter)
+        setattr(layer, name, nn.Parameter(values, tensor.requires_grad) if is_parameter else values)
+    counts = {"in": {kind.inputs}, "out": {kind.outputs}, "through": {kind.inputs, kind.outputs}}[side]
+    # A count that is computed, from the weight perhaps, follows by itself.
+    for attribute in counts & vars(layer).keys():
+        setattr(layer, str(attribute), len(kept))
+
+
+def _channel_dims(layer: Any, kind: LayerKind, side: str, size: int) -> dict[str, int]:
+    """For the tensors of a layer that have its channels on a side, the dimension that counts them."""
+    if side == "through":
+        tensors = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+        return {name: 0 for name, tensor in tensors if tensor.shape[:1] == (size,)}
+    weight = {"weight": int((side == "in") != kind.is_transposed)}
+    has_bias = side == "out" and getattr(layer, "bias", None) is not None
+    return {**weight, "bias": 0} if has_bias else weight
+
+
+ATTENTION = nn.MultiheadAttention
+TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+HEAD_COUNTS = ("num_heads", "n_heads", "n_head", "nhead", "num_attention_heads", "heads", "h")
+# Names of the layers that make queries, keys and values, in attentions written as projections.
+PROJECTIONS = frozenset(
+    "q k v qkv kv qk q_proj k_proj v_proj qkv_proj kv_proj in_proj query key value queries keys values to_q to_k to_v "
+    "to_qkv to_kv wq wk wv wqkv w_q w_k w_v c_attn q_lin k_lin v_lin query_key_value".split()
+)
+
+# What acts on each unit by itself, and what makes the value that the next layer sees of it.
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Hardtanh),
+    *(nn.Hardsigmoid, nn.Hardswish, nn.LogSigmoid, nn.Threshold),
+)
+ACTIVATION_NAMES = frozenset(
+    "relu relu_ relu6 leaky_relu leaky_relu_ prelu rrelu elu elu_ selu selu_ celu celu_ gelu silu mish tanh tanh_ "
+    "sigmoid sigmoid_ softplus softsign tanhshrink softshrink hardshrink hardtanh hardtanh_ hardsigmoid hardswish "
+    "logsigmoid threshold".split()
+)
+POOLINGS: tuple[type[nn.Module], ...] = (
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._LPPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+)
+PASSIVE = (nn.Identity, nn.modules.dropout._DropoutNd, *POOLINGS, nn.Upsample, nn.ZeroPad2d)
+PASSIVE_NAMES = frozenset(
+    "contiguous dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout interpolate pad".split()
+) | frozenset(f"{kind}_pool{n}d" for kind in ("max", "avg", "lp", "adaptive_max", "adaptive_avg") for n in (1, 2, 3))
+# Norms over the units, which have parameters and no weights between units.
+_NORMS_OVER_UNITS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def has_weights_between_units(module: nn.Module) -> bool:
+    """Whether it has parameters, and is neither a norm nor an activation."""
+    if is_channelwise(module) or isinstance(module, _NORMS_OVER_UNITS):
+        return False
+    return any(True for _ in module.parameters())

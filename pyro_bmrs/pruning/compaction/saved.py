@@ -23,7 +23,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.modules.attention import Attention
 from pyro_bmrs.pruning.compaction.modules.bypass import Bypass, Zeros
 from pyro_bmrs.pruning.compaction.modules.plain import remove_parametrizations
-from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled
+from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled, scales_of
 from pyro_bmrs.pruning.compaction.report import CompactionReport, compaction_report
 
 _FORMAT, _VERSION = "pyro_bmrs compact network", 1
@@ -86,6 +86,10 @@ def load_compact(path: str | PathLike[str], net: nn.Module | Callable[[], nn.Mod
     compact = fresh
     for description in report.architecture:
         compact = rebuild(compact, description)
+    # New multiplications are in the precision, and where, the weights are.
+    like = next(compact.parameters())
+    for scale in scales_of(compact).values():
+        scale.to(like.device, like.dtype)
     fit_shapes(compact, content["state"])
     try:
         compact.load_state_dict(content["state"])

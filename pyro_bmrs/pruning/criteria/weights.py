@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores
+from pyro_bmrs.pruning.layers import weight_rows
 from pyro_bmrs.pruning.noise.attachment import NoiseSite, noise_sites
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 
@@ -49,11 +50,7 @@ def incoming_weights(net: nn.Module, site: NoiseSite) -> Tensor:
     if site.kind == "block" and not isinstance(getattr(layer, "weight", None), Tensor):
         inner = [module for module in layer.modules() if isinstance(getattr(module, "weight", None), Tensor)]
         layer = inner[-1] if inner else layer
-    weight = getattr(layer, "weight", None)
-    if not site.module or not isinstance(weight, Tensor):
+    if not site.module or not isinstance(getattr(layer, "weight", None), Tensor):
         raise ReductionError(f"the layer of noise site {site.name!r} is not known, or has no weight to go by")
-    if site.kind == "heads":
-        weight = weight.T
-    elif isinstance(layer, nn.modules.conv._ConvTransposeNd):
-        weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
-    return weight.reshape(site.noise.num_units, -1)
+    rows = weight_rows(layer)
+    return (rows.T if site.kind == "heads" else rows).reshape(site.noise.num_units, -1)

@@ -20,7 +20,7 @@ from typing import TypeAlias
 from torch import nn
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.layers import has_channels_in_columns
+from pyro_bmrs.pruning.layers import ATTENTION, has_channels_in_columns, linear_width
 from pyro_bmrs.pruning.noise.hooks import AttentionHook, ConvolutionHook, NoiseHook, noise_hooks_in
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 from pyro_bmrs.pruning.noise.placement import Placement, find_placements
@@ -121,7 +121,7 @@ def attach_noise(
     hooks = []
     for placement in chosen:
         layer, place = layers[placement.module], layers[placement.place]
-        is_attention = isinstance(layer, nn.MultiheadAttention) and placement.kind == "heads"
+        is_attention = isinstance(layer, ATTENTION) and placement.kind == "heads"
         noise = MultiplicativeNoise(
             placement.num_units,
             dim=placement.dim,
@@ -187,15 +187,15 @@ def detach_noise(net: nn.Module) -> nn.Module:
 def _check_heads(net: nn.Module, heads: Mapping[str, int]) -> None:
     layers = dict(net.named_modules())
     for name, count in heads.items():
-        layer = layers.get(name)
-        if not isinstance(layer, nn.Linear):
-            linear = [key for key, module in layers.items() if isinstance(module, nn.Linear)]
+        width = linear_width(layers.get(name))
+        if not width:
+            linear = [key for key, module in layers.items() if linear_width(module)]
             raise ReductionError(
                 f"heads names the output projection {name!r}, which is no linear layer{_near(name, linear)}"
             )
-        if not isinstance(count, int) or count < 1 or layer.in_features % count:
+        if not isinstance(count, int) or count < 1 or width % count:
             raise ReductionError(
-                f"the output projection {name!r} is given {layer.in_features} features, which are not {count} heads"
+                f"the output projection {name!r} is given {width} features, which are not {count} heads"
             )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from pyro_bmrs.pruning.layers import _ATTENTION, _TRANSFORMER_LAYERS, _UNWEIGHTED, layer_units
+from pyro_bmrs.pruning.layers import ATTENTION, TRANSFORMER_LAYERS, has_weights_between_units, layer_kind, layer_units
 
 
 class _Tracer(fx.Tracer):
@@ -24,7 +24,7 @@ class _Tracer(fx.Tracer):
         self.leaves = leaves
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self.leaves or layer_units(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        return m in self.leaves or layer_kind(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
 
 def _trace(module: nn.Module, leaves: Collection[nn.Module]) -> fx.Graph | None:
@@ -35,11 +35,11 @@ def _trace(module: nn.Module, leaves: Collection[nn.Module]) -> fx.Graph | None:
         return None
 
 
-def _graphs(
+def graphs(
     module: nn.Module, attentions: Collection[nn.Module], prefix: str = ""
 ) -> Iterator[tuple[str, nn.Module, fx.Graph]]:
     """The graph of a module, or of those parts of it that can be traced; attentions are one step if they have to be."""
-    if layer_units(module) is not None or isinstance(module, (_ATTENTION, *_TRANSFORMER_LAYERS)):
+    if layer_units(module) is not None or isinstance(module, (ATTENTION, *TRANSFORMER_LAYERS)):
         return
     graph = _trace(module, ())
     if graph is None and attentions and module not in attentions:
@@ -48,10 +48,10 @@ def _graphs(
         yield prefix, module, graph
         return
     for name, child in module.named_children():
-        yield from _graphs(child, attentions, f"{prefix}{name}.")
+        yield from graphs(child, attentions, f"{prefix}{name}.")
 
 
-class _Flow:
+class Flow:
     """The graph of a module, as it is asked here."""
 
     def __init__(self, prefix: str, module: nn.Module, graph: fx.Graph) -> None:
@@ -67,7 +67,7 @@ class _Flow:
 
     def is_weighted(self, node: fx.Node) -> bool:
         module = self.called(node)
-        return module is not None and any(True for _ in module.parameters()) and not isinstance(module, _UNWEIGHTED)
+        return module is not None and has_weights_between_units(module)
 
     def name(self, node: fx.Node) -> str:
         """The name in the whole network of the module that is called."""
@@ -90,24 +90,25 @@ class _Flow:
             yield node
 
 
-def _name(node: fx.Node) -> str:
+def called_name(node: fx.Node) -> str:
+    """The name of the function or method that a step calls."""
     target: Any = node.target
     return target if node.op == "call_method" else getattr(target, "__name__", "")
 
 
 def _is_shape(node: fx.Node) -> bool:
     """Whether a step asks for sizes and not for values."""
-    return _name(node) in ("size", "dim") or (node.target is getattr and node.args[1] in ("shape", "ndim"))
+    return called_name(node) in ("size", "dim") or (node.target is getattr and node.args[1] in ("shape", "ndim"))
 
 
-def _is_flattening(node: fx.Node, module: nn.Module | None) -> bool:
+def is_flattening(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether all but the examples and the units are made one dimension with the units, which vary slowest."""
     if isinstance(module, nn.Flatten):
         return module.start_dim == 1 and module.end_dim == -1
     rest: tuple[Any, ...] = node.args[1:]
-    if _name(node) == "flatten":
+    if called_name(node) == "flatten":
         return rest in ((1,), (1, -1)) or (not rest and dict(node.kwargs) == {"start_dim": 1})
-    if _name(node) in ("view", "reshape"):
+    if called_name(node) in ("view", "reshape"):
         sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
         return len(sizes) == 2 and isinstance(sizes[1], int) and sizes[1] == -1
     return False

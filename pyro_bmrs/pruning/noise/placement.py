@@ -20,22 +20,23 @@ import torch
 from torch import fx, nn
 
 from pyro_bmrs.pruning.layers import (
-    _ACTIVATION_NAMES,
-    _ACTIVATIONS,
-    _ATTENTION,
-    _CONVOLUTIONS,
-    _NORMS,
-    _PASSIVE,
-    _PASSIVE_NAMES,
-    _POOLINGS,
-    _PROJECTED,
-    _TRANSFORMER_LAYERS,
+    ACTIVATION_NAMES,
+    ACTIVATIONS,
+    ATTENTION,
     HEAD_COUNTS,
-    _unit_dim,
+    PASSIVE,
+    PASSIVE_NAMES,
+    POOLINGS,
+    PROJECTIONS,
+    TRANSFORMER_LAYERS,
     has_channels_in_columns,
+    is_channelwise,
+    kernel_dims,
     layer_units,
+    linear_width,
+    unit_dim,
 )
-from pyro_bmrs.pruning.noise.graph import _Flow, _graphs, _is_flattening, _name
+from pyro_bmrs.pruning.noise.graph import Flow, called_name, graphs, is_flattening
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 
@@ -70,7 +71,7 @@ def find_placements(net: nn.Module, kinds: Collection[str], heads: Mapping[str, 
     modules = dict(net.named_modules())
     recognised = _recognised_heads(modules)
     attentions = tuple(modules[_attention_of(modules, place)] for place in recognised)
-    flows = [_Flow(*part) for part in _graphs(net, attentions)]
+    flows = [Flow(*part) for part in graphs(net, attentions)]
     units = [*_units(net, modules, flows), *_transformer_units(modules)]
     blocks = [*_blocks(flows), *_transformer_blocks(modules)]
     found = [*units, *_heads(modules, {**recognised, **heads}), *blocks]
@@ -90,7 +91,7 @@ def _unique(placements: Sequence[Placement]) -> Iterator[Placement]:
         yield replace(placement, name=name)
 
 
-def _units(net: nn.Module, modules: Mapping[str, nn.Module], flows: Sequence[_Flow]) -> Iterator[Placement]:
+def _units(net: nn.Module, modules: Mapping[str, nn.Module], flows: Sequence[Flow]) -> Iterator[Placement]:
     seen: set[str] = set()
     for flow in flows:
         for node in flow.graph.nodes:
@@ -105,45 +106,45 @@ def _units(net: nn.Module, modules: Mapping[str, nn.Module], flows: Sequence[_Fl
                 yield _place_of(flow, node, layer)
     if any(flow.module is net for flow in flows):
         return
-    whole = [name for name, module in modules.items() if isinstance(module, (_ATTENTION, *_TRANSFORMER_LAYERS))]
+    whole = [name for name, module in modules.items() if isinstance(module, (ATTENTION, *TRANSFORMER_LAYERS))]
     inside = tuple(f"{name}." for name in whole)
     for name, layer in modules.items():
         units = layer_units(layer)
         if units is not None and name not in seen and not name.startswith(inside) and not _is_last_layer(modules, name):
-            yield Placement(name, name, name, "output", "units", units, _unit_dim(layer))
+            yield Placement(name, name, name, "output", "units", units, unit_dim(layer))
 
 
 def _is_last_layer(modules: Mapping[str, nn.Module], name: str) -> bool:
     return [other for other, module in modules.items() if layer_units(module) is not None][-1] == name
 
 
-def _place_of(flow: _Flow, node: fx.Node, layer: nn.Module) -> Placement:
+def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> Placement:
     """After the activation, else at the input of the next layer, else after the batch norm or the layer itself."""
-    name, units, is_image = flow.name(node), layer_units(layer), isinstance(layer, _CONVOLUTIONS)
+    name, units, is_image = flow.name(node), layer_units(layer), kernel_dims(layer) > 0
     assert units is not None
-    own = Placement(name, name, name, "output", "units", units, _unit_dim(layer))
+    own = Placement(name, name, name, "output", "units", units, unit_dim(layer))
     activated = flattened = False
     for step in flow.steps(node):
-        module, called = flow.called(step), "" if step.op == "call_module" else _name(step)
-        if isinstance(module, _ACTIVATIONS) or called in _ACTIVATION_NAMES:
+        module, called = flow.called(step), "" if step.op == "call_module" else called_name(step)
+        if isinstance(module, ACTIVATIONS) or called in ACTIVATION_NAMES:
             activated = True
             if module is not None and flow.is_once(step) and not flattened:
                 return _behind_activation(own, flow, step)
-        elif isinstance(module, _NORMS):
+        elif is_channelwise(module):
             if flow.is_once(step) and not (activated or flattened):
                 own = replace(own, place=flow.name(step))
-        elif is_image and _is_flattening(step, module):
+        elif is_image and is_flattening(step, module):
             flattened = True
         elif module is not None and layer_units(module) is not None:
             is_next = activated and flow.is_once(step) and bool(step.args)
             return _at_input(own, module, flow.name(step), flattened) if is_next else own
-        elif not isinstance(module, _PASSIVE) and called not in _PASSIVE_NAMES:
+        elif not isinstance(module, PASSIVE) and called not in PASSIVE_NAMES:
             is_sum = step.target in _SUMS or called == "add"
             return replace(own, is_default=activated or own.place != name or (is_image and is_sum))
     return replace(own, is_default=activated or own.place != name or is_image)
 
 
-def _behind_activation(own: Placement, flow: _Flow, node: fx.Node) -> Placement:
+def _behind_activation(own: Placement, flow: Flow, node: fx.Node) -> Placement:
     """
     Where noise has less to do than on an activation: what follows at once, and is the same.
 
@@ -155,7 +156,7 @@ def _behind_activation(own: Placement, flow: _Flow, node: fx.Node) -> Placement:
             break
         if has_channels_in_columns(module):
             return replace(own, place=flow.name(step), when="input")
-        if not isinstance(module, _POOLINGS) or getattr(module, "return_indices", False):
+        if not isinstance(module, POOLINGS) or getattr(module, "return_indices", False):
             break
         node = step
     return replace(own, place=flow.name(node))
@@ -164,7 +165,7 @@ def _behind_activation(own: Placement, flow: _Flow, node: fx.Node) -> Placement:
 def _at_input(own: Placement, consumer: nn.Module, place: str, flattened: bool) -> Placement:
     if not flattened:
         return replace(own, place=place, when="input")
-    width = consumer.in_features if isinstance(consumer, nn.Linear) else 0
+    width = linear_width(consumer)
     if not width or width % own.num_units:
         return own
     return replace(own, place=place, when="input", unit_size=width // own.num_units, dim=-1)
@@ -173,14 +174,14 @@ def _at_input(own: Placement, consumer: nn.Module, place: str, flattened: bool) 
 def _transformer_units(modules: Mapping[str, nn.Module]) -> Iterator[Placement]:
     """The hidden units of torch's own transformer layers, which are one module to the tracer."""
     for name, module in modules.items():
-        if isinstance(module, _TRANSFORMER_LAYERS):
+        if isinstance(module, TRANSFORMER_LAYERS):
             hidden, place = _join(name, "linear1"), _join(name, "linear2")
             yield Placement(hidden, hidden, place, "input", "units", module.linear1.out_features, -1)
 
 
 def _transformer_blocks(modules: Mapping[str, nn.Module]) -> Iterator[Placement]:
     for name, module in modules.items():
-        if isinstance(module, _TRANSFORMER_LAYERS):
+        if isinstance(module, TRANSFORMER_LAYERS):
             branches = [("self_attn", "dropout1"), ("linear2", "dropout2")]
             if isinstance(module, nn.TransformerDecoderLayer):
                 branches = [("self_attn", "dropout1"), ("multihead_attn", "dropout2"), ("linear2", "dropout3")]
@@ -194,12 +195,13 @@ def _recognised_heads(modules: Mapping[str, nn.Module]) -> dict[str, int]:
     found = {}
     for name, module in modules.items():
         counts = [value for value in (getattr(module, key, None) for key in HEAD_COUNTS) if type(value) is int]
-        if not counts or isinstance(module, _ATTENTION):
+        if not counts or isinstance(module, ATTENTION):
             continue
-        linear = {child: layer for child, layer in module.named_modules() if isinstance(layer, nn.Linear)}
-        projected = [child for child in linear if child.rpartition(".")[2].lower() in _PROJECTED]
+        widths = {child: linear_width(layer) for child, layer in module.named_modules()}
+        linear = [child for child, width in widths.items() if width]
+        projected = [child for child in linear if child.rpartition(".")[2].lower() in PROJECTIONS]
         others = [child for child in linear if child not in projected]
-        if projected and len(others) == 1 and linear[others[0]].in_features % counts[0] == 0:
+        if projected and len(others) == 1 and widths[others[0]] % counts[0] == 0:
             found[_join(name, others[0])] = counts[0]
     return found
 
@@ -214,21 +216,20 @@ def _attention_of(modules: Mapping[str, nn.Module], projection: str) -> str:
 
 def _heads(modules: Mapping[str, nn.Module], projections: Mapping[str, int]) -> Iterator[Placement]:
     for name, module in modules.items():
-        if isinstance(module, _ATTENTION):
+        if isinstance(module, ATTENTION):
             place, count, width = _join(name, "out_proj"), module.num_heads, module.head_dim
             yield Placement(name, name, place, "input", "heads", count, -1, width)
     for place, count in projections.items():
-        layer: Any = modules[place]
         name = _attention_of(modules, place) or place
-        yield Placement(name, name, place, "input", "heads", count, -1, layer.in_features // count)
+        yield Placement(name, name, place, "input", "heads", count, -1, linear_width(modules[place]) // count)
 
 
-def _blocks(flows: Sequence[_Flow]) -> Iterator[Placement]:
+def _blocks(flows: Sequence[Flow]) -> Iterator[Placement]:
     """The branches of residual sums; the branch is the summand with more layers since the two parted."""
     for flow in flows:
         branches = []
         for node in flow.graph.nodes:
-            is_sum = node.target in _SUMS or (node.op == "call_method" and _name(node) in ("add", "add_"))
+            is_sum = node.target in _SUMS or (node.op == "call_method" and called_name(node) in ("add", "add_"))
             end = _branch_end(flow, *node.all_input_nodes) if is_sum and len(node.all_input_nodes) == 2 else None
             if end is not None:
                 branches.append((_owner(node), flow.name(end)))
@@ -238,7 +239,7 @@ def _blocks(flows: Sequence[_Flow]) -> Iterator[Placement]:
             yield Placement(name, name, place, "output", "block", 1, None, is_default=False)
 
 
-def _branch_end(flow: _Flow, one: fx.Node, other: fx.Node) -> fx.Node | None:
+def _branch_end(flow: Flow, one: fx.Node, other: fx.Node) -> fx.Node | None:
     """The last module of a residual branch, the one that noise on the whole branch hangs on."""
     own = [flow.ancestors[node] | {node} for node in (one, other)]
     layers = [sum(map(flow.is_weighted, own[i] - own[1 - i])) for i in range(2)]

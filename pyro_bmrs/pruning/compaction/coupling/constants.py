@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pyro_bmrs.pruning.examples import call, evaluation, map_floating
-from pyro_bmrs.pruning.layers import _mixes_all, channel_dim
+from pyro_bmrs.pruning.layers import channel_dim, mixes_all
 
 
 def constant_inputs(net: nn.Module, readers: Collection[str], example_inputs: Any) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def constant_inputs(net: nn.Module, readers: Collection[str], example_inputs: An
 
     with evaluation(net), torch.no_grad(), _ZeroProducts(), ExitStack() as hooks:
         for module in net.modules():
-            if isinstance(module, nn.Linear | nn.Embedding | nn.EmbeddingBag) or _mixes_all(module):
+            if mixes_all(module):
                 hooks.callback(module.register_forward_hook(_poison).remove)
         for name in readers:
             hooks.callback(modules[name].register_forward_pre_hook(note(name)).remove)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale
 from pyro_bmrs.pruning.examples import call, evaluation
+from pyro_bmrs.pruning.layers import is_registered, layer_kind, num_channels, num_groups, take_out
 
 
 def dependency_graph(net: nn.Module, example_inputs: Any) -> Any:
@@ -40,7 +41,7 @@ def dependency_graph(net: nn.Module, example_inputs: Any) -> Any:
                 example_inputs,
                 forward_fn=call,
                 output_transform=lambda output: [leaf for leaf in tree_leaves(output) if _has_gradient(leaf)],
-                customized_pruners={Scale: _ScalePruner()},
+                customized_pruners=_pruners(net),
                 verbose=False,
             )
         except Exception as error:  # of torch-pruning, on operations that it does not know
@@ -57,6 +58,50 @@ def torch_pruning() -> Any:
         return import_module("torch_pruning")
     except ImportError as error:
         raise ImportError("Compaction needs torch-pruning: pip install pyro_bmrs[pruning]") from error
+
+
+def _pruners(net: nn.Module) -> dict[type[nn.Module], Any]:
+    """For the modules of a network that torch-pruning does not know, what it asks about them, by their own class."""
+    pruners: dict[type[nn.Module], Any] = {Scale: _ScalePruner()}
+    for layer, kind in {type(module): layer_kind(module) for module in net.modules()}.items():
+        if kind is not None and is_registered(kind):
+            pruners[layer] = _ChannelwisePruner() if kind.is_channelwise else _LayerPruner()
+    return pruners
+
+
+class _LayerPruner:
+    """What torch-pruning asks about layers of the table, and has done to them."""
+
+    pruning_dim: int
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        take_out(layer, "out", idxs)
+        return layer
+
+    def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        take_out(layer, "in", idxs)
+        return layer
+
+    def get_out_channels(self, layer: nn.Module) -> int | None:
+        return num_channels(layer, "out")
+
+    def get_in_channels(self, layer: nn.Module) -> int | None:
+        return num_channels(layer, "in")
+
+    def get_out_channel_groups(self, layer: nn.Module) -> int:
+        return num_groups(layer)
+
+    get_in_channel_groups = get_out_channel_groups
+
+
+class _ChannelwisePruner(_LayerPruner):
+    """Where the same function takes out inputs and outputs, torch-pruning knows that they are the same channels."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        take_out(layer, "through", idxs)
+        return layer
+
+    prune_in_channels = prune_out_channels
 
 
 class _ScalePruner:

@@ -18,22 +18,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
 from pyro_bmrs.pruning.compaction.coupling.dependency import dependency_graph
 from pyro_bmrs.pruning.compaction.modules.plain import make_plain
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scale_network, scales_of
 from pyro_bmrs.pruning.examples import check_example_inputs
+from pyro_bmrs.pruning.layers import can_lose_channels, num_channels, num_groups
 from pyro_bmrs.pruning.noise.attachment import detach_noise, noise_sites
 from pyro_bmrs.pruning.noise.hooks import noise_hooks_in
-
-# What can lose a channel on a side and stay the same function of the others.
-_REMOVABLE = {
-    "in": nn.Linear | _ConvNd,
-    "out": nn.Linear | _ConvNd | nn.Embedding | nn.Parameter,
-    "through": _NormBase | nn.PReLU | _ConvNd | nn.Embedding | nn.Parameter | Scale,
-}
 
 
 class Channel(NamedTuple):
@@ -149,9 +141,10 @@ def tied_channels(net: nn.Module, example_inputs: Any) -> list[TiedChannels]:
                     obstacles[channel] = f"{name or 'the output'} ({type(target).__name__}) needs all its channels"
     for channel in list(ties.members):
         layer = modules.get(channel.module)
-        if isinstance(layer, _ConvNd) and layer.groups > 1 and channel.side != "through":
-            size = (layer.in_channels if channel.side == "in" else layer.out_channels) // layer.groups
-            for first in range(0, size * layer.groups, size):
+        width, groups = num_channels(layer, channel.side), num_groups(layer)
+        if width is not None and groups > 1 and channel.side != "through":
+            size = width // groups
+            for first in range(0, width, size):
                 ties.tie(channel, channel._replace(position=first + channel.position % size))
     return [
         TiedChannels(frozenset(channels), next((obstacles[c] for c in sorted(channels) if c in obstacles), None))
@@ -160,9 +153,9 @@ def tied_channels(net: nn.Module, example_inputs: Any) -> list[TiedChannels]:
 
 
 def _can_lose_channels(target: Any, side: str) -> bool:
-    # torch-pruning takes a convolution for a depthwise one by the number of its outputs alone.
-    depthwise = isinstance(target, _ConvNd) and target.groups == target.in_channels == target.out_channels
-    return isinstance(target, _REMOVABLE[side]) and (side != "through" or depthwise or not isinstance(target, _ConvNd))
+    # torch-pruning takes a convolution for a depthwise one by the number of its outputs alone; it is asked for here.
+    is_other = isinstance(target, nn.Parameter) if side == "out" else isinstance(target, nn.Parameter | Scale)
+    return can_lose_channels(target, side) or (is_other and side != "in")
 
 
 def _dependents(graph: Any, net: nn.Module, scale: Scale) -> Iterator[tuple[str, Any, str, list[tuple[int, int]]]]:

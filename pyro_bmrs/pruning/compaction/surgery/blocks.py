@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel
@@ -21,7 +20,7 @@ from pyro_bmrs.pruning.compaction.modules.bypass import Bypass, Zeros
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled, scales_of, substitute
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
 from pyro_bmrs.pruning.examples import Outputs, call, evaluation
-from pyro_bmrs.pruning.layers import channel_dim
+from pyro_bmrs.pruning.layers import channel_dim, layer_units
 
 
 def remove_blocks(
@@ -105,8 +104,8 @@ class _Branch:
         return [(module, _bypass(module, self._results[module])) for module in alone - inside]
 
     def layers(self) -> list[tuple[nn.Module, Tensor]]:
-        """The linear and convolutional layers whose results nothing but the branch depends on, with their inputs."""
-        return [(m, self._inputs[m]) for m in self._alone() if isinstance(m, nn.Linear | _ConvNd)]
+        """The layers with units whose results nothing but the branch depends on, with their inputs."""
+        return [(m, self._inputs[m]) for m in self._alone() if layer_units(m) is not None]
 
     def _alone(self) -> set[nn.Module]:
         called = [m for m, count in self._calls.items() if count == 1 and self.end not in m.modules()]

@@ -20,7 +20,7 @@ from pyro_bmrs.pruning.compaction.modules.scaling import scales_of
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
 from pyro_bmrs.pruning.compaction.surgery.removal import LAST
 from pyro_bmrs.pruning.examples import Outputs, call, evaluation
-from pyro_bmrs.pruning.layers import HEAD_COUNTS
+from pyro_bmrs.pruning.layers import HEAD_COUNTS, linear_width, take_out
 
 
 def remove_heads(
@@ -52,7 +52,7 @@ def remove_heads(
             gone[name] = zero
     if not gone:
         return net, left
-    torch_pruning()  # If it is missing, that is not for want of trying.
+    torch_pruning()  # Whether it is asked for depends on the network; that it is missing is said for each.
     rows = _projection_rows(net, {name: sizes[name] for name in gone}, example_inputs)
 
     def remove(net: nn.Module, names: Sequence[str], with_width: bool) -> tuple[nn.Module, dict[str, str]]:
@@ -80,7 +80,7 @@ def _elements(name: str, heads: Tensor, size: int) -> list[Channel]:
 
 def _projection_rows(net: nn.Module, sizes: Mapping[str, int], example_inputs: Any) -> dict[str, dict[str, Tensor]]:
     """For each multiplication, the layers each of whose outputs reaches one head at most, and which; -1 for none."""
-    layers = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    layers = [name for name, module in net.named_modules() if linear_width(module)]
     scales = scales_of(net)
     given: dict[str, Tensor] = {}
     projected: dict[str, Tensor] = {}
@@ -121,14 +121,13 @@ def _projection_rows(net: nn.Module, sizes: Mapping[str, int], example_inputs: A
 
 def _remove(net: nn.Module, name: str, heads: Tensor, size: int, rows: Mapping[str, Tensor], with_width: bool) -> None:
     """Takes heads out, in place."""
-    pruning = torch_pruning()
     scaled = net.get_submodule(name.rpartition(".")[0])
     scale: Any = net.get_submodule(name)
     elements = heads.repeat_interleave(size)
     for layer, owner in rows.items():
         gone = (heads[owner] & (owner >= 0)).nonzero().flatten().tolist()
-        pruning.prune_linear_out_channels(net.get_submodule(layer), gone)
-    pruning.prune_linear_in_channels(scaled.module, elements.nonzero().flatten().tolist())
+        take_out(net.get_submodule(layer), "out", gone)
+    take_out(scaled.module, "in", elements.nonzero().flatten().tolist())
     scale.factor = scale.factor[~elements]
     _count_heads(net, name, ~heads, size, with_width)
 

@@ -20,7 +20,7 @@ from pyro_bmrs.pruning.compaction.coupling.ties import Channel, TiedChannels, ti
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scales_of
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
 from pyro_bmrs.pruning.examples import Outputs
-from pyro_bmrs.pruning.layers import absorb, can_absorb
+from pyro_bmrs.pruning.layers import absorb, can_absorb, num_channels
 
 LAST = "a layer that would vanish keeps its best unit"
 
@@ -122,10 +122,7 @@ def _width(net: nn.Module, name: str, side: str) -> int | None:
     layer = getattr(net.get_submodule(parent), attribute)
     if isinstance(layer, Scale):
         return None if layer.dim is None else len(layer.factor)
-    own = ("in_features", "in_channels") if side == "in" else ("out_features", "out_channels")
-    return next(
-        (getattr(layer, name) for name in (*own, "num_features", "embedding_dim") if hasattr(layer, name)), None
-    )
+    return num_channels(layer, side)
 
 
 def _without(
