@@ -21,6 +21,7 @@ from pyro_bmrs.evidence.quadrature.line import support_interval
 from pyro_bmrs.evidence.quadrature.reweighted import reduce_by_quadrature
 from pyro_bmrs.evidence.registry import Reduced, find_rules
 from pyro_bmrs.evidence.wrappers import ROLES, Triple, shared_bijection, transform_posterior, unwrap
+from pyro_bmrs.structure.layers import layers
 
 METHODS = ("auto", *COMPUTATIONS)
 NUM_SAMPLES = 4096
@@ -258,10 +259,8 @@ def check_parameters(posterior: Distribution, prior: Distribution, reduced_prior
 
 
 def _parameters(distribution: Distribution) -> Iterator[tuple[str, Tensor]]:
-    base = getattr(distribution, "base_dist", None)
-    if isinstance(base, Distribution):
-        yield from _parameters(base)
-    for name in distribution.arg_constraints:
-        value = vars(distribution).get(name)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            yield name, value
+    for layer in reversed(list(layers(distribution))):
+        for name in layer.arg_constraints:
+            value = vars(layer).get(name)
+            if isinstance(value, Tensor) and value.is_floating_point():
+                yield name, value

@@ -17,9 +17,9 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
-from torch.distributions import Distribution, Independent, TransformedDistribution
+from torch.distributions import Distribution, TransformedDistribution
 from torch.distributions.transforms import ExpTransform, PowerTransform, Transform
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal, TruncatedNormal
@@ -28,6 +28,7 @@ from pyro_bmrs.evidence.accuracy import Accuracy, choose
 from pyro_bmrs.evidence.quadrature.integrand import common_interval
 from pyro_bmrs.evidence.quadrature.reweighted import ReweightedDistribution
 from pyro_bmrs.evidence.registry import Reduced
+from pyro_bmrs.structure.layers import peel, to_event
 from pyro_bmrs.structure.transforms import flat_transforms
 
 Triple = tuple[Distribution, Distribution, Distribution]
@@ -73,7 +74,7 @@ class Layers:
             posterior = posterior.expand(self.shape)
         if self.mask is not True:
             posterior = MaskedDistribution(posterior, self.mask)
-        return dist.Independent(posterior, self.event_dims) if self.event_dims else posterior
+        return to_event(posterior, self.event_dims)
 
 
 def unwrap(posterior: Distribution, prior: Distribution, reduced_prior: Distribution) -> tuple[Triple, Layers]:
@@ -86,63 +87,12 @@ def unwrap(posterior: Distribution, prior: Distribution, reduced_prior: Distribu
     :raises ReductionError: where batch shapes do not broadcast, or where a mask leaves the site without a posterior or
         a reduced prior.
     """
-    peeled = [_peel(distribution) for distribution in (posterior, prior, reduced_prior)]
+    peeled = [peel(distribution) for distribution in (posterior, prior, reduced_prior)]
     event_dims = min(p.event_dims for p in peeled)
     bare = tuple(p.joined(event_dims) for p in peeled)
     shapes = {p.shape[: len(p.shape) - (p.event_dims - event_dims)] for p in peeled}
     shape = shapes.pop() if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
     return bare, Layers(shape, event_dims, _site_mask(*(p.mask for p in peeled)))  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class _Peeled:
-    core: Distribution
-    event_dims: int
-    shape: torch.Size
-    mask: Tensor | bool
-
-    def joined(self, event_dims: int) -> Distribution:
-        """The core with all but the last ``event_dims`` of its independent dimensions."""
-        joint = self.event_dims - event_dims
-        if not joint:
-            return self.core
-        if self.mask is not True:
-            raise ReductionError(
-                "A mask on single elements of an event has no meaning beside a distribution that is joint over them. "
-                "Mask whole events (.to_event() first, then .mask()), or make all three distributions independent."
-            )
-        core = self.core if self.core.batch_shape == self.shape else self.core.expand(self.shape)
-        return dist.Independent(core, joint)
-
-
-def _peel(distribution: Distribution) -> _Peeled:
-    core, event_dims = distribution, 0
-    mask: Tensor | bool = True
-    while True:
-        if isinstance(core, TransformedDistribution) and isinstance(core.base_dist, Independent):
-            # An elementwise transform of independent elements is independent elements, each transformed.
-            transforms = flat_transforms(core.transforms)
-            if any(t.domain.event_dim or t.codomain.event_dim for t in transforms):
-                break
-            inner = core.base_dist
-            core = dist.Independent(
-                dist.TransformedDistribution(inner.base_dist, transforms), inner.reinterpreted_batch_ndims
-            )
-        elif isinstance(core, Independent):
-            dims = core.reinterpreted_batch_ndims
-            event_dims += dims
-            if isinstance(mask, Tensor):
-                mask = mask.reshape(mask.shape + (1,) * dims)
-            core = core.base_dist
-        elif isinstance(core, ExpandedDistribution):
-            core = core.base_dist
-        elif isinstance(core, MaskedDistribution):
-            mask = core._mask if mask is True else mask & core._mask
-            core = core.base_dist
-        else:
-            break
-    shape = distribution.batch_shape + distribution.event_shape[:event_dims]
-    return _Peeled(core, event_dims, shape, mask)
 
 
 def _site_mask(posterior: Tensor | bool, prior: Tensor | bool, reduced_prior: Tensor | bool) -> Tensor | bool:

@@ -31,12 +31,12 @@ from pyro_bmrs.structure.coordinates import (
     elements,
     flatten,
     is_normal_vector,
-    is_point,
     marginals,
     pull_back,
     push_forward,
 )
 from pyro_bmrs.structure.joint_normal import JointNormal, complement, marginal, regress, site_marginal
+from pyro_bmrs.structure.layers import is_point
 from pyro_bmrs.structure.packed import Packed
 
 Priors = Mapping[str, Distribution]

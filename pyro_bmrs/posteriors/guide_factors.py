@@ -23,7 +23,8 @@ from torch.distributions import biject_to
 from pyro_bmrs.posteriors.factors import Factor, JointNormalFactor, PackedFactor, SiteFactor
 from pyro_bmrs.posteriors.reduced_guide import ReducedGuide, packed_statement
 from pyro_bmrs.posteriors.traces import GuideRun, latent_nodes, trace_guide
-from pyro_bmrs.structure.coordinates import Block, drop_identity, is_point, push_forward
+from pyro_bmrs.structure.coordinates import Block, drop_identity, push_forward
+from pyro_bmrs.structure.layers import is_point
 
 
 def _prototype(guide: AutoGuide) -> Any:

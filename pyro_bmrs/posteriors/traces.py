@@ -22,6 +22,7 @@ from pyro.poutine.util import site_is_subsample
 from torch.distributions import Distribution, TransformedDistribution
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.structure.layers import layers
 from pyro_bmrs.structure.parameters import is_leaf
 
 
@@ -43,13 +44,11 @@ def track(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> p
 
 def _provenance(site: Any) -> frozenset[str]:
     distribution: Distribution = site["fn"]
-    layers = [distribution]
-    while hasattr(layers[-1], "base_dist"):
-        layers.append(layers[-1].base_dist)
-    held = (value for layer in layers for value in vars(layer).values())
+    beneath = list(layers(distribution))
+    held = (value for layer in beneath for value in vars(layer).values())
     found = {name for value in held if isinstance(value, ProvenanceTensor) for name in get_provenance(value)}
-    outer = [layer for layer in layers if not is_leaf(layer)]
-    if len(outer) == len(layers) or any(isinstance(layer, TransformedDistribution) for layer in outer):
+    outer = [layer for layer in beneath if not is_leaf(layer)]
+    if len(outer) == len(beneath) or any(isinstance(layer, TransformedDistribution) for layer in outer):
         with torch.no_grad(), pyro.validation_enabled(False):
             found.update(get_provenance(distribution.log_prob(detach_provenance(site["value"]))))
     return frozenset(found)

@@ -18,7 +18,7 @@ from pyro_bmrs.posteriors.factors import Factor, How, ReducedFactor
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.reduced_guide import ReducedGuide
 from pyro_bmrs.reduction.priors import ReducedPriors, match_prior
-from pyro_bmrs.structure.coordinates import is_point
+from pyro_bmrs.structure.layers import is_point
 
 
 class FactorwiseReduction(Estimated):

@@ -22,7 +22,7 @@ from pyro_bmrs.evidence.importance import ImportanceEstimate, check_log_weights,
 from pyro_bmrs.posteriors.draws import Draws, log_density
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
 from pyro_bmrs.reduction.priors import ReducedPriors, match_prior
-from pyro_bmrs.structure.coordinates import is_point
+from pyro_bmrs.structure.layers import is_point
 
 
 class DrawnReduction(Estimated):

@@ -28,7 +28,7 @@ from pyro_bmrs.refitting.training import Objective, Schedule, Training, own_rand
 from pyro_bmrs.refitting.unpinning import unpinned_guide
 from pyro_bmrs.search.groups import Groups, GroupsLike, read_groups
 from pyro_bmrs.search.search_models import search_models
-from pyro_bmrs.structure.coordinates import is_point
+from pyro_bmrs.structure.layers import is_point
 from pyro_bmrs.structure.mixtures import mix
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from torch.distributions import Distribution
 
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.reduced_guide import ReducedGuide
-from pyro_bmrs.structure.coordinates import elements, flatten, is_normal_vector, is_point
+from pyro_bmrs.structure.coordinates import elements, flatten, is_normal_vector
+from pyro_bmrs.structure.layers import is_point
 from pyro_bmrs.structure.packed import Packed
 
 

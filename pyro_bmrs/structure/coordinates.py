@@ -10,7 +10,7 @@ The change in log evidence is the same in all of them; guides draw in some and p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Transform, TransformedDistribution, transforms
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.structure.layers import as_point, is_point, peel, to_event
 from pyro_bmrs.structure.packed import Packed
 from pyro_bmrs.structure.transforms import flat_transforms
 
@@ -61,9 +62,15 @@ def _compose(transforms_: Sequence[Transform]) -> Transform | None:
 
 
 def push_forward(distribution: Distribution, transform: Transform | None) -> Distribution:
-    """The distribution of ``transform(x)`` for ``x`` from ``distribution``."""
+    """
+    The distribution of ``transform(x)`` for ``x`` from ``distribution``.
+
+    A point mass has no density to be stretched: it goes to the point's image.
+    """
     if transform is None:
         return distribution
+    if isinstance(distribution, dist.Delta):
+        return dist.Delta(transform(distribution.v), distribution.log_density, event_dim=distribution.event_dim)
     if type(distribution) is dist.Normal and isinstance(transform, transforms.ExpTransform):
         return dist.LogNormal(distribution.loc, distribution.scale)
     return dist.TransformedDistribution(distribution, [transform])
@@ -77,15 +84,18 @@ def pull_back(distribution: Distribution, transform: Transform | None) -> Distri
     """
     if transform is None:
         return distribution
-    if isinstance(distribution, dist.Delta):
-        if not transform.codomain.check(distribution.v).all():
-            raise ReductionError("the point of the reduced prior is outside the prior's support; move it inside")
-        return dist.Delta(transform.inv(distribution.v), distribution.log_density, event_dim=distribution.event_dim)
+    if isinstance(distribution, dist.MaskedDistribution):
+        return dist.MaskedDistribution(pull_back(distribution.base_dist, transform), distribution._mask)
     if isinstance(distribution, dist.MaskedMixture):
-        sides = (pull_back(side, transform) for side in (distribution.component0, distribution.component1))
-        return dist.MaskedMixture(distribution.mask, *sides)
+        off, on = pull_back(distribution.component0, transform), pull_back(distribution.component1, transform)
+        return dist.MaskedMixture(distribution.mask, off, on)
     if isinstance(distribution, Independent) and transform.domain.event_dim <= len(distribution.base_dist.event_shape):
-        return dist.Independent(pull_back(distribution.base_dist, transform), distribution.reinterpreted_batch_ndims)
+        return to_event(pull_back(distribution.base_dist, transform), distribution.reinterpreted_batch_ndims)
+    point = as_point(distribution)
+    if point is not None:
+        if not transform.codomain.check(point.v).all():
+            raise ReductionError("the point of the reduced prior is outside the prior's support; move it inside")
+        return dist.Delta(transform.inv(point.v), point.log_density, event_dim=point.event_dim)
     if isinstance(distribution, TransformedDistribution) and _compose(distribution.transforms) == transform:
         return distribution.base_dist
     return dist.TransformedDistribution(distribution, [transform.inv])
@@ -104,19 +114,13 @@ def elements(distribution: Distribution) -> Distribution | None:
     """
     if not distribution.event_shape:
         return distribution
-    if isinstance(distribution, Independent):
-        return elements(distribution.base_dist)
-    if isinstance(distribution, dist.Delta):
-        return dist.Delta(distribution.v) if (distribution.log_density == 0).all() else None
-    if isinstance(distribution, dist.torch_distribution.ExpandedDistribution):
-        base = elements(distribution.base_dist)
-        return None if base is None else base.expand(distribution.batch_shape + distribution.event_shape)
-    if isinstance(distribution, TransformedDistribution):
-        transform = _compose(distribution.transforms)
-        base = elements(distribution.base_dist)
-        if base is not None and (transform is None or transform.domain.event_dim == 0 == transform.codomain.event_dim):
-            return push_forward(base, transform)
-    return None
+    peeled = peel(distribution)
+    core = peeled.core
+    if core.event_shape:
+        return None
+    if type(core) is dist.TransformedDistribution:
+        peeled = replace(peeled, core=push_forward(core.base_dist, _compose(core.transforms)))
+    return peeled.whole()
 
 
 def marginals(posterior: Distribution) -> Distribution | None:
@@ -126,26 +130,22 @@ def marginals(posterior: Distribution) -> Distribution | None:
     return elements(posterior)
 
 
-def is_point(distribution: Distribution) -> bool:
-    """Whether a distribution is a point mass, whatever it is wrapped in."""
-    while isinstance(distribution, (Independent, dist.torch_distribution.ExpandedDistribution)):
-        distribution = distribution.base_dist
-    return isinstance(distribution, dist.Delta)
-
-
 def flatten(distribution: Distribution, shape: torch.Size) -> Distribution:
     """
     The distribution of ``x.reshape(-1)`` for ``x`` of the given shape, as one event.
 
-    Normals stay normals, since a joint normal posterior reduces exactly against those.
+    Normals stay normals and points stay points, since a joint normal posterior reduces exactly against those.
+
+    :raises ReductionError: for a point with a mask.
     """
     size = shape.numel()
+    point = as_point(distribution)
+    if point is not None:
+        density = point.log_density.expand(shape[: len(shape) - point.event_dim]).sum()
+        return dist.Delta(point.v.expand(shape).reshape(-1), density, event_dim=1)
     base = elements(distribution)
-    if base is not None:
-        if isinstance(base, dist.Delta):
-            return dist.Delta(base.v.expand(shape).reshape(-1), event_dim=1)
-        if isinstance(base, torch.distributions.Normal):
-            return dist.Normal(base.loc.expand(shape).reshape(-1), base.scale.expand(shape).reshape(-1)).to_event(1)
+    if isinstance(base, torch.distributions.Normal):
+        return dist.Normal(base.loc.expand(shape).reshape(-1), base.scale.expand(shape).reshape(-1)).to_event(1)
     if isinstance(distribution, torch.distributions.MultivariateNormal) and shape[-1:] == distribution.event_shape:
         factors = distribution.scale_tril.expand(shape + shape[-1:]).reshape((-1,) + 2 * tuple(shape[-1:]))
         loc = distribution.loc.expand(shape).reshape(size)
@@ -165,8 +165,9 @@ def concatenate(parts: Sequence[Any]) -> Distribution:
     if all(map(is_normal_vector, parts)):
         loc = torch.cat([part.base_dist.loc for part in parts])
         return dist.Normal(loc, torch.cat([part.base_dist.scale for part in parts])).to_event(1)
-    if all(is_point(part) for part in parts):
-        return dist.Delta(torch.cat([part.v for part in parts]), event_dim=1)
+    if all(map(is_point, parts)):
+        density = torch.stack([part.log_density for part in parts]).sum()
+        return dist.Delta(torch.cat([part.v for part in parts]), density, event_dim=1)
     if all(isinstance(part, dist.MultivariateNormal) or is_normal_vector(part) for part in parts):
         loc = torch.cat([part.mean for part in parts])
         factors = [getattr(part, "scale_tril", None) for part in parts]

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
+from pyro_bmrs.structure.layers import layers
+
 # Of several spellings of one parameter, the one to read and train.
 _PREFERRED = {
     dist.MultivariateNormal: ("loc", "scale_tril"),
@@ -122,9 +124,9 @@ def _map_mixture(mixture: Any, batch_shape: torch.Size, function: ParameterMap, 
     return dist.MaskedMixture(mixture.mask.expand(batch_shape), *sides)
 
 
-def tensor_of(distribution: Any) -> Tensor | None:
+def tensor_of(distribution: Distribution) -> Tensor | None:
     """One of the floating point tensors in a distribution, for its dtype and device; None where there is none."""
-    while not is_leaf(distribution) and hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    held = (value for value in vars(distribution).values() if isinstance(value, Tensor) and value.is_floating_point())
+    beneath = list(layers(distribution))
+    core = next(filter(is_leaf, beneath), beneath[-1])
+    held = (value for value in vars(core).values() if isinstance(value, Tensor) and value.is_floating_point())
     return next(held, None)

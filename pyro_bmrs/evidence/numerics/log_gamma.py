@@ -25,7 +25,7 @@ def binet(x: Tensor) -> Tensor:
     Example::
 
         >>> import torch
-        >>> from pyro_bmrs.evidence.log_gamma import binet
+        >>> from pyro_bmrs.evidence.numerics.log_gamma import binet
         >>> binet(torch.tensor([1., 1e6], dtype=torch.float64))
         tensor([8.1061e-02, 8.3333e-08], dtype=torch.float64)
     """
@@ -47,7 +47,7 @@ def log_ratio(new: Tensor, old: Tensor, change: Tensor) -> Tensor:
     Example::
 
         >>> import torch
-        >>> from pyro_bmrs.evidence.log_gamma import log_ratio
+        >>> from pyro_bmrs.evidence.numerics.log_gamma import log_ratio
         >>> one, tiny = torch.tensor(1.), torch.tensor(1e-12)
         >>> log_ratio(one + tiny, one, tiny)
         tensor(1.0000e-12)
@@ -64,7 +64,7 @@ def log1mexp(x: Tensor) -> Tensor:
     Example::
 
         >>> import torch
-        >>> from pyro_bmrs.evidence.log_gamma import log1mexp
+        >>> from pyro_bmrs.evidence.numerics.log_gamma import log1mexp
         >>> log1mexp(torch.tensor([-1e-6, -50.]))
         tensor([-1.3816e+01, -1.9287e-22])
     """

@@ -63,7 +63,7 @@ def support_interval(distribution: Distribution) -> Interval | None:
     Example::
 
         >>> import pyro.distributions as dist
-        >>> from pyro_bmrs.evidence.line import support_interval
+        >>> from pyro_bmrs.evidence.quadrature.line import support_interval
         >>> support_interval(dist.Gamma(2., 1.))
         Interval(low=0.0, high=inf)
         >>> support_interval(dist.Poisson(2.)) is None
