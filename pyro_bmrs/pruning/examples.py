@@ -1,12 +1,17 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Example inputs of a network: how it is called with them, and whether two networks agree on them."""
+"""
+Example inputs of a network: how it is run on them, and whether two networks agree on them.
+
+They are one tensor, a sequence of positional arguments, or a mapping of keyword arguments, everywhere.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +24,7 @@ from pyro_bmrs.errors import ReductionError
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-def call(net: nn.Module, example_inputs: Any) -> Any:
+def call(net: Callable[..., Any], example_inputs: Any) -> Any:
     """The network's output: of one tensor, of a sequence of positional arguments, or of a mapping of keyword ones."""
     if isinstance(example_inputs, Mapping):
         return net(**example_inputs)
@@ -48,6 +53,41 @@ def evaluation(net: nn.Module, *, fused: bool = False) -> Iterator[nn.Module]:
             module.training = mode
 
 
+def run(net: nn.Module, example_inputs: Any, hooks: Mapping[nn.Module, Callable[..., Any]] | None = None) -> Any:
+    """
+    Runs a network on example inputs in evaluation mode, so that nothing in it changes, and without gradients.
+
+    :param net: the network.
+    :param example_inputs: a tensor, a sequence of positional arguments, or a mapping of keyword ones.
+    :param hooks: forward hooks on modules of the network, for as long as it runs.
+    :return: its output.
+    :raises ReductionError: if the network raises.
+    """
+    with evaluation(net), torch.no_grad(), ExitStack() as registered:
+        for module, hook in (hooks or {}).items():
+            registered.callback(module.register_forward_hook(hook).remove)
+        try:
+            return call(net, example_inputs)
+        except Exception as error:
+            tensors = filter(torch.is_tensor, tree_leaves(example_inputs))
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+            raise ReductionError(
+                f"the network does not run on example_inputs ({shapes or 'no tensor'}): {error}. Pass what it is "
+                "called with: a tensor, a tuple of positional arguments, or a mapping of keyword arguments."
+            ) from error
+
+
+def one_by_one(inputs: Any) -> Iterator[Any]:
+    """The examples of a batch as batches of one; each tensor has them along its first dimension."""
+    sizes = [len(leaf) for leaf in tree_leaves(inputs) if torch.is_tensor(leaf)]
+    for example in range(sizes[0] if sizes else 0):
+        yield tree_map_only(Tensor, partial(_slice, example), inputs)
+
+
+def _slice(example: int, tensor: Tensor) -> Tensor:
+    return tensor[example : example + 1]
+
+
 def map_floating(function: Callable[[Tensor], Tensor], example_inputs: Any) -> Any:
     """The inputs with a function applied to each tensor of real numbers."""
     return tree_map_only(Tensor, lambda value: function(value) if value.is_floating_point() else value, example_inputs)
@@ -59,16 +99,7 @@ def check_example_inputs(net: nn.Module, example_inputs: Any) -> None:
 
     :raises ReductionError: if the network raises, or returns no tensor of real numbers.
     """
-    with evaluation(net), torch.no_grad():
-        try:
-            output = call(net, example_inputs)
-        except Exception as error:
-            tensors = filter(torch.is_tensor, tree_leaves(example_inputs))
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
-            raise ReductionError(
-                f"the network does not run on example_inputs ({shapes or 'no tensor'}): {error}. Pass what it is "
-                "called with: a tensor, a tuple of positional arguments, or a mapping of keyword arguments."
-            ) from error
+    output = run(net, example_inputs)
     if not _floating(output):
         raise ReductionError(
             f"the network returns {type(output).__name__}, in which there is no tensor to compare; wrap it in a module "
@@ -99,9 +130,8 @@ class Outputs:
         self._inputs = [example_inputs]
         redrawn = map_floating(redraw, example_inputs)
         try:
-            with evaluation(net), torch.no_grad():
-                call(net, redrawn)
-        except Exception:  # of a network that refuses inputs of another kind: the examples alone have to do
+            run(net, redrawn)
+        except ReductionError:  # of a network that refuses inputs of another kind: the examples alone have to do
             pass
         else:
             self._inputs.append(redrawn)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, evaluation
+from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, evaluation, one_by_one, run
 
 
 @pytest.mark.parametrize("dtype, rounding, change", [(torch.float32, 1e-7, 1e-4), (torch.float64, 1e-15, 1e-11)])
@@ -73,3 +73,43 @@ def test_modes_are_put_back() -> None:
         raise RuntimeError
     assert net.training and net[0].training and not net[1].training
     assert torch.backends.mha.get_fastpath_enabled() is allowed
+
+
+class Scaled(nn.Module):
+    """A factor of what it is given, after a batch norm and a dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.dropout = nn.BatchNorm1d(2), nn.Dropout(0.5)
+
+    def forward(self, values: Tensor, factor: float = 1.0) -> Tensor:
+        return factor * self.dropout(self.norm(values))
+
+
+def test_running_a_network_changes_nothing_in_it() -> None:
+    net, values = Scaled(), torch.tensor([[3.0, 5.0]])
+    expected = values / (1 + net.norm.eps) ** 0.5
+    for example_inputs in (values, (values, 1.0), [values], {"factor": 1.0, "values": values}):
+        output = run(net, example_inputs)
+        torch.testing.assert_close(output, expected)
+        assert not output.requires_grad
+    assert net.training and net.norm.training and net.norm.num_batches_tracked == 0
+
+
+def test_hooks_are_there_while_the_network_runs() -> None:
+    net, seen = Scaled(), []
+    run(net, (torch.ones(1, 2), 3.0), {net.norm: lambda module, args, output: seen.append(args[0])})
+    net(torch.zeros(2, 2))
+    assert len(seen) == 1 and torch.equal(seen[0], torch.ones(1, 2))
+    with pytest.raises(ReductionError, match=r"does not run on example_inputs \(\(1, 3\)\)"):
+        run(net, torch.ones(1, 3), {net.norm: lambda *_: None})
+    assert not net.norm._forward_hooks and net.training
+
+
+def test_examples_one_by_one() -> None:
+    x, y = torch.arange(6).reshape(3, 2), torch.arange(3.0)
+    batches = list(one_by_one({"x": x, "rest": [y, "text"]}))
+    assert len(batches) == 3
+    for i, batch in enumerate(batches):
+        assert torch.equal(batch["x"], x[i : i + 1]) and torch.equal(batch["rest"][0], y[i : i + 1])
+        assert batch["rest"][1] == "text"

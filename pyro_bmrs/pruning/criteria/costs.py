@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.criteria.weights import incoming_weights
+from pyro_bmrs.pruning.examples import run
+from pyro_bmrs.pruning.layers import channel_dim
 from pyro_bmrs.pruning.noise.attachment import noise_sites
 
 
@@ -21,9 +23,12 @@ def unit_costs(net: nn.Module, example_inputs: Any = None) -> dict[str, float]:
     What one unit of each noise site costs: its incoming weights, or the multiplications that they take part in.
 
     :param net: a network with noise.
-    :param example_inputs: what the network is called with, a tensor or a tuple; multiply-accumulate operations for one
-        example are counted then, parameters otherwise.
-    :raises ReductionError: for a network without noise.
+    :param example_inputs: what the network is called with: a tensor, a sequence of positional arguments, or a mapping
+        of keyword arguments; multiply-accumulate operations for one example are counted then, parameters otherwise. The
+        network runs in evaluation mode, and stays as it is.
+    :return: for each site the number of parameters, or of operations.
+    :raises ReductionError: for a network without noise, or example inputs that do not fit it, or on which it does not
+        call a layer that has noise.
 
     Example::
 
@@ -44,23 +49,18 @@ def unit_costs(net: nn.Module, example_inputs: Any = None) -> dict[str, float]:
 
     def count(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         value = output[0] if isinstance(output, tuple) else output
-        positions[layer] = value[0].numel() / value.shape[1 if isinstance(layer, nn.modules.conv._ConvNd) else -1]
+        positions[layer] = value[0].numel() / value.shape[channel_dim(layer, value)]
 
     layers = {name: net.get_submodule(site.module) for name, site in sites.items()}
-    handles = [layer.register_forward_hook(count) for layer in set(layers.values())]
-    ones = {name: torch.ones_like(site.noise.kept, dtype=_dtype(net)) for name, site in sites.items()}
-    try:
-        with torch.no_grad(), poutine.condition(data=ones):
-            net(*(example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: weight * positions.get(layers[name], 1.0) for name, weight in weights.items()}
-
-
-def _dtype(net: nn.Module) -> torch.dtype:
-    first: Tensor = next(net.parameters())
-    return first.dtype
+    ones = {name: torch.ones_like(site.noise.unit_prior.low) for name, site in sites.items()}
+    with poutine.condition(data=ones):
+        run(net, example_inputs, dict.fromkeys(layers.values(), count))
+    missing = sorted(name for name, layer in layers.items() if layer not in positions)
+    if missing:
+        raise ReductionError(
+            f"on example_inputs the network does not call the layers of {missing}: pass inputs on which it does"
+        )
+    return {name: weight * positions[layers[name]] for name, weight in weights.items()}
 
 
 def in_proportion_to_cost(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores
+from pyro_bmrs.pruning.examples import call, evaluation, one_by_one
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.noise.hooks import AttentionHook, noise_hooks_in
 
@@ -29,13 +31,14 @@ class Saliency(Criterion):
     second, with the Fisher information for the curvature, :math:`m^2 \sum g^2 / 2N` (L. Theis et al. (2018),
     https://arxiv.org/abs/1801.05787).
 
-    :param batches: pairs of inputs and targets, examples along the first dimension; a list or a data loader.
+    :param batches: pairs of inputs and targets, examples along the first dimension; a list or a data loader. Inputs are
+        a tensor, a sequence of positional arguments, or a mapping of keyword arguments.
     :param kind: ``"taylor"`` or ``"fisher"``.
     :param loss: the mean loss of a batch, given the network's output and the targets; by default the cross entropy.
     :raises ReductionError: for another kind, or batches without examples.
     """
 
-    batches: Iterable[tuple[Tensor, Tensor]]
+    batches: Iterable[tuple[Any, Tensor]]
     kind: str = "taylor"
     # By a factory: a function that is a class attribute would be a method.
     loss: Callable[[Tensor, Tensor], Tensor] = field(default_factory=lambda: F.cross_entropy)
@@ -52,21 +55,17 @@ class Saliency(Criterion):
     def scores(self, net: nn.Module, guide: AutoTruncatedLogNormal) -> Scores:
         """The estimated change in the mean loss; 0 for units that are gone."""
         means = guide.mean_noise()
-        one_by_one = any(isinstance(hook, AttentionHook) for hook in noise_hooks_in(net))
-        was_training = {module: module.training for module in net.modules()}
-        net.eval()
+        # Noise on weights is shared by the examples of a batch.
+        is_shared = any(isinstance(hook, AttentionHook) for hook in noise_hooks_in(net))
         total, count = {name: torch.zeros_like(mean) for name, mean in means.items()}, 0
-        try:
+        with evaluation(net):
             for x, y in self.batches:
-                examples = zip(x.split(1), y.split(1)) if one_by_one else [(x, y)]
+                examples = zip(one_by_one(x), y.split(1)) if is_shared else [(x, y)]
                 gradients = [self._gradients(net, means, *example) for example in examples]
                 for name, summed in total.items():
                     by_example = torch.cat([gradient[name] for gradient in gradients])
                     summed += (by_example if self.kind == "taylor" else by_example.square()).sum(0)
-                count += len(x)
-        finally:
-            for module, training in was_training.items():
-                module.training = training
+                count += len(y)
         if not count:
             raise ReductionError("Saliency was given no example")
         if self.kind == "taylor":
@@ -77,15 +76,15 @@ class Saliency(Criterion):
         """The smallest go first."""
         return {name: -score for name, score in scores.items()}
 
-    def _gradients(self, net: nn.Module, means: Scores, x: Tensor, y: Tensor) -> Scores:
+    def _gradients(self, net: nn.Module, means: Scores, x: Any, y: Tensor) -> Scores:
         """Of each example's loss in the noise: shape ``(examples, units)``."""
         # Noise of its own for each example, but where the noise is on weights, which examples share: there is one.
-        shape = (len(x),) if len(x) > 1 else ()
+        shape = (len(y),) if len(y) > 1 else ()
         noise = {name: mean.expand(shape + mean.shape).clone().requires_grad_() for name, mean in means.items()}
         with poutine.condition(data=noise):
-            loss = self.loss(net(x), y) * len(x)
+            loss = self.loss(call(net, x), y) * len(y)
         gradients = torch.autograd.grad(loss, list(noise.values()), allow_unused=True)
         return {
-            name: torch.zeros_like(mean).expand(len(x), -1) if gradient is None else gradient.reshape(len(x), -1)
+            name: torch.zeros_like(mean).expand(len(y), -1) if gradient is None else gradient.reshape(len(y), -1)
             for (name, mean), gradient in zip(means.items(), gradients)
         }

@@ -14,6 +14,7 @@ from torch import nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.criteria.criterion import Criterion, score_units
+from pyro_bmrs.pruning.examples import evaluation
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.selection.order import removal_order, rescue, unit_groups
 
@@ -71,23 +72,19 @@ def accuracy_vs_compression(
     if num_points is not None and num_points < len(steps):
         steps = [round(position * len(going) / (num_points - 1)) for position in range(num_points)]
     before = {name: noise.kept.clone() for name, noise in guide.noise.items()}
-    was_training = {module: module.training for module in net.modules()}
-    net.eval()
     rows, done = [], 0
     try:
-        for step in steps:
-            for group in going[done:step]:
-                for name, unit in group:
-                    guide.noise[name].kept[unit] = False
-            done = step
-            removed = total - sum(int(noise.kept.sum()) for noise in guide.noise.values())
-            with torch.no_grad():
+        with evaluation(net), torch.no_grad():
+            for step in steps:
+                for group in going[done:step]:
+                    for name, unit in group:
+                        guide.noise[name].kept[unit] = False
+                done = step
+                removed = total - sum(int(noise.kept.sum()) for noise in guide.noise.values())
                 value = float(evaluate(poutine.condition(net, data=guide.mean_noise())))
-            site, unit = going[step - 1][-1] if step else ("", -1)
-            rows.append((removed, removed / total, value, site, unit))
+                site, unit = going[step - 1][-1] if step else ("", -1)
+                rows.append((removed, removed / total, value, site, unit))
     finally:
-        for module, training in was_training.items():
-            module.training = training
         for name, noise in guide.noise.items():
             noise.kept.copy_(before[name])
     return pd.DataFrame(rows, columns=["num_removed", "share_removed", "value", "site", "unit"])

@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from pyro import poutine
 
 from pyro_bmrs import ReductionError
-from pyro_bmrs.pruning import (
-    Saliency,
-)
+from pyro_bmrs.pruning import Saliency
 from tests.pruning.criteria.guided import encoder, mlp
 
 
@@ -49,6 +47,16 @@ def test_taylor_saliency_is_the_first_order_of_the_loss():
 
     changes = torch.stack([(loss(1 - 1e-4, unit) - loss(1.0, unit)) / 1e-4 for unit in range(6)])
     torch.testing.assert_close(scores.double(), changes.abs().detach(), rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [mlp, encoder])
+def test_inputs_may_be_arguments_and_keyword_arguments(build):
+    net, guide = build()
+    x, y = torch.randn((4, 3) if build is mlp else (4, 5, 8)), torch.randint(2, (4,))
+    expected = Saliency([(x, y)]).scores(net, guide)
+    for inputs in ((x,), {"input": x}):
+        for name, score in Saliency([(inputs, y)]).scores(net, guide).items():
+            torch.testing.assert_close(score, expected[name])
 
 
 def test_saliency_leaves_the_mode_of_the_network():
