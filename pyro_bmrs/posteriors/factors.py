@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -79,6 +79,10 @@ class Factor(Protocol):
     @property
     def sites(self) -> tuple[str, ...]:
         """The latent sites that the factor determines."""
+
+    @property
+    def traced(self) -> bool:
+        """Whether it was read off one run of the guide, where it may depend on other sites and on a subsample."""
 
     def posterior(self, name: str) -> Distribution:
         """The fitted posterior of a site."""
@@ -155,6 +159,7 @@ class PackedFactor:
 
     statement: str
     parts: tuple[SiteFactor, ...]
+    traced: ClassVar[bool] = False
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -216,6 +221,7 @@ class JointNormalFactor:
     statement: str
     distribution: JointNormal
     blocks: tuple[Block, ...]
+    traced: ClassVar[bool] = False
 
     @property
     def sites(self) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 
 from pyro_bmrs.errors import ReductionError, name_of_unknown
 from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws, log_density
-from pyro_bmrs.posteriors.factors import Factor
 from pyro_bmrs.posteriors.traces import latent_nodes, subsampled_plates, track, upstream_sites
 from pyro_bmrs.structure.parameters import tensor_of
 
@@ -38,6 +37,9 @@ class FittedDraws:
     """
 
     noun = "the set of draws"
+    # There is no guide, and no density is known.
+    guide = None
+    factored = None
 
     def __init__(
         self, values: Mapping[str, Tensor], model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
@@ -62,11 +64,6 @@ class FittedDraws:
     def sites(self) -> frozenset[str]:
         """The model's latent sites that were drawn."""
         return frozenset(self.values)
-
-    @property
-    def factor_of(self) -> dict[str, Factor]:
-        """The sites whose posterior density is known: none."""
-        return {}
 
     def upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
         """For each site, the other latent sites that its prior depends on."""

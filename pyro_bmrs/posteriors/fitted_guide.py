@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -18,8 +18,9 @@ from tqdm.auto import trange
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws, log_density
-from pyro_bmrs.posteriors.factors import Factor, SiteFactor
+from pyro_bmrs.posteriors.factors import Factor
 from pyro_bmrs.posteriors.guide_factors import read_factors
+from pyro_bmrs.posteriors.reduced_guide import ReducedGuide
 from pyro_bmrs.posteriors.traces import (
     GuideRun,
     latent_nodes,
@@ -47,15 +48,10 @@ class FittedGuide(GuideRun):
         """The factor that determines each site whose density is known."""
         return {name: factor for factor in self.factors for name in factor.sites}
 
-    @cached_property
-    def latent(self) -> frozenset[str]:
-        """All the model's latent sites."""
-        return frozenset(latent_nodes(self.traces[1]))
-
-    @cached_property
-    def sites(self) -> frozenset[str]:
-        """The model's latent sites that the guide draws."""
-        return self.latent & frozenset(latent_nodes(self.traces[0]))
+    @property
+    def factored(self) -> FittedGuide | None:
+        """Itself, where the density of some of its sites is known; None where it can only be drawn from."""
+        return self if self.factors else None
 
     def prior(self, name: str) -> Distribution:
         """The prior of a site, at the size of the whole data where the guide's posterior is."""
@@ -65,8 +61,11 @@ class FittedGuide(GuideRun):
 
     def is_local(self, name: str) -> bool:
         """Whether the guide knows the site on the plates' current subsample alone."""
-        factor = self.factor_of.get(name)
-        return isinstance(factor, SiteFactor) and factor.traced and self.scale(name) != 1.0
+        return name in self.factor_of and self.factor_of[name].traced and self.scale(name) != 1.0
+
+    def multiplicity(self, name: str) -> float:
+        """How many elements of a site each of those stands for that the guide knows: 1 where it knows them all."""
+        return self.scale(name) if self.is_local(name) else 1.0
 
     def scale(self, name: str) -> float:
         """How many elements each element of a subsampled site stands for: plate size over subsample size."""
@@ -107,10 +106,22 @@ class FittedGuide(GuideRun):
     def posterior_upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
         """For each site, the other sites that its posterior depends on, which happens in a traced guide."""
         found: dict[str, frozenset[str]] = dict.fromkeys(names, frozenset())
-        traced = [name for name in names if getattr(self.factor_of.get(name), "traced", False)]
+        traced = [name for name in names if name in self.factor_of and self.factor_of[name].traced]
         if traced:
             found.update(upstream_sites(track_guide(self.guide, self.args, self.kwargs), traced))
         return found
+
+    def with_statements(self, statements: Mapping[str, Distribution], model: Callable[..., Any]) -> ReducedGuide:
+        """
+        A guide with other distributions in some of its sample statements, and parameters of its own.
+
+        :param statements: the distributions, by sample statement. Those that a reduced guide has in place already
+            stay, but for those named here.
+        :param model: the model that the new guide belongs to.
+        """
+        guide = self.guide
+        in_place = guide.current_statements() if isinstance(guide, ReducedGuide) else {}
+        return ReducedGuide(guide, model, {**in_place, **statements}, (self.args, self.kwargs))
 
 
 def _widen(name: str, prior: Distribution, plates: Sequence[tuple[int, int, int]]) -> Distribution:

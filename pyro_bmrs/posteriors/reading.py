@@ -20,13 +20,14 @@ from pyro_bmrs import arviz_adapter
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.posteriors.fitted_draws import FittedDraws
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide
 from pyro_bmrs.posteriors.traces import accepts
 
 
 def read_posterior(
     source: Any, model: Callable[..., Any] | None = None, args: tuple = (), kwargs: Mapping[str, Any] | None = None
-) -> FittedGuide | FittedDraws:
+) -> Posterior:
     """
     Reads whatever stands for the posterior of a model: a fitted guide, a finished MCMC run, or an ArviZ posterior.
 

@@ -84,6 +84,16 @@ class GuideRun:
         replayed = replay_whole(self.model, guide_trace)
         return guide_trace, poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
 
+    @cached_property
+    def latent(self) -> frozenset[str]:
+        """All the model's latent sites."""
+        return frozenset(latent_nodes(self.traces[1]))
+
+    @cached_property
+    def sites(self) -> frozenset[str]:
+        """The model's latent sites that the guide draws."""
+        return self.latent & frozenset(latent_nodes(self.traces[0]))
+
     def once(self) -> tuple[poutine.Trace, poutine.Trace]:
         """Traces of one more run of the guide, and of the model upon its values."""
         guide_trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)

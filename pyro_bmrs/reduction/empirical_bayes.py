@@ -19,12 +19,10 @@ from torch.distributions.constraints import Constraint, real
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.evidence.dispatch import NUM_SAMPLES
 from pyro_bmrs.posteriors.draws import Draws
-from pyro_bmrs.posteriors.fitted_draws import FittedDraws
-from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import read_posterior
 from pyro_bmrs.reduction.priors import ReducedPriorLike
 from pyro_bmrs.reduction.reduction import Reduction, reduce_posterior
-from pyro_bmrs.reduction.weighted import DrawnReduction
 
 _NEWTON_STEPS = 5
 _LONGEST_NEWTON_STEP = 0.1  # in unconstrained coordinates; beyond, L-BFGS has not come near
@@ -206,7 +204,7 @@ class _Objective:
 
     def __init__(
         self,
-        fitted: FittedGuide | FittedDraws,
+        fitted: Posterior,
         family: Callable[..., ReducedPriorLike],
         coordinates: _Coordinates,
         method: str,
@@ -221,11 +219,10 @@ class _Objective:
         """Draws what is to be drawn, and brings the coordinates to the dtype and device of Delta F."""
         with torch.no_grad():
             # Read without gradients: only those of the hyperparameters are wanted.
-            _ = self._fitted.factor_of
+            _ = self._fitted.factored
         first = first.requires_grad_()
         reduction = self._reduce(first, progress)
-        if isinstance(reduction._result, DrawnReduction):
-            self._draws = reduction._result.draws
+        self._draws = reduction.draws
         first = first.detach().to(reduction.delta_evidence).requires_grad_()
         self._check_dependence(first)
         return first.detach()

@@ -15,8 +15,7 @@ from torch.distributions import Distribution
 
 from pyro_bmrs.evidence.accuracy import Estimated, combine
 from pyro_bmrs.posteriors.factors import Factor, How, ReducedFactor
-from pyro_bmrs.posteriors.fitted_guide import FittedGuide
-from pyro_bmrs.posteriors.reduced_guide import ReducedGuide
+from pyro_bmrs.posteriors.posterior import FactoredPosterior
 from pyro_bmrs.reduction.priors import ReducedPriors, match_prior
 from pyro_bmrs.structure.layers import is_point
 
@@ -25,12 +24,15 @@ class FactorwiseReduction(Estimated):
     """
     The sum of the changes in log evidence of a posterior's independent factors.
 
-    :param fitted: the fitted guide.
+    :param fitted: the posterior.
     :param reduced_priors: the reduced priors; none depends on another site.
     :param how: keywords of :func:`pyro_bmrs.evidence.reduce`.
     """
 
-    def __init__(self, fitted: FittedGuide, reduced_priors: ReducedPriors, how: How) -> None:
+    # It needs none.
+    draws = None
+
+    def __init__(self, fitted: FactoredPosterior, reduced_priors: ReducedPriors, how: How) -> None:
         self._fitted, self._how = fitted, how
         names = sorted(reduced_priors.sites)
         self._priors = {name: fitted.prior(name) for name in names}
@@ -41,12 +43,9 @@ class FactorwiseReduction(Estimated):
         for factor in dict.fromkeys(fitted.factor_of[name] for name in names):
             here = {name: self._reduced_priors[name] for name in factor.sites if name in self._reduced_priors}
             self._factors[factor] = factor.reduce(self._priors, here, how)
-        scales = [
-            fitted.scale(factor.sites[0]) if fitted.is_local(factor.sites[0]) else 1.0 for factor in self._factors
-        ]
-        done = list(self._factors.values())
-        self.delta_evidence = torch.stack([scale * f.delta_evidence for scale, f in zip(scales, done)]).sum()
-        self.accuracy = combine(f.accuracy.scaled(scale) for scale, f in zip(scales, done))
+        counted = [(fitted.multiplicity(factor.sites[0]), reduced) for factor, reduced in self._factors.items()]
+        self.delta_evidence = torch.stack([times * reduced.delta_evidence for times, reduced in counted]).sum()
+        self.accuracy = combine(reduced.accuracy.scaled(times) for times, reduced in counted)
 
     @cached_property
     def elementwise(self) -> dict[str, Tensor]:
@@ -70,12 +69,9 @@ class FactorwiseReduction(Estimated):
             posteriors.update(self._factors[factor].posteriors if factor in self._factors else unchanged)
         return posteriors
 
-    def guide(self, model: Callable[..., Any]) -> ReducedGuide:
-        """The reduced posterior as a guide for the reduced model."""
-        guide = self._fitted.guide
-        statements = guide.current_statements() if isinstance(guide, ReducedGuide) else {}
-        statements.update({factor.statement: reduced.statement for factor, reduced in self._factors.items()})
+    def guide(self, model: Callable[..., Any]) -> Any:
+        """The reduced posterior as a guide for the reduced model, with parameters of its own."""
+        statements = {factor.statement: reduced.statement for factor, reduced in self._factors.items()}
         # A transform there and back may miss a point by a rounding; the site itself is put on it.
-        statements.update({name: prior for name, prior in self._reduced_priors.items() if is_point(prior)})
-        arguments = self._fitted.args, self._fitted.kwargs
-        return ReducedGuide(guide, model, statements, arguments)
+        points = {name: prior for name, prior in self._reduced_priors.items() if is_point(prior)}
+        return self._fitted.with_statements(statements | points, model)

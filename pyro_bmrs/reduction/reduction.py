@@ -21,8 +21,7 @@ from pyro_bmrs.evidence.accuracy import Estimated
 from pyro_bmrs.evidence.dispatch import METHODS, NUM_SAMPLES
 from pyro_bmrs.plotting import plot_reduction
 from pyro_bmrs.posteriors.draws import Draws
-from pyro_bmrs.posteriors.fitted_draws import FittedDraws
-from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import read_posterior
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
 from pyro_bmrs.reduction.factorwise import FactorwiseReduction
@@ -100,7 +99,7 @@ def reduce_model(
 
 
 def reduce_posterior(
-    fitted: FittedGuide | FittedDraws,
+    fitted: Posterior,
     reduced_prior: ReducedPriorLike,
     method: str = "auto",
     num_samples: int = NUM_SAMPLES,
@@ -110,10 +109,31 @@ def reduce_posterior(
     """
     What :func:`reduce_model` does once the posterior has been read.
 
+    Factor by factor where posterior, prior and reduced prior of each reduced site have a density of their own, else by
+    draws.
+
     :param fitted: the posterior, read.
+    :param reduced_prior: as for :func:`reduce_model`, as are ``method``, ``num_samples`` and ``progress``.
     :param draws: draws from it to use where importance sampling has to be, rather than new ones.
+    :raises ReductionError: as :func:`reduce_model` does.
     """
     priors = read_reduced_priors(reduced_prior, fitted.latent, fitted.args, fitted.kwargs)
+    upstream = _upstream(fitted, priors)
+    factored = fitted.factored
+    if factored is not None and all(name in factored.factor_of and not upstream[name] for name in priors.sites):
+        how = {"method": method, "num_samples": num_samples}
+        return Reduction(fitted, priors, FactorwiseReduction(factored, priors, how))
+    if method not in ("auto", "importance"):
+        raise ReductionError(
+            f"method={method!r} cannot be had: the posterior or the prior of a reduced site depends on other sites, or "
+            "has no density of its own; take method='auto' or 'importance'"
+        )
+    draws = fitted.draw(sorted(priors.sites), num_samples, progress) if draws is None else draws
+    return Reduction(fitted, priors, DrawnReduction(draws, priors, (fitted.args, fitted.kwargs)))
+
+
+def _upstream(fitted: Posterior, priors: ReducedPriors) -> dict[str, frozenset[str]]:
+    """For each reduced site, the sites that its posterior, its prior or its reduced prior depends on."""
     for name in priors.sites - fitted.sites:
         raise name_of_unknown(name, fitted.sites, fitted.noun)
     upstream = fitted.upstream(priors.sites)
@@ -123,17 +143,7 @@ def reduce_posterior(
                 f"the prior of site {name!r} depends on {sorted(sites - fitted.sites)}, which {fitted.noun} does not "
                 "hold (enumerated sites are summed out); reduce other sites, or have these drawn too"
             )
-    factorwise = all(name in fitted.factor_of and not upstream[name] | priors.upstream[name] for name in priors.sites)
-    if isinstance(fitted, FittedGuide) and factorwise:
-        how = {"method": method, "num_samples": num_samples}
-        return Reduction(fitted, priors, FactorwiseReduction(fitted, priors, how))
-    if method not in ("auto", "importance"):
-        raise ReductionError(
-            f"method={method!r} cannot be had: the posterior or the prior of a reduced site depends on other sites, or "
-            "has no density of its own; take method='auto' or 'importance'"
-        )
-    draws = fitted.draw(sorted(priors.sites), num_samples, progress) if draws is None else draws
-    return Reduction(fitted, priors, DrawnReduction(draws, priors, (fitted.args, fitted.kwargs)))
+    return {name: sites | priors.upstream[name] for name, sites in upstream.items()}
 
 
 class Reduction(Estimated):
@@ -162,11 +172,11 @@ class Reduction(Estimated):
 
     def __init__(
         self,
-        fitted: FittedGuide | FittedDraws,
+        fitted: Posterior,
         reduced_priors: ReducedPriors,
         result: FactorwiseReduction | DrawnReduction,
     ) -> None:
-        self._fitted, self._reduced_priors, self._result = fitted, reduced_priors, result
+        self.fitted, self.reduced_priors, self._result = fitted, reduced_priors, result
         self.accuracy = result.accuracy
 
     @property
@@ -193,10 +203,20 @@ class Reduction(Estimated):
         """The posterior of each site under the reduced model, in the site's own coordinates."""
         return self._result.posterior
 
+    @property
+    def fitted_posterior(self) -> dict[str, Distribution]:
+        """The posterior of each site as it was fitted, in the site's own coordinates."""
+        return self._result.fitted_posterior
+
+    @property
+    def draws(self) -> Draws | None:
+        """The draws that the posterior was represented by; None where its density is known."""
+        return self._result.draws
+
     @cached_property
     def model(self) -> Callable[..., Any]:
         """The model with the reduced priors in place, a Pyro program that takes the model's arguments."""
-        return reduced_model(self._fitted.model, self._reduced_priors)
+        return reduced_model(self.fitted.model, self.reduced_priors)
 
     @cached_property
     def guide(self) -> Any:
@@ -206,6 +226,10 @@ class Reduction(Estimated):
         Its parameters are its own, so more SVI leaves the fitted guide as it is. After importance sampling it holds
         weighted draws and has no parameters.
         """
+        return self.new_guide()
+
+    def new_guide(self) -> Any:
+        """What :attr:`guide` is, made anew: its parameters are at the reduced posterior, whatever became of others."""
         return self._result.guide(self.model)
 
     @property
@@ -216,7 +240,7 @@ class Reduction(Estimated):
     @property
     def reduced_sites(self) -> tuple[str, ...]:
         """Names of the sites whose prior was reduced."""
-        return tuple(sorted(self._reduced_priors.sites))
+        return tuple(sorted(self.reduced_priors.sites))
 
     def __repr__(self) -> str:
         return f"Reduction({', '.join(self.reduced_sites)}): {self._headline()}"
@@ -246,7 +270,7 @@ class Reduction(Estimated):
         ``delta_evidence`` and ``probability`` are of reducing the element alone; ``reduced_mean`` and ``reduced_sd``
         are under the reduction of all. Moments are NaN where elements cannot be parted.
         """
-        return summarise(self, self._result.fitted_posterior)
+        return summarise(self)
 
     def to_arviz(self, num_samples: int = 1000) -> Any:
         """
@@ -259,21 +283,21 @@ class Reduction(Estimated):
         :param num_samples: how many draws.
         :return: an ``InferenceData`` (ArviZ before 1.0) or a ``DataTree``.
         """
-        return to_arviz(self._fitted, self, num_samples)
+        return to_arviz(self, num_samples)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The elementwise changes in log evidence as a figure; see :func:`pyro_bmrs.plotting.plot_reduction`."""
         return plot_reduction(self, ax=ax)
 
 
-def summarise(reduction: Reduction, fitted_posterior: Mapping[str, Distribution]) -> pd.DataFrame:
+def summarise(reduction: Reduction) -> pd.DataFrame:
     """The table behind :meth:`pyro_bmrs.Reduction.summary`."""
     import pandas as pd
 
     tables = []
     for name in reduction.reduced_sites:
         delta = reduction.elementwise[name].detach()
-        mean, sd = moments(fitted_posterior.get(name), delta.shape)
+        mean, sd = moments(reduction.fitted_posterior.get(name), delta.shape)
         reduced_mean, reduced_sd = moments(reduction.posterior.get(name), delta.shape)
         columns = {
             "mean": mean,
@@ -289,10 +313,14 @@ def summarise(reduction: Reduction, fitted_posterior: Mapping[str, Distribution]
 
 
 @torch.no_grad()
-def to_arviz(fitted: FittedGuide | FittedDraws, reduction: Reduction, num_samples: int) -> Any:
+def to_arviz(reduction: Reduction, num_samples: int) -> Any:
     """The data behind :meth:`pyro_bmrs.Reduction.to_arviz`."""
     guide = reduction.guide
-    draws = guide.resample(num_samples) if isinstance(guide, DrawsGuide) else _run_guide(fitted, guide, num_samples)
+    draws = (
+        guide.resample(num_samples)
+        if isinstance(guide, DrawsGuide)
+        else _run_guide(reduction.fitted, guide, num_samples)
+    )
     chain = {name: values.unsqueeze(0).cpu().numpy() for name, values in draws.items()}
     data = arviz_adapter.to_arviz({"posterior": chain})
     data.posterior.attrs["method"] = reduction.method
@@ -303,10 +331,11 @@ def to_arviz(fitted: FittedGuide | FittedDraws, reduction: Reduction, num_sample
     return data
 
 
-def _run_guide(fitted: FittedGuide | FittedDraws, guide: Any, num_samples: int) -> dict[str, Tensor]:
+def _run_guide(reduction: Reduction, num_samples: int) -> dict[str, Tensor]:
+    fitted = reduction.fitted
     draws: dict[str, list[Tensor]] = {}
     for _ in range(num_samples):
-        trace = poutine.trace(guide).get_trace(*fitted.args, **fitted.kwargs)
+        trace = poutine.trace(reduction.guide).get_trace(*fitted.args, **fitted.kwargs)
         for name in fitted.sites:
             draws.setdefault(name, []).append(trace.nodes[name]["value"])
     return {name: torch.stack(values) for name, values in draws.items()}

@@ -338,11 +338,10 @@ class _Work:
             if elements.any()
         }
         reduction = reduce_posterior(fitted, stated)
-        guide = reduction._result.guide(reduction.model)
-        return Objective(reduction.model, guide, self._schedule, fitted.args, fitted.kwargs), reduction
+        return Objective(reduction.model, reduction.new_guide(), self._schedule, fitted.args, fitted.kwargs), reduction
 
     def _finish(self, chosen: Tensor, after: Objective, reduction: Reduction, refitted: Refit) -> None:
-        priors = reduction._reduced_priors
+        priors = reduction.reduced_priors
         open_model = self._open.model
         if priors.sites - self._points:
             free = {name: partial(priors.at, name) for name in priors.sites - self._points}

@@ -202,8 +202,8 @@ def _read(model: Callable[..., Any], guide: Any, reduction: Reduction) -> Fitted
     """The fitted guide and the model, with the arguments that they were reduced with."""
     if not isinstance(reduction, Reduction):
         raise ReductionError(f"reduction is a {type(reduction).__name__}; pass what reduce_model returns")
-    reduced = reduction._fitted
-    if not isinstance(reduced, FittedGuide):
+    reduced = reduction.fitted
+    if reduced.guide is None:
         raise ReductionError(
             "this is a reduction of draws, which have no ELBO to compare with; fit a guide and reduce that, or compare "
             "with another MCMC run"
@@ -224,7 +224,7 @@ def _start(full: FittedGuide, reduction: Reduction) -> Any:
     """A guide of its own at the reduced posterior."""
     if isinstance(reduction.guide, DrawsGuide):
         return guide_at_moments(full.guide, reduction.model, reduction.guide, full.args, full.kwargs)
-    return reduction._result.guide(reduction.model)
+    return reduction.new_guide()
 
 
 def follow(

@@ -48,7 +48,8 @@ class Candidates(NamedTuple):
     @property
     def example(self) -> Tensor:
         """A value of one of the sites, for its device and dtype."""
-        return self.fitted.traces[1].nodes[next(iter(self.priors))]["value"]
+        nodes: Any = self.fitted.traces[1].nodes
+        return nodes[next(iter(self.priors))]["value"]
 
 
 class ModelSpace:

@@ -152,7 +152,7 @@ def _check_searchable(fitted: FittedGuide, stated: ReducedPriors) -> None:
                 f"the posterior, the prior or the reduced prior of site {name!r} depends on {others}, so the evidence "
                 "of its elements has no closed form; use reduce_model, which samples"
             )
-        if fitted.is_local(name):
+        if fitted.multiplicity(name) != 1.0:
             raise ReductionError(
                 f"the guide knows site {name!r} on a subsample of its plate alone; pass args= for which nothing is "
                 "subsampled"

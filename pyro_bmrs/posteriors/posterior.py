@@ -1,0 +1,77 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a reduction asks of a posterior, be it a guide or draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
+
+from torch.distributions import Distribution
+
+from pyro_bmrs.posteriors.draws import Draws
+from pyro_bmrs.posteriors.factors import Factor
+
+
+class Posterior(Protocol):
+    """The posterior of a model, read: what it can be drawn from, and what its sites and their priors are."""
+
+    @property
+    def noun(self) -> str:
+        """What it is, for an error message."""
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model."""
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Positional arguments that the model is run with."""
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments that the model is run with."""
+
+    @property
+    def guide(self) -> Any:
+        """The guide that it was read from; None where it was read from draws."""
+
+    @property
+    def latent(self) -> frozenset[str]:
+        """All the model's latent sites."""
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The model's latent sites that it is a posterior of."""
+
+    @property
+    def factored(self) -> FactoredPosterior | None:
+        """Itself, where the density of some of its sites is known; None where it can only be drawn from."""
+
+    def upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
+        """For each site, the other latent sites that its prior, or its posterior, depends on."""
+
+    def draw(self, names: Collection[str], num_samples: int, progress: bool = False) -> Draws:
+        """Joint draws, with the priors of some sites at each of them."""
+
+
+class FactoredPosterior(Posterior, Protocol):
+    """A posterior that falls into independent factors, the density of some of which is known."""
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """The factors whose density is known."""
+
+    @property
+    def factor_of(self) -> dict[str, Factor]:
+        """The factor that determines each site whose density is known."""
+
+    def prior(self, name: str) -> Distribution:
+        """The prior of a site, of the shapes of its posterior."""
+
+    def multiplicity(self, name: str) -> float:
+        """How many elements of a site each of those stands for whose posterior is known."""
+
+    def with_statements(self, statements: Mapping[str, Distribution], model: Callable[..., Any]) -> Any:
+        """A guide for a model, with these distributions in the place of some of its factors."""
