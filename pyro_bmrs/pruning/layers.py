@@ -203,12 +203,6 @@ def is_channelwise(module: Any) -> bool:
     return kind is not None and kind.is_channelwise
 
 
-def mixes_all(module: Any) -> bool:
-    """Whether it is a layer each of whose outputs depends on all that it is given."""
-    kind = layer_kind(module)
-    return kind is not None and not kind.is_channelwise and num_groups(module) == 1
-
-
 def has_channels_in_columns(module: Any) -> bool:
     """Whether it is a convolution of torch's whose weight has all that it is given in its second dimension."""
     # Not of a derived class, which may do with its weight as it likes.

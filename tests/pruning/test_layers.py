@@ -35,7 +35,6 @@ from pyro_bmrs.pruning.layers import (
     can_lose_channels,
     channel_dim,
     layer_units,
-    mixes_all,
     num_channels,
     take_out,
     weight_rows,
@@ -239,13 +238,6 @@ def test_a_bias_takes_over_a_constant(reader: Any) -> None:
 )
 def test_where_padding_makes_borders_nothing_is_taken_over(reader: nn.Module, can: bool) -> None:
     assert can_absorb(reader) is can
-
-
-def test_what_mixes() -> None:
-    tables = [nn.Embedding(2, 2), nn.EmbeddingBag(2, 2)]
-    assert all(map(mixes_all, [*tables, nn.Linear(2, 2), nn.Conv2d(2, 2, 1), nn.ConvTranspose1d(2, 2, 1)]))
-    norms = [nn.BatchNorm2d(2), nn.InstanceNorm1d(2), nn.LayerNorm(2)]
-    assert not any(map(mixes_all, [*norms, nn.PReLU(), nn.Conv2d(2, 2, 1, groups=2), nn.ReLU()]))
 
 
 def test_rows_that_make_no_sense_are_refused() -> None:

@@ -5,8 +5,7 @@
 What layers are given whatever the network's input is.
 
 A unit can be removed, exactly, where what the layers behind it get from it is 0, or a constant that their biases can
-take over. That is found by calling the network on NaNs: they spread to all that depends on the input, and not past a
-multiplication by 0.
+take over. That is found by calling the network once, and following what depends on its input.
 """
 
 from __future__ import annotations
@@ -17,10 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pyro_bmrs.pruning.examples import call, evaluation, map_floating
-from pyro_bmrs.pruning.layers import channel_dim, mixes_all
+from pyro_bmrs.pruning.compaction.coupling.dependence import Dependence
+from pyro_bmrs.pruning.examples import call, evaluation
+from pyro_bmrs.pruning.layers import channel_dim
 
 
 def constant_inputs(net: nn.Module, readers: Collection[str], example_inputs: Any) -> dict[str, Tensor]:
@@ -37,47 +38,31 @@ def constant_inputs(net: nn.Module, readers: Collection[str], example_inputs: An
 
         >>> import torch
         >>> from torch import nn
-        >>> from pyro_bmrs.pruning.scaling import Scale
+        >>> from pyro_bmrs.pruning.compaction.modules.scaling import Scale
         >>> net = nn.Sequential(nn.Linear(2, 2), Scale(torch.tensor([0.0, 1.0]), -1), nn.Sigmoid(), nn.Linear(2, 1))
         >>> constant_inputs(net, ["3"], torch.ones(1, 2))["3"]
         tensor([0.5000,    nan])
     """
-    modules = dict(net.named_modules())
     seen: dict[str, list[Tensor]] = {}
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            channels = args[0].movedim(channel_dim(module, args[0]), 0).flatten(1)
-            seen.setdefault(name, []).append(channels)
+            given = torch.where(dependence.of(args[0]), torch.nan, args[0])
+            seen.setdefault(name, []).append(given.movedim(channel_dim(module, given), 0).flatten(1))
 
         return hook
 
-    with evaluation(net), torch.no_grad(), _ZeroProducts(), ExitStack() as hooks:
-        for module in net.modules():
-            if mixes_all(module):
-                hooks.callback(module.register_forward_hook(_poison).remove)
+    # Copies, as the network may write to what it is given.
+    inputs = tree_map_only(Tensor, Tensor.clone, example_inputs)
+    # Attention as products of matrices, whichever other kernels there are.
+    with evaluation(net), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), ExitStack() as stack:
+        dependence = stack.enter_context(Dependence())
+        for tensor in filter(torch.is_tensor, tree_leaves(inputs)):
+            dependence.mark(tensor)
         for name in readers:
-            hooks.callback(modules[name].register_forward_pre_hook(note(name)).remove)
-        call(net, map_floating(lambda values: torch.full_like(values, torch.nan), example_inputs))
+            stack.callback(net.get_submodule(name).register_forward_pre_hook(note(name)).remove)
+        call(net, inputs)
     return {name: _constant(torch.cat(channels, -1)) for name, channels in seen.items()}
-
-
-def _poison(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    # What such a layer returns depends on the input, even where the input is of integers, which have no NaN.
-    return torch.full_like(output, torch.nan)
-
-
-class _ZeroProducts(TorchFunctionMode):
-    """Products with 0 are 0, those of NaNs too: what is not NaN is a constant."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = (resolve_name(func) or "").rpartition(".")[2].rstrip("_")
-        if name not in ("mul", "multiply") or len(args) < 2:
-            return func(*args, **(kwargs or {}))
-        # Before the product, which may take the place of a factor.
-        zeros = [factor == 0 for factor in args[:2]]
-        product = func(*args, **(kwargs or {}))
-        return product.masked_fill_(torch.logical_or(*map(torch.as_tensor, zeros)).to(product.device), 0)
 
 
 def _constant(channels: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
+from pyro_bmrs.pruning.compaction.coupling.lineage import Lineage
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel
 from pyro_bmrs.pruning.compaction.modules.bypass import Bypass, Zeros
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled, scales_of, substitute
@@ -109,25 +111,26 @@ class _Branch:
 
     def _alone(self) -> set[nn.Module]:
         called = [m for m, count in self._calls.items() if count == 1 and self.end not in m.modules()]
-        reached = {module: self._reached(module) for module in called if module not in set(self.end.modules())}
+        results = self._results_of()
+        reached = {module: results[module] for module in called if module not in set(self.end.modules())}
         useless = {module for module, others in reached.items() if self._net not in others}
         return {module for module in useless if reached[module] <= useless | set(self.end.modules())}
 
-    def _reached(self, source: nn.Module) -> set[nn.Module]:
-        """The modules whose results depend on a module's, past the multiplication by 0."""
-        reached = set()
+    def _results_of(self) -> dict[nn.Module, set[nn.Module]]:
+        """For each module the modules whose results depend on its own, past the multiplication by 0."""
+        reached: dict[nn.Module, set[nn.Module]] = {module: set() for module in self._calls}
 
-        def spread(module: nn.Module, args: Any, result: Any) -> Any:
+        def follow(module: nn.Module, args: Any, result: Any) -> Any:
             if module is self._scale:
                 return torch.zeros_like(result)
-            if module is source:
-                result = tree_map_only(Tensor, lambda value: torch.full_like(value, torch.nan), result)
-            spoilt = any(leaf.isnan().any() for leaf in tree_leaves(result) if torch.is_tensor(leaf))
-            if spoilt and self._calls[module] == 1:
-                reached.add(module)
+            result = tree_map_only(Tensor, partial(lineage.begin, module), result)
+            if self._calls[module] == 1:
+                for source in lineage.of(result):
+                    reached[source].add(module)
             return result
 
-        self._call(spread)
+        with Lineage() as lineage:
+            self._call(follow)
         return reached
 
     def _call(self, hook: Any) -> None:
