@@ -4,11 +4,13 @@
 import itertools
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.autograd import gradcheck
-from torch.distributions import kl_divergence
+from torch.distributions import constraints, kl_divergence
 from torch.distributions.transforms import ExpTransform
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal, TruncatedNormal
@@ -149,3 +151,53 @@ def test_gradients_agree_with_finite_differences(p, q):
         return kl_divergence(build(p, *parameters[:4], False), build(q, *parameters[4:], p == "half"))
 
     assert gradcheck(divergence, parameters, atol=1e-7, rtol=1e-6)
+
+
+LOW, HIGH = math.exp(-20), 1.0
+
+
+def test_the_mean_field_elbo_uses_the_exact_divergence(double):
+    prior = LogUniform(LOW, HIGH).expand([4]).to_event(1)
+    loc = torch.tensor([-3.0, -25.0, 1.0, -10.0])
+
+    def model():
+        pyro.sample("x", prior)
+
+    def guide():
+        pyro.sample("x", TruncatedLogNormal(loc, 0.8, LOW, HIGH).to_event(1))
+
+    losses = {TraceMeanField_ELBO().loss(model, guide) for _ in range(3)}
+    assert len(losses) == 1
+    exact = kl_divergence(TruncatedLogNormal(loc, 0.8, LOW, HIGH), LogUniform(LOW, HIGH)).sum()
+    assert losses.pop() == pytest.approx(exact.item(), rel=1e-12)
+
+
+def test_gradients_of_the_two_elbos_agree(double):
+    prior = LogUniform(LOW, HIGH)
+
+    def model():
+        with pyro.plate("units", 3):
+            x = pyro.sample("x", prior)
+            pyro.sample("y", dist.Normal(x, 0.3), obs=torch.tensor([0.2, 0.5, 0.9]))
+
+    def guide():
+        loc = pyro.param("loc", torch.tensor([-1.0, -24.0, 3.0]))
+        scale = pyro.param("scale", torch.tensor([0.5, 1.0, 1.0]), constraint=constraints.positive)
+        with pyro.plate("units", 3):
+            pyro.sample("x", TruncatedLogNormal(loc, scale, LOW, HIGH))
+
+    gradients = []
+    for elbo in (Trace_ELBO, TraceMeanField_ELBO):
+        pyro.set_rng_seed(1)
+        pyro.clear_param_store()
+        draws = []
+        for _ in range(60):
+            elbo(num_particles=100, vectorize_particles=True, max_plate_nesting=1).loss_and_grads(model, guide)
+            unconstrained = [pyro.param(name).unconstrained() for name in ("loc", "scale")]
+            draws.append(torch.cat([value.grad for value in unconstrained]))
+            for value in unconstrained:
+                value.grad = None
+        gradients.append(torch.stack(draws))
+    difference = gradients[0].mean(0) - gradients[1].mean(0)
+    error = ((gradients[0].var(0) + gradients[1].var(0)) / 60).sqrt()
+    assert (difference.abs() < 5 * error).all()

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import mpmath
+import pyro
 import pyro.distributions as dist
 import pytest
 import scipy.stats
@@ -14,12 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mpf
+from pyro.infer import TraceMeanField_ELBO
 from torch.autograd import gradcheck
-from torch.distributions import kl_divergence
+from torch.distributions import constraints, kl_divergence
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
 from pyro_bmrs.errors import ReductionError
 from tests.distributions.exact_truncated_normal import ExactTruncatedNormal
+from tests.distributions.inference import fit, recovers
 
 LOW, HIGH = math.exp(-20), 1.0
 
@@ -222,3 +225,25 @@ def test_samples_that_overflow_are_infinite_and_have_no_density():
     sample = distribution.sample((3,))
     assert (sample == math.inf).all() and (distribution.log_prob(sample) == -math.inf).all()
     assert (distribution.cdf(sample) == 1).all()
+
+
+def test_a_truncated_log_normal_guide(double):
+    """A normal likelihood of the logarithm and a log-uniform prior: the posterior is truncated log-normal."""
+    observed, noise = torch.tensor([-3.0, -19.8, -0.3]), 0.7
+    posterior = TruncatedLogNormal(observed, noise, LOW, HIGH)
+
+    def model():
+        with pyro.plate("units", 3):
+            x = pyro.sample("x", LogUniform(LOW, HIGH))
+            pyro.sample("y", dist.Normal(x.log(), noise), obs=observed)
+
+    def guide():
+        loc = pyro.param("loc", torch.full((3,), -10.0))
+        scale = pyro.param("scale", torch.full((3,), 2.0), constraint=constraints.positive)
+        with pyro.plate("units", 3):
+            pyro.sample("x", TruncatedLogNormal(loc, scale, LOW, HIGH))
+
+    elbo = TraceMeanField_ELBO(num_particles=200, vectorize_particles=True, max_plate_nesting=1)
+    fit(model, guide, elbo, 250, 0.5)
+    fitted = TruncatedLogNormal(pyro.param("loc").detach(), pyro.param("scale").detach(), LOW, HIGH)
+    recovers(fitted.base_dist, posterior.base_dist, 0.15)

@@ -4,6 +4,7 @@
 import itertools
 import math
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import scipy.stats
@@ -11,11 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mpf
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.autograd import gradcheck
-from torch.distributions import kl_divergence
+from torch.distributions import constraints, kl_divergence
 
 from pyro_bmrs.distributions import TruncatedNormal
 from tests.distributions.exact_truncated_normal import ExactTruncatedNormal
+from tests.distributions.inference import fit, recovers
 
 INF = math.inf
 INTERVALS = [(0.0, 1.0), (-20.0, 0.0), (5.0, 5.5), (0.0, INF), (-INF, 1.0), (-INF, INF)]
@@ -310,3 +313,27 @@ def test_on_cuda_as_on_the_cpu(dtype):
     sample = TruncatedNormal(loc, moved.scale, moved.low, moved.high).rsample((7,))
     assert sample.is_cuda and sample.dtype == dtype
     assert torch.autograd.grad(sample.sum(), loc)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+def test_a_truncated_normal_guide(elbo, double):
+    """A normal likelihood and a truncated normal prior: the posterior is truncated normal, in the bulk and a tail."""
+    prior = TruncatedNormal(torch.tensor([0.5, 0.5, 0.0]), 1.0, 0.0, 1.0)
+    observed, noise = torch.tensor([0.6, -1.5, 2.5]), 0.5
+    precision = 1 + noise**-2
+    posterior = TruncatedNormal((prior.loc + observed * noise**-2) / precision, precision**-0.5, 0.0, 1.0)
+
+    def model():
+        with pyro.plate("elements", 3):
+            x = pyro.sample("x", prior)
+            pyro.sample("y", dist.Normal(x, noise), obs=observed)
+
+    def guide():
+        loc = pyro.param("loc", torch.full((3,), 0.5))
+        scale = pyro.param("scale", torch.full((3,), 1.0), constraint=constraints.positive)
+        with pyro.plate("elements", 3):
+            pyro.sample("x", TruncatedNormal(loc, scale, 0.0, 1.0))
+
+    fit(model, guide, elbo(num_particles=50, vectorize_particles=True, max_plate_nesting=1), 150, 0.2)
+    fitted = TruncatedNormal(pyro.param("loc").detach(), pyro.param("scale").detach(), 0.0, 1.0)
+    recovers(fitted, posterior, 0.1)

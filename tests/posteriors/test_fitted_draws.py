@@ -18,12 +18,9 @@ from pyro_bmrs import ReductionError, ReductionWarning, reduce_model
 from pyro_bmrs.arviz_adapter import relative_efficiency, to_arviz
 from tests import conjugate
 
+pytestmark = pytest.mark.usefixtures("double")
+
 REDUCED = {"first": dist.Normal(0.3, 0.6), "rest": dist.Normal(0.0, 0.5)}
-
-
-@pytest.fixture(autouse=True)
-def in_double_precision():
-    torch.set_default_dtype(torch.float64)
 
 
 def exact_change(x: Tensor, y: Tensor, sites=("first", "rest")) -> float:

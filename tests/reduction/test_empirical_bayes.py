@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -17,12 +17,9 @@ from pyro_bmrs import ReductionError, ReductionWarning, optimize_reduced_prior
 from pyro_bmrs.arviz_adapter import to_arviz
 from tests import conjugate
 
+pytestmark = pytest.mark.usefixtures("double")
+
 POSITIVE = {"scale": constraints.positive}
-
-
-@pytest.fixture(autouse=True)
-def in_double_precision():
-    torch.set_default_dtype(torch.float64)
 
 
 def maximum(log_evidence, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,18 +36,6 @@ def maximum(log_evidence, start: Tensor) -> tuple[Tensor, Tensor]:
 # --- linear regression ------------------------------------------------------------------------------------------------
 
 
-def exact_guide() -> tuple[AutoMultivariateNormal, Tensor, Tensor]:
-    x, y = conjugate.data()
-    guide = AutoMultivariateNormal(conjugate.model)
-    guide(x, y)
-    posterior = conjugate.exact_posterior(x, y, *conjugate.prior(4))
-    with torch.no_grad():
-        guide.loc.copy_(posterior.loc)
-        guide.scale = posterior.scale_tril.diagonal().clone()
-        guide.scale_tril = posterior.scale_tril / guide.scale.unsqueeze(-1)
-    return guide, x, y
-
-
 def regression_evidence(x: Tensor, y: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     """Exact log evidence with the prior of the first two coefficients as stated."""
     full_loc, full_scale = conjugate.prior(4)
@@ -58,7 +43,7 @@ def regression_evidence(x: Tensor, y: Tensor, loc: Tensor, scale: Tensor) -> Ten
     return conjugate.log_evidence(x, y, torch.cat([loc.expand(2), full_loc[2:]]), scales)
 
 
-def test_the_scale_of_a_regression_is_where_the_exact_evidence_is_largest():
+def test_the_scale_of_a_regression_is_where_the_exact_evidence_is_largest(exact_guide):
     guide, x, y = exact_guide()
     zero = torch.tensor(0.0)
     best, error = maximum(lambda scale: regression_evidence(x, y, zero, scale), torch.tensor([0.8]))
@@ -74,7 +59,7 @@ def test_the_scale_of_a_regression_is_where_the_exact_evidence_is_largest():
     assert result.reduction.method == "exact"
 
 
-def test_location_and_scale_together():
+def test_location_and_scale_together(exact_guide):
     guide, x, y = exact_guide()
 
     def evidence(both: Tensor) -> Tensor:
@@ -227,7 +212,7 @@ def test_a_family_without_a_closed_form():
     assert result.standard_errors["width"].item() == pytest.approx(error.item(), rel=1e-3)
 
 
-def test_draws_from_the_posterior_find_the_same_optimum():
+def test_draws_from_the_posterior_find_the_same_optimum(exact_guide):
     guide, x, y = exact_guide()
     posterior = conjugate.exact_posterior(x, y, *conjugate.prior(4))
     draws = posterior.sample((4, 1000)).numpy()

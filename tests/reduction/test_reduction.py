@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import (
     AutoDiagonalNormal,
     AutoIAFNormal,
@@ -21,43 +21,14 @@ from pyro.infer.autoguide import (
 )
 from torch import Tensor
 
-from pyro_bmrs import reduce_model
+from pyro_bmrs import ReductionError, reduce_model
 from tests import conjugate
+from tests.programs import NARROW, fit
+
+pytestmark = pytest.mark.usefixtures("double")
 
 MEAN_FIELD = [AutoNormal, AutoDiagonalNormal, AutoNormalMessenger]
 JOINT = [AutoMultivariateNormal, AutoLowRankMultivariateNormal]
-
-
-@pytest.fixture(autouse=True)
-def fresh():
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def fit(model, guide, *args, steps=5, lr=0.02, loss=Trace_ELBO):
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": lr}), loss())
-    for _ in range(steps):
-        svi.step(*args)
-    return guide
-
-
-@torch.no_grad()
-def install(guide: AutoMultivariateNormal, posterior: dist.MultivariateNormal) -> AutoMultivariateNormal:
-    """Puts an exact posterior into a joint normal guide."""
-    guide.loc.copy_(posterior.loc)
-    guide.scale = posterior.scale_tril.diagonal().clone()
-    guide.scale_tril = posterior.scale_tril / guide.scale.unsqueeze(-1)
-    return guide
-
-
-def exact_guide(num_columns: int = 4) -> tuple[AutoMultivariateNormal, Tensor, Tensor]:
-    x, y = conjugate.data(num_columns=num_columns)
-    guide = AutoMultivariateNormal(conjugate.model)
-    guide(x, y)
-    return install(guide, conjugate.exact_posterior(x, y, *conjugate.prior(num_columns))), x, y
 
 
 # --- exactness -------------------------------------------------------------------------------------------------------
@@ -65,7 +36,7 @@ def exact_guide(num_columns: int = 4) -> tuple[AutoMultivariateNormal, Tensor, T
 
 @pytest.mark.parametrize("sites", [("first",), ("rest",), ("first", "rest")])
 @pytest.mark.parametrize("scale", [0.5, 0.01])
-def test_conjugate_regression_is_the_difference_of_exact_evidences(sites, scale):
+def test_conjugate_regression_is_the_difference_of_exact_evidences(exact_guide, sites, scale):
     guide, x, y = exact_guide()
     loc, prior_scale = conjugate.prior(4)
     reduced_loc, reduced_scale = loc.clone(), prior_scale.clone()
@@ -84,7 +55,7 @@ def test_conjugate_regression_is_the_difference_of_exact_evidences(sites, scale)
     torch.testing.assert_close(deviations, posterior.stddev, atol=1e-9, rtol=1e-8)
 
 
-def test_a_point_is_the_evidence_without_the_covariate():
+def test_a_point_is_the_evidence_without_the_covariate(exact_guide):
     guide, x, y = exact_guide()
     loc, scale = conjugate.prior(4)
     reduction = reduce_model(guide, {"rest": dist.Delta(torch.zeros(2))})
@@ -96,7 +67,7 @@ def test_a_point_is_the_evidence_without_the_covariate():
     assert (reduction.posterior["rest"].mean == 0).all()
 
 
-def test_a_point_and_a_normal_together():
+def test_a_point_and_a_normal_together(exact_guide):
     guide, x, y = exact_guide()
     loc, scale = conjugate.prior(4)
     reduction = reduce_model(guide, {"rest": dist.Delta(torch.tensor(0.0)), "first": dist.Normal(0.0, 0.3)})
@@ -105,46 +76,6 @@ def test_a_point_and_a_normal_together():
     assert reduction.delta_evidence.item() == pytest.approx(expected.item(), abs=1e-8)
     posterior = conjugate.exact_posterior(x[:, :2], y, loc[:2], reduced_scale)
     torch.testing.assert_close(reduction.posterior["first"].mean, posterior.mean)
-
-
-def test_elementwise_drops_one_covariate_at_a_time():
-    guide, x, y = exact_guide()
-    loc, scale = conjugate.prior(4)
-    full = conjugate.log_evidence(x, y, loc, scale)
-    reduction = reduce_model(guide, {"first": dist.Delta(torch.tensor(0.0)), "rest": dist.Delta(torch.tensor(0.0))})
-    elementwise = torch.cat([reduction.elementwise["first"], reduction.elementwise["rest"]])
-    for column, delta in enumerate(elementwise):
-        kept = [other for other in range(4) if other != column]
-        expected = conjugate.log_evidence(x[:, kept], y, loc[kept], scale[kept]) - full
-        assert delta.item() == pytest.approx(expected.item(), abs=1e-8)
-
-
-@pytest.mark.parametrize("loss", [Trace_ELBO, TraceMeanField_ELBO])
-@pytest.mark.parametrize(
-    "name, make",
-    [
-        ("rest", lambda: dist.Normal(0.0, 0.1)),
-        ("rest", lambda: dist.Delta(torch.tensor(0.0))),
-        ("first", lambda: dist.Normal(torch.ones(2), 0.5)),
-    ],
-)
-def test_the_reduced_guide_attains_the_reduced_evidence(loss, name, make):
-    # The ELBO of an exact posterior is the log evidence, at every draw.
-    guide, x, y = exact_guide()
-    reduction = reduce_model(guide, {name: make()})
-    elbo = -Trace_ELBO().loss(conjugate.model, guide, x, y)
-    reduced_elbo = -loss().loss(reduction.model, reduction.guide, x, y)
-    assert reduced_elbo - elbo == pytest.approx(reduction.delta_evidence.item(), abs=1e-7)
-
-
-def test_reducing_in_two_steps_is_reducing_at_once():
-    guide, x, y = exact_guide()
-    at_once = reduce_model(guide, {"first": dist.Normal(0.0, 0.2), "rest": dist.Normal(0.0, 0.1)})
-    first = reduce_model(guide, {"first": dist.Normal(0.0, 0.4), "rest": dist.Normal(0.0, 0.5)})
-    second = reduce_model(first.guide, {"first": dist.Normal(0.0, 0.2), "rest": dist.Normal(0.0, 0.1)})
-    total = first.delta_evidence + second.delta_evidence
-    torch.testing.assert_close(total, at_once.delta_evidence)
-    torch.testing.assert_close(second.posterior["rest"].mean, at_once.posterior["rest"].mean)
 
 
 # --- every kind of guide ----------------------------------------------------------------------------------------------
@@ -291,16 +222,6 @@ def test_the_evidence_backpropagates_to_the_reduced_priors_parameters(guide_type
     assert all(parameter.grad is not None for name, parameter in guide.named_parameters() if "scale_tril" not in name)
 
 
-def test_a_reduced_prior_in_another_dtype_is_taken_at_its_value():
-    guide, _, _ = exact_guide()
-    single = reduce_model(guide, {"rest": dist.Normal(0.0, torch.tensor(0.5, dtype=torch.float32))})
-    double = reduce_model(guide, {"rest": dist.Normal(0.0, 0.5)})
-    assert single.delta_evidence.dtype == torch.float64
-    torch.testing.assert_close(single.delta_evidence, double.delta_evidence)
-    point = reduce_model(guide, {"rest": dist.Delta(torch.zeros(2, dtype=torch.float32))})
-    assert point.posterior["first"].mean.dtype == torch.float64
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("guide_type", [AutoNormal, AutoMultivariateNormal])
 def test_values_on_cuda_stay_there(guide_type):
@@ -311,3 +232,25 @@ def test_values_on_cuda_stay_there(guide_type):
     assert reduction.elementwise["rest"].is_cuda
     assert reduction.posterior["first"].mean.is_cuda
     assert reduction.guide(x, y)["rest"].is_cuda
+
+
+def test_an_unknown_method(guide):
+    with pytest.raises(ReductionError, match="method"):
+        reduce_model(guide, {"bias": NARROW}, method="guess")
+
+
+def test_an_exact_result_where_none_can_be_had():
+    def hierarchical():
+        tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+        pyro.sample("z", dist.Normal(0.0, tau))
+
+    guide = AutoNormal(hierarchical)
+    guide()
+    with pytest.raises(ReductionError, match="depends on other sites"):
+        reduce_model(guide, {"z": NARROW}, method="exact")
+
+
+@pytest.mark.parametrize("num_samples", [0, -1, 1.5])
+def test_a_number_of_draws_that_is_none(guide, num_samples):
+    with pytest.raises(ReductionError, match="num_samples"):
+        reduce_model(guide, {"bias": NARROW}, method="importance", num_samples=num_samples)

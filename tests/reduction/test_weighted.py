@@ -12,19 +12,23 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoGuideList, AutoIAFNormal, AutoNormal, AutoRegressiveMessenger, AutoStructured
+from pyro.infer.autoguide import (
+    AutoGuideList,
+    AutoHierarchicalNormalMessenger,
+    AutoIAFNormal,
+    AutoNormal,
+    AutoRegressiveMessenger,
+    AutoStructured,
+)
 from torch import Tensor
 
-from pyro_bmrs import ReductionError, reduce_model
-from pyro_bmrs.posteriors.draws import log_density
+from pyro_bmrs import ReductionError, ReductionWarning, reduce_model
 from tests import conjugate
+from tests.programs import fit, hierarchical
+
+pytestmark = pytest.mark.usefixtures("double")
 
 REDUCED = {"first": dist.Normal(0.3, 0.6), "rest": dist.Normal(0.0, 0.5)}
-
-
-@pytest.fixture(autouse=True)
-def in_double_precision():
-    torch.set_default_dtype(torch.float64)
 
 
 def exact_posterior(x: Tensor, y: Tensor) -> dist.MultivariateNormal:
@@ -115,29 +119,49 @@ def test_one_sampled_factor_beside_an_exact_one():
     assert abs(sampled.delta_evidence - exact.delta_evidence) < 4 * sampled.standard_error
 
 
-@pytest.mark.parametrize(
-    "make, inside",
-    [
-        (lambda bound: dist.Uniform(-1.0, bound), lambda x: (x >= -1) & (x <= 1)),
-        (lambda bound: dist.HalfNormal(bound), lambda x: x >= 0),
-        (lambda bound: dist.Uniform(-bound.expand(3), 1.0).to_event(1), lambda x: (x >= -1) & (x <= 1)),
-    ],
-)
-def test_log_density_is_minus_infinity_outside_the_support_and_has_a_clean_gradient(make, inside):
-    bound = torch.tensor(1.0, requires_grad=True)
-    distribution = make(bound)
-    values = torch.linspace(-3.0, 3.0, 14).reshape((14,) + (1,) * len(distribution.event_shape))
-    values = values.expand((14,) + distribution.event_shape)
-    density = log_density(distribution, values)
-    assert density.shape == values.shape
-    assert torch.equal(density == -torch.inf, ~inside(values))
-    (gradient,) = torch.autograd.grad(density.logsumexp(0).sum(), bound)
-    assert gradient.isfinite()
-
-
 def test_a_point_on_a_dependent_site_is_refused():
     x, y = conjugate.data()
     with pytest.raises(ReductionError, match="'rest' is a point, which no draw hits"):
         reduce_model(
             exact_guide, {"rest": dist.Delta(torch.zeros(2))}, model=conjugate.model, args=(x, y), num_samples=30
         )
+
+
+def test_a_point_where_only_draws_are_to_be_had():
+    def hierarchical():
+        tau = pyro.sample("tau", dist.LogNormal(0.0, 1.0))
+        pyro.sample("z", dist.Normal(0.0, tau))
+
+    guide = AutoNormal(hierarchical)
+    guide()
+    with pytest.raises(ReductionError, match="'z'.*point.*narrow"):
+        reduce_model(guide, {"z": dist.Delta(torch.tensor(0.0))})
+
+
+def test_a_prior_that_depends_on_another_site_goes_by_importance_sampling():
+    y = torch.tensor([0.3, -0.2, 0.5])
+    guide = fit(hierarchical, AutoNormal(hierarchical), y, steps=200)
+    reduction = reduce_model(guide, {"theta": dist.Normal(0.0, 0.8)}, num_samples=4000)
+    assert reduction.method == "importance"
+    tau = dist.LogNormal(guide.locs.tau, guide.scales.tau).sample((200_000,)).unsqueeze(-1)
+    theta = dist.Normal(guide.locs.theta, guide.scales.theta).sample((200_000,))
+    log_ratio = (dist.Normal(0.0, 0.8).log_prob(theta) - dist.Normal(0.0, tau).log_prob(theta)).sum(-1)
+    expected = log_ratio.logsumexp(0) - math.log(200_000)
+    assert abs(reduction.delta_evidence - expected) < 5 * reduction.standard_error
+    assert Predictive(reduction.model, guide=reduction.guide, num_samples=3)(y)["y"].shape == (3, 3)
+
+
+def test_a_hierarchical_guide_is_drawn():
+    y = torch.tensor([0.3, -0.2, 0.5])
+    guide = fit(hierarchical, AutoHierarchicalNormalMessenger(hierarchical), y, steps=50)
+    reduction = reduce_model(guide, {"theta": dist.Normal(0.0, 0.9)}, args=(y,), num_samples=500)
+    assert reduction.method == "importance"
+
+
+def test_draws_that_cannot_support_a_reduction_warn():
+    y = torch.tensor([5.0, -6.0, 7.0])
+    guide = fit(hierarchical, AutoNormal(hierarchical), y, steps=200)
+    with pytest.warns(ReductionWarning, match="not to be trusted"):
+        reduction = reduce_model(guide, {"theta": dist.Normal(0.0, 0.05)}, num_samples=500)
+    assert reduction.pareto_k > 0.7
+    assert "not to be trusted" in repr(reduction)

@@ -28,43 +28,14 @@ from torch.distributions import constraints, kl_divergence
 from pyro_bmrs import ReductionError, ReductionWarning, reduce_model
 from pyro_bmrs.refitting.refit import refit
 from tests import conjugate
+from tests.exact_guides import exact_guide, put_posterior
+
+pytestmark = pytest.mark.usefixtures("double")
 
 SMALL = {"num_particles": 100}
 
 # Where a few steps are enough for what a test looks at.
 few_steps = pytest.mark.filterwarnings("ignore:the refit had not converged")
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    pyro.set_rng_seed(0)
-    torch.set_default_dtype(torch.float64)
-
-
-def place(guide, posterior, *args):
-    """Puts a joint or a mean-field normal guide where the ELBO is largest, under a normal posterior over all sites."""
-    guide(*args)
-    with torch.no_grad():
-        if isinstance(guide, AutoMultivariateNormal):
-            guide.loc.copy_(posterior.loc)
-            guide.scale = posterior.scale_tril.diagonal().clone()
-            guide.scale_tril = posterior.scale_tril / posterior.scale_tril.diagonal().unsqueeze(-1)
-            return guide
-        # The mean-field normal closest to a normal has its mean and its conditional variances.
-        scales, start = posterior.precision_matrix.diagonal().rsqrt(), 0
-        for name in ("first", "rest"):
-            loc = getattr(guide.locs, name)
-            here = slice(start, start + loc.numel())
-            loc.copy_(posterior.loc[here].reshape(loc.shape))
-            setattr(guide.scales, name, scales[here].reshape(loc.shape))
-            start = here.stop
-    return guide
-
-
-def exact(kind=AutoMultivariateNormal):
-    x, y = conjugate.data()
-    guide = kind(conjugate.model)
-    return place(guide, conjugate.exact_posterior(x, y, *conjugate.prior(4)), x, y), (x, y)
 
 
 def parameters(guide):
@@ -75,7 +46,7 @@ def parameters(guide):
 
 
 def test_the_change_in_elbo_of_a_joint_guide_is_that_of_the_exact_log_evidence():
-    guide, (x, y) = exact()
+    guide, x, y = exact_guide()
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 0.1)})
     check = refit(conjugate.model, guide, reduction)
     loc, scale = conjugate.prior(4)
@@ -93,7 +64,7 @@ def test_the_change_in_elbo_of_a_joint_guide_is_that_of_the_exact_log_evidence()
 
 
 def test_a_guide_begun_far_off_finds_the_exact_evidence_and_posterior():
-    guide, (x, y) = exact()
+    guide, x, y = exact_guide()
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 0.1)})
     start = AutoMultivariateNormal(reduction.model, init_scale=0.3)
     start(x, y)
@@ -108,7 +79,7 @@ def test_a_guide_begun_far_off_finds_the_exact_evidence_and_posterior():
 
 
 def test_the_divergence_is_that_of_the_posteriors():
-    guide, args = exact(AutoNormal)
+    guide, *args = exact_guide(AutoNormal)
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 0.1)})
     check = refit(conjugate.model, guide, reduction, **SMALL)
     refitted = reduce_model(check.guide, {"first": dist.Normal(0.0, 1.0)}, model=check.model).posterior
@@ -141,7 +112,7 @@ def correlated():
 
 def test_the_check_shows_that_mean_field_misleads_where_covariates_are_correlated():
     model, x, y, posterior = correlated()
-    guide = place(AutoNormal(model), posterior, x, y)
+    guide = put_posterior(AutoNormal(model), posterior, x, y)
     without = {"rest": dist.Delta(torch.tensor(0.0))}
     check = refit(model, guide, reduce_model(guide, without), **SMALL)
     # Mean field thinks that the first covariate cannot take over from the second.
@@ -149,7 +120,7 @@ def test_the_check_shows_that_mean_field_misleads_where_covariates_are_correlate
     assert check.discrepancy > 50
     assert check.divergence["first"] > 10
 
-    joint = place(AutoMultivariateNormal(model), posterior, x, y)
+    joint = put_posterior(AutoMultivariateNormal(model), posterior, x, y)
     fair = refit(model, joint, reduce_model(joint, without), **SMALL)
     assert abs(fair.discrepancy) < 0.1
     assert sum(fair.divergence.values()) < 0.01
@@ -160,7 +131,7 @@ def test_the_check_shows_that_mean_field_misleads_where_covariates_are_correlate
 
 @pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal])
 def test_a_reduced_posterior_a_thousand_times_narrower_stays_where_it_is(kind):
-    guide, args = exact(kind)
+    guide, *args = exact_guide(kind)
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 1e-3)})
     check = refit(conjugate.model, guide, reduction, **SMALL)
     assert check.delta_elbo >= check.initial_delta_elbo
@@ -169,7 +140,7 @@ def test_a_reduced_posterior_a_thousand_times_narrower_stays_where_it_is(kind):
 
 
 def test_a_narrow_posterior_is_found_again_from_five_standard_deviations_away():
-    guide, args = exact(AutoNormal)
+    guide, *args = exact_guide(AutoNormal)
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 1e-5)})
     with torch.no_grad():
         reduction.guide.statements[0].loc += 5e-5
@@ -320,7 +291,7 @@ def test_a_guide_written_by_hand():
 
 @few_steps
 def test_the_fitted_guide_the_reduction_and_the_random_numbers_are_left_alone():
-    guide, (x, y) = exact(AutoNormal)
+    guide, x, y = exact_guide(AutoNormal)
     reduction = reduce_model(guide, {"rest": dist.Delta(torch.zeros(2))})
     reduced = parameters(reduction.guide)
     fitted, store = parameters(guide), {k: v.detach().clone() for k, v in pyro.get_param_store().items()}
@@ -335,7 +306,7 @@ def test_the_fitted_guide_the_reduction_and_the_random_numbers_are_left_alone():
 
 @few_steps
 def test_one_seed_gives_one_answer_and_another_seed_another():
-    guide, (x, y) = exact(AutoNormal)
+    guide, x, y = exact_guide(AutoNormal)
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 0.1)})
     options = {"max_steps": 100, "learning_rates": (0.1,), "num_particles": 10}
     checks = []
@@ -366,7 +337,7 @@ def test_it_stays_in_the_dtype_of_the_guide(dtype):
 
 @few_steps
 def test_progress_is_shown_where_asked(capsys):
-    guide, (x, y) = exact(AutoNormal)
+    guide, x, y = exact_guide(AutoNormal)
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 0.1)})
     options = {"max_steps": 10, "window": 10, "learning_rates": (0.1,), "num_particles": 2}
     refit(conjugate.model, guide, reduction, **options)
@@ -377,7 +348,7 @@ def test_progress_is_shown_where_asked(capsys):
 
 @few_steps
 def test_the_summary_has_a_row_for_each_site():
-    guide, (x, y) = exact(AutoNormal)
+    guide, x, y = exact_guide(AutoNormal)
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 0.1)})
     check = refit(conjugate.model, guide, reduction, max_steps=10, learning_rates=(0.1,), num_particles=2)
     table = check.summary()
@@ -390,7 +361,7 @@ def test_the_summary_has_a_row_for_each_site():
 
 def test_a_refit_that_is_not_done_warns():
     model, x, y, posterior = correlated()
-    guide = place(AutoNormal(model), posterior, x, y)
+    guide = put_posterior(AutoNormal(model), posterior, x, y)
     reduction = reduce_model(guide, {"rest": dist.Delta(torch.tensor(0.0))})
     with pytest.warns(ReductionWarning, match="not converged after 20 steps"):
         check = refit(model, guide, reduction, window=10, max_steps=20, num_particles=10)
@@ -401,7 +372,7 @@ def test_a_refit_that_is_not_done_warns():
 @pytest.fixture(scope="module")
 def reduced():
     torch.set_default_dtype(torch.float64)
-    guide, _ = exact(AutoNormal)
+    guide, *_ = exact_guide(AutoNormal)
     return guide, reduce_model(guide, {"rest": dist.Normal(0.0, 0.1)})
 
 
@@ -429,7 +400,7 @@ def test_settings_that_are_none(reduced, options, message):
 
 def test_another_guide_or_model_than_the_reductions(reduced):
     guide, reduction = reduced
-    other, _ = exact(AutoNormal)
+    other, *_ = exact_guide(AutoNormal)
     with pytest.raises(ReductionError, match="another guide"):
         refit(conjugate.model, other, reduction)
     with pytest.raises(ReductionError, match="latent sites"):

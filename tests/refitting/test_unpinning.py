@@ -7,7 +7,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoMultivariateNormal
 
 from pyro_bmrs import reduce_model, search_models
 from pyro_bmrs.posteriors.reading import read_guide
@@ -16,26 +15,14 @@ from pyro_bmrs.refitting.unpinning import unpin, unpinned_guide
 from pyro_bmrs.structure.mixtures import mix
 from tests import conjugate
 
+pytestmark = pytest.mark.usefixtures("double")
+
 NORMAL = dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0)
 POINT = dist.Delta(torch.zeros(2, dtype=torch.float64))
 
 
-def exact_guide():
-    torch.set_default_dtype(torch.float64)
-    x, y = conjugate.data()
-    posterior = conjugate.exact_posterior(x, y, *conjugate.prior(4))
-    guide = AutoMultivariateNormal(conjugate.model)
-    guide(x, y)
-    factor = posterior.scale_tril
-    with torch.no_grad():
-        guide.loc.copy_(posterior.loc)
-        guide.scale = factor.diagonal().clone()
-        guide.scale_tril = factor / factor.diagonal().unsqueeze(-1)
-    return guide, x, y
-
-
 @pytest.mark.parametrize("reduced", [[True, False], [False, True], [True, True]])
-def test_a_second_reduction_of_a_joint_guide_beside_points_is_exact(reduced):
+def test_a_second_reduction_of_a_joint_guide_beside_points_is_exact(exact_guide, reduced):
     guide, x, y = exact_guide()
     fitted = read_guide(guide)
     mixed = mix(NORMAL.to_event(1), POINT.to_event(1), torch.tensor(reduced))
@@ -57,7 +44,7 @@ def test_a_second_reduction_of_a_joint_guide_beside_points_is_exact(reduced):
         assert float(found) == pytest.approx(float(log_evidence(rest) - log_evidence(nothing)), abs=1e-8)
 
 
-def test_a_guide_reduced_three_times_is_one_guide_with_all_its_reductions():
+def test_a_guide_reduced_three_times_is_one_guide_with_all_its_reductions(exact_guide):
     guide, x, y = exact_guide()
     once = reduce_model(guide, {"first": dist.Normal(0.0, 0.5)})
     twice = reduce_model(once.guide, {"rest": dist.Normal(0.0, 0.5)})

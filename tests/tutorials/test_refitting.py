@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from refitting import Settings, compare, fit, main, markdown, model_to_refit
 from refitting_models import STUDIES
 from scipy.integrate import quad
@@ -18,17 +17,14 @@ from scipy.stats import gamma, halfcauchy, halfnorm, multivariate_normal
 
 from pyro_bmrs import reduce_model
 
+pytestmark = pytest.mark.usefixtures("double")
+
 COLUMNS = (
     "model,reduced prior,seed,delta_evidence,method,standard_error,pareto_k,"
     "elbo_difference,elbo_standard_error,discrepancy,"
     "evidence_difference,evidence_standard_error,evidence_pareto_k,"
     "refit_seconds,reduction_seconds,speed_up"
 ).split(",")
-
-
-@pytest.fixture(autouse=True)
-def in_double_precision() -> None:
-    torch.set_default_dtype(torch.float64)
 
 
 def test_poisson_regression_refitted_agrees_with_its_reduction() -> None:

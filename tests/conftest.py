@@ -1,0 +1,33 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoMultivariateNormal, AutoNormal
+from torch import Tensor
+
+from tests import exact_guides, programs
+
+
+@pytest.fixture
+def double(clean_slate: None) -> None:
+    """Double precision by default; the next test begins in single precision again."""
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture
+def exact_guide(double: None) -> Callable[..., tuple[AutoGuide, Tensor, Tensor]]:
+    """Makes a guide that is the posterior of the conjugate regression, or the closest of its kind, with the data."""
+    return exact_guides.exact_guide
+
+
+@pytest.fixture(params=[AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
+def guide(request: pytest.FixtureRequest) -> AutoGuide:
+    """A guide of each kind where it begins, of a model with three latent sites."""
+    guide = request.param(programs.model)
+    guide(programs.Y)
+    return guide

@@ -1,0 +1,84 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A fitted guide, read: plates that are subsampled, and sites that it does not draw."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import (
+    AutoNormal,
+    AutoNormalMessenger,
+)
+
+from pyro_bmrs import ReductionError, reduce_model
+from pyro_bmrs.evidence import log_evidence_change
+from tests.programs import NARROW, STANDARD, fit, goes_on
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+def test_a_prior_that_depends_on_a_site_summed_out():
+    def mixture():
+        which = pyro.sample("which", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        pyro.sample("z", dist.Normal(which, 1.0))
+
+    guide = AutoNormal(pyro.poutine.block(mixture, hide=["which"]))
+    guide()
+    with pytest.raises(ReductionError, match=r"'z' depends on \['which'\]"):
+        reduce_model(guide, {"z": NARROW}, model=mixture)
+
+
+def local_model(y, subsample_size=None):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("items", len(y), subsample_size=subsample_size) as index:
+        offset = pyro.sample("offset", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mean + offset, 0.5), obs=y[index])
+
+
+@pytest.mark.parametrize("guide_type", [AutoNormal, AutoNormalMessenger])
+def test_a_subsampled_plate_counts_whole(guide_type):
+    y = torch.linspace(-1.0, 1.0, 12)
+    guide = fit(local_model, guide_type(local_model), y, 4, steps=100)
+    reduction = reduce_model(guide, {"offset": NARROW}, args=(y, 4))
+    loc, scale = guide.locs.offset.detach(), guide.scales.offset.detach()
+    expected = log_evidence_change(dist.Normal(loc, scale), STANDARD, NARROW)
+    assert reduction.elementwise["offset"].shape == (12,)
+    torch.testing.assert_close(reduction.elementwise["offset"].detach(), expected)
+    torch.testing.assert_close(reduction.delta_evidence.detach(), expected.sum())
+    goes_on(reduction, y, 4)
+
+
+def test_a_local_posterior_known_on_a_subsample_is_scaled_up():
+    y = torch.linspace(-1.0, 1.0, 12)
+
+    def guide(y, subsample_size=None):
+        pyro.sample("mean", dist.Normal(pyro.param("mean_loc", torch.tensor(0.1)), 0.1))
+        slope = pyro.param("slope", torch.tensor(0.5))
+        with pyro.plate("items", len(y), subsample_size=subsample_size) as index:
+            pyro.sample("offset", dist.Normal(slope * y[index], 0.3))
+
+    fit(local_model, guide, y, 4)
+    reduction = reduce_model(guide, {"offset": NARROW}, model=local_model, args=(y, 4))
+    assert reduction.elementwise["offset"].shape == (4,)
+    torch.testing.assert_close(reduction.delta_evidence, 3 * reduction.elementwise["offset"].sum())
+    whole = reduce_model(guide, {"offset": NARROW}, model=local_model, args=(y,))
+    torch.testing.assert_close(whole.delta_evidence, whole.elementwise["offset"].sum())
+
+
+def test_priors_that_differ_within_a_subsampled_plate_are_refused():
+    scales = torch.linspace(0.5, 1.5, 12)
+
+    def model(y, subsample_size=None):
+        with pyro.plate("items", len(y), subsample_size=subsample_size) as index:
+            offset = pyro.sample("offset", dist.Normal(0.0, scales[index]))
+            pyro.sample("y", dist.Normal(offset, 0.5), obs=y[index])
+
+    y = torch.linspace(-1.0, 1.0, 12)
+    guide = fit(model, AutoNormal(model), y, 4)
+    with pytest.raises(ReductionError, match="'offset' differs between the elements of a subsampled plate"):
+        reduce_model(guide, {"offset": NARROW}, args=(y, 4))
+    assert reduce_model(guide, {"offset": NARROW}, args=(y,)).elementwise["offset"].shape == (12,)

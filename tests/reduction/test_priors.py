@@ -1,0 +1,102 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Reduced priors as users state them, and what is said of those that do not fit."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import (
+    AutoNormal,
+)
+
+from pyro_bmrs import ReductionError, reduce_model
+from tests.programs import NARROW, fit, hierarchical, one_site
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+@pytest.mark.parametrize(
+    "reduced_prior",
+    [
+        dist.Normal(torch.zeros(2), 0.1),
+        dist.Normal(torch.zeros(4, 3), 0.1),
+        dist.Normal(torch.zeros(2), 0.1).to_event(1),
+    ],
+)
+def test_shapes_that_do_not_broadcast(guide, reduced_prior):
+    with pytest.raises(ReductionError, match="reduced prior of site 'weights' has .* does not broadcast"):
+        reduce_model(guide, {"weights": reduced_prior})
+
+
+def test_more_event_dimensions_than_the_prior(guide):
+    with pytest.raises(ReductionError, match="'bias'.*does not broadcast"):
+        reduce_model(guide, {"bias": dist.Normal(torch.zeros(1), 0.1).to_event(1)})
+
+
+def test_a_single_prior_for_several_sites(guide):
+    with pytest.raises(ReductionError, match="one latent site.*mapping"):
+        reduce_model(guide, NARROW)
+
+
+def test_a_single_prior_for_the_only_site():
+    guide = AutoNormal(one_site)
+    guide()
+    assert reduce_model(guide, NARROW).reduced_sites == ("z",)
+
+
+@pytest.mark.parametrize("reduced_prior", [{}, {"bias": 0.0}, 3.0, None, "bias"])
+def test_what_is_no_reduced_prior(guide, reduced_prior):
+    with pytest.raises(ReductionError, match="reduced.prior"):
+        reduce_model(guide, reduced_prior)
+
+
+def test_a_program_without_sites(guide):
+    with pytest.raises(ReductionError, match="no latent sample site"):
+        reduce_model(guide, lambda: None)
+
+
+def test_a_program_with_an_unknown_site(guide):
+    with pytest.raises(ReductionError, match="no latent site 'biass'.*'bias'"):
+        reduce_model(guide, lambda: pyro.sample("biass", NARROW))
+
+
+def test_a_reduced_prior_program_with_dependent_sites():
+    y = torch.tensor([0.3, -0.2, 0.5])
+    guide = fit(hierarchical, AutoNormal(hierarchical), y, steps=200)
+
+    def reduced_prior():
+        tau = pyro.sample("tau", dist.LogNormal(-0.1, 0.15))
+        pyro.sample("theta", dist.Normal(0.0, 0.9 * tau))
+
+    reduction = reduce_model(guide, reduced_prior, num_samples=2000)
+    assert reduction.method == "importance"
+    trace = poutine.trace(poutine.condition(reduction.model, {"tau": torch.tensor(2.0)})).get_trace(y)
+    assert trace.nodes["theta"]["fn"].scale[0].item() == pytest.approx(1.8)
+
+
+def test_a_reduced_prior_program_is_a_mapping_by_another_name():
+    y = torch.tensor([0.3, -0.2, 0.5])
+    guide = fit(hierarchical, AutoNormal(hierarchical), y, steps=50)
+
+    def reduced_prior():
+        pyro.sample("tau", dist.LogNormal(-1.0, 0.1))
+
+    by_program = reduce_model(guide, reduced_prior)
+    by_mapping = reduce_model(guide, {"tau": dist.LogNormal(-1.0, 0.1)})
+    assert by_program.method == "exact"
+    torch.testing.assert_close(by_program.delta_evidence, by_mapping.delta_evidence)
+
+
+def test_a_reduced_prior_in_another_dtype_is_taken_at_its_value(exact_guide):
+    guide, _, _ = exact_guide()
+    single = reduce_model(guide, {"rest": dist.Normal(0.0, torch.tensor(0.5, dtype=torch.float32))})
+    double = reduce_model(guide, {"rest": dist.Normal(0.0, 0.5)})
+    assert single.delta_evidence.dtype == torch.float64
+    torch.testing.assert_close(single.delta_evidence, double.delta_evidence)
+    point = reduce_model(guide, {"rest": dist.Delta(torch.zeros(2, dtype=torch.float32))})
+    assert point.posterior["first"].mean.dtype == torch.float64
