@@ -19,7 +19,7 @@ from torch.types import _size
 
 from pyro_bmrs.errors import ReductionError
 
-__all__ = ["ExtendedIntervalTransform", "check_ends", "extended_interval"]
+__all__ = ["ExtendedIntervalTransform", "check_ends", "extended_interval", "leaves"]
 
 
 def check_ends(name: str, low: Tensor, high: Tensor) -> None:
@@ -37,6 +37,30 @@ def check_ends(name: str, low: Tensor, high: Tensor) -> None:
             + (f" at index {first}, and so or similarly at {int(wrong.sum())} of {wrong.numel()}" if first else "")
             + ". Swap the ends; for a point use Delta."
         )
+
+
+def leaves(low: Tensor, high: Tensor, outer_low: Tensor, outer_high: Tensor) -> Tensor:
+    """
+    Where an interval leaves another one, by more than rounding.
+
+    Ends that were computed in two ways, as -20 and log(exp(-20)), differ in their last places: up to 8 units of these,
+    of the coarsest dtype among the four, they are the same end. An end at 0 has no such slack.
+
+    :param low: lower end of the interval, may be -inf.
+    :param high: upper end of the interval, may be inf.
+    :param outer_low: lower end of the interval that it should be within, may be -inf.
+    :param outer_high: upper end of that interval, may be inf.
+    :return: of the broadcast shape of the four.
+
+    Example::
+
+        >>> import torch
+        >>> zero, end = torch.tensor(0.0), torch.tensor(0.1)
+        >>> leaves(zero, 10 * end * 0.1, zero, end), leaves(zero, end, zero, 0.99 * end)
+        (tensor(False), tensor(True))
+    """
+    slack = 8 * max(torch.finfo(end.dtype).eps for end in (low, high, outer_low, outer_high))
+    return (low < outer_low - slack * outer_low.abs()) | (high > outer_high + slack * outer_high.abs())
 
 
 class _ExtendedInterval(constraints.interval):

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributions import Distribution, HalfNormal, Normal, Uniform
 from torch.distributions.kl import register_kl
 
+from pyro_bmrs.distributions.extended_interval import leaves
 from pyro_bmrs.distributions.numerics.normal_mass import about_mode, energy, log_mass, moments
 from pyro_bmrs.distributions.truncated_normal import TruncatedNormal
 
@@ -63,14 +64,11 @@ class _IntervalNormal:
 @register_kl(Uniform, HalfNormal)
 def _kl_interval_normals(p: Distribution, q: Distribution) -> Tensor:
     of_p, of_q = _IntervalNormal(p), _IntervalNormal(q)
-    # Ends that were computed in two ways, as e^-20 and back, differ in their last places.
-    slack = 8 * torch.finfo(of_q.low.dtype).eps
-    leaves = (of_p.low < of_q.low - slack * of_q.low.abs()) | (of_p.high > of_q.high + slack * of_q.high.abs())
-
     about_p, about_q = of_p.about, of_q.about
     offset = about_p.mode - about_q.mode
     slope = about_q.slope + about_q.precision * offset - about_p.slope
     curvature = about_q.precision - about_p.precision
     first, second = of_p.moments()
     excess = energy(offset, about_q.slope, about_q.precision) + slope * first + 0.5 * curvature * second
-    return torch.where(leaves, torch.inf, excess + of_q.log_mass() - of_p.log_mass())
+    outside = leaves(of_p.low, of_p.high, of_q.low, of_q.high)
+    return torch.where(outside, torch.inf, excess + of_q.log_mass() - of_p.log_mass())

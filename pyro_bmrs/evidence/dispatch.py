@@ -17,10 +17,10 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.evidence.accuracy import METHODS as COMPUTATIONS
 from pyro_bmrs.evidence.accuracy import choose
 from pyro_bmrs.evidence.importance import reduce_by_importance
-from pyro_bmrs.evidence.quadrature.line import support_interval
 from pyro_bmrs.evidence.quadrature.reweighted import reduce_by_quadrature
 from pyro_bmrs.evidence.registry import Reduced, find_rules
-from pyro_bmrs.evidence.wrappers import ROLES, Triple, shared_bijection, transform_posterior, unwrap
+from pyro_bmrs.evidence.support import ROLES, support_interval
+from pyro_bmrs.evidence.wrappers import Triple, shared_bijection, transform_posterior, unwrap
 from pyro_bmrs.structure.layers import layers
 
 METHODS = ("auto", *COMPUTATIONS)

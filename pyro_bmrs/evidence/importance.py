@@ -24,6 +24,7 @@ from pyro_bmrs.arviz_adapter import smooth_log_weights
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.evidence.accuracy import Accuracy
 from pyro_bmrs.evidence.registry import Reduced
+from pyro_bmrs.evidence.support import check_within, support_interval
 
 LARGEST_K = 0.7
 
@@ -125,20 +126,21 @@ def reduce_by_importance(
     Draws come from torch's global generator. The estimate is differentiable in the parameters of all three: those of
     the posterior enter by the score function.
 
-    :raises ReductionError: where the reduced prior draws outside the prior's support, or a draw of the posterior is
-        outside it.
+    :raises ReductionError: where the reduced prior draws outside the prior's support, by more than the rounding of
+        bounds, or a draw of the posterior is outside it.
     :warns ReductionWarning: where the Pareto k is above 0.7.
     """
     shape = torch.broadcast_shapes(*(d.batch_shape for d in (posterior, prior, reduced_prior)))
     with torch.no_grad():
-        draws, likely = (d.expand(shape).sample(torch.Size([num_samples])) for d in (posterior, reduced_prior))
-    for values, role in ((likely, "reduced prior"), (draws, "posterior")):
-        outside = ~prior.support.check(values)  # type: ignore[union-attr]
-        if outside.any():
-            raise ReductionError(
-                f"{int(outside.sum())} of {outside.numel()} draws from the {role} are outside the prior's support. "
-                f"Bound the {role} to the support of the prior."
-            )
+        draws = posterior.expand(shape).sample(torch.Size([num_samples]))
+        likely = reduced_prior.expand(shape).sample(torch.Size([num_samples]))
+    leaves = (~prior.support.check(likely)).any(0)  # type: ignore[union-attr]
+    bounds, own_bounds = support_interval(prior), support_interval(reduced_prior)
+    if bounds is not None and own_bounds is not None:
+        leaves = leaves & own_bounds.outside(bounds)
+    check_within(leaves, "reduced prior")
+    # The prior's density is asked for at each of these, so that not even rounding may take one outside.
+    check_within((~prior.support.check(draws)).any(0), "posterior")  # type: ignore[union-attr]
     inside = reduced_prior.support.check(draws)  # type: ignore[union-attr]
     reachable = torch.where(inside.reshape(inside.shape + (1,) * len(posterior.event_shape)), draws, likely)
     log_ratio = reduced_prior.log_prob(reachable) - prior.log_prob(draws)

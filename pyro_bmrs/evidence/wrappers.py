@@ -25,14 +25,13 @@ from torch.distributions.transforms import ExpTransform, PowerTransform, Transfo
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal, TruncatedNormal
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.evidence.accuracy import Accuracy, choose
-from pyro_bmrs.evidence.quadrature.integrand import common_interval
 from pyro_bmrs.evidence.quadrature.reweighted import ReweightedDistribution
 from pyro_bmrs.evidence.registry import Reduced
+from pyro_bmrs.evidence.support import common_interval
 from pyro_bmrs.structure.layers import peel, to_event
 from pyro_bmrs.structure.transforms import flat_transforms
 
 Triple = tuple[Distribution, Distribution, Distribution]
-ROLES = ("posterior", "prior", "reduced prior")
 
 
 @dataclass(frozen=True)

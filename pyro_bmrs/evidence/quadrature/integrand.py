@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributions import Distribution, MixtureSameFamily, TransformedDistribution
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.evidence.quadrature.line import Interval, Line, support_interval
+from pyro_bmrs.evidence.quadrature.line import Line
 from pyro_bmrs.evidence.quadrature.panels import Panels, nodes, resolve
+from pyro_bmrs.evidence.support import common_interval
 
 _PROBABILITIES = (1e-6, 0.01, 0.2, 0.5, 0.8, 0.99, 1 - 1e-6)
 _DRAWS = 25
@@ -134,39 +135,6 @@ class Integrand:
                 f"{diverges.numel()} elements: most often because the reduced prior is broader than the prior where "
                 "the posterior still has mass. Give a reduced prior no broader than the prior."
             )
-
-
-def common_interval(posterior: Distribution, prior: Distribution, reduced_prior: Distribution) -> Interval:
-    """
-    The intersection of three supports.
-
-    :raises ReductionError: where one is no interval, the reduced prior's leaves the prior's, or the intersection is
-        empty.
-    """
-    intervals = []
-    for distribution, role in ((posterior, "posterior"), (prior, "prior"), (reduced_prior, "reduced prior")):
-        interval = support_interval(distribution)
-        if interval is None:
-            raise ReductionError(
-                f"Quadrature takes continuous distributions of scalars on an interval; the {role} is "
-                f"{type(distribution).__name__}. Take method='importance'."
-            )
-        intervals.append(interval)
-    q, p, r = intervals
-    outside = r.outside(p)
-    if outside.any():
-        raise ReductionError(
-            f"The support of the reduced prior leaves the prior's at {int(outside.sum())} of {outside.numel()} "
-            "elements. Bound the reduced prior to the support of the prior."
-        )
-    common = q.intersection(r).intersection(p)
-    empty = torch.as_tensor(common.low) >= torch.as_tensor(common.high)
-    if empty.any():
-        raise ReductionError(
-            f"The supports of posterior and reduced prior do not overlap at {int(empty.sum())} of {empty.numel()} "
-            "elements: there the evidence of the reduced model is zero."
-        )
-    return common
 
 
 def _log_ratio(q: Tensor, p: Tensor, r: Tensor) -> Tensor:

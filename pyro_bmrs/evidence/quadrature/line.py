@@ -1,119 +1,17 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The support of a one-dimensional distribution, and a coordinate on it in which every density decays fast."""
+"""A coordinate on the support of one-dimensional distributions in which every density decays fast."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, TransformedDistribution, VonMises, constraints
-from torch.distributions.transforms import AffineTransform, ExpTransform, Transform
 
-from pyro_bmrs.distributions.extended_interval import ExtendedIntervalTransform, extended_interval
-
-Bound = Tensor | float
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An interval of the real line; bounds are numbers or tensors of the batch shape, infinite where there is none."""
-
-    low: Bound = -math.inf
-    high: Bound = math.inf
-
-    def intersection(self, other: Interval) -> Interval:
-        """What is in both."""
-        return Interval(_largest(self.low, other.low), -_largest(-self.high, -other.high))
-
-    def outside(self, other: Interval) -> Tensor:
-        """Where a part of this interval is outside the other."""
-        low, high = (_difference(*pair) for pair in ((self.low, other.low), (other.high, self.high)))
-        return (low < 0) | (high < 0)
-
-    def constraint(self) -> constraints.Constraint:
-        """The support of a distribution on this interval."""
-        if not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor) and self == Interval():
-            return constraints.real
-        low, high = (torch.as_tensor(bound) for bound in (self.low, self.high))
-        return extended_interval(*torch.broadcast_tensors(low, high))
-
-
-def _largest(one: Bound, other: Bound) -> Bound:
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        like = one if isinstance(one, Tensor) else torch.as_tensor(other)
-        return torch.maximum(*(torch.as_tensor(bound, dtype=like.dtype, device=like.device) for bound in (one, other)))
-    return max(one, other)
-
-
-def _difference(one: Bound, other: Bound) -> Tensor:
-    one, other = torch.as_tensor(one), torch.as_tensor(other)
-    return torch.where(one == other, 0.0, one - other)
-
-
-def support_interval(distribution: Distribution) -> Interval | None:
-    """
-    The support of a continuous distribution of scalars; None where it has another, or none that can be told.
-
-    Example::
-
-        >>> import pyro.distributions as dist
-        >>> from pyro_bmrs.evidence.quadrature.line import support_interval
-        >>> support_interval(dist.Gamma(2., 1.))
-        Interval(low=0.0, high=inf)
-        >>> support_interval(dist.Poisson(2.)) is None
-        True
-    """
-    if distribution.event_shape:
-        return None
-    if isinstance(distribution, VonMises):
-        return Interval(-math.pi, math.pi)  # the density is periodic; torch calls the support real
-    declared = _constraint_interval(distribution.support)
-    if declared is None or not isinstance(distribution, TransformedDistribution):
-        return declared
-    # Torch takes the codomain of the last transform for the support, however bounded the base distribution is.
-    image = support_interval(distribution.base_dist)
-    for transform in distribution.transforms:
-        image = None if image is None else _image(image, transform)
-    return declared if image is None else declared.intersection(image)
-
-
-def _image(interval: Interval, transform: Transform) -> Interval | None:
-    if isinstance(transform, AffineTransform):
-        ends = [transform.loc + transform.scale * end for end in (interval.low, interval.high)]
-        return Interval(-_largest(-ends[0], -ends[1]), _largest(ends[0], ends[1]))
-    if isinstance(transform, ExpTransform):
-        return Interval(
-            *(end.exp() if isinstance(end, Tensor) else float(np.exp(end)) for end in (interval.low, interval.high))
-        )
-    return None
-
-
-def _constraint_interval(constraint: Any) -> Interval | None:
-    if constraint.is_discrete:
-        return None
-    if isinstance(constraint, constraints.MixtureSameFamilyConstraint):
-        interval = _constraint_interval(constraint.base_constraint)
-        bounds = () if interval is None else (interval.low, interval.high)
-        return None if any(isinstance(bound, Tensor) and bound.dim() for bound in bounds) else interval
-    if constraint is constraints.real:
-        return Interval()
-    bounded = (
-        constraints.greater_than,
-        constraints.greater_than_eq,
-        constraints.less_than,
-        constraints.interval,
-        constraints.half_open_interval,
-    )
-    if not isinstance(constraint, bounded):
-        return None
-    low, high = getattr(constraint, "lower_bound", -math.inf), getattr(constraint, "upper_bound", math.inf)
-    return Interval(*(bound if isinstance(bound, Tensor) else float(bound) for bound in (low, high)))
+from pyro_bmrs.distributions.extended_interval import ExtendedIntervalTransform
+from pyro_bmrs.evidence.support import Interval
 
 
 class Line:
@@ -131,7 +29,7 @@ class Line:
     def __init__(self, interval: Interval, centre: Tensor, width: Tensor) -> None:
         self.centre, self.width = centre, width
         bounds = (interval.low, interval.high)
-        low, high = (torch.as_tensor(bound, dtype=centre.dtype, device=centre.device) for bound in bounds)
+        low, high = [torch.as_tensor(bound, dtype=centre.dtype, device=centre.device) for bound in bounds]
         self._bijection = ExtendedIntervalTransform(*torch.broadcast_tensors(low, high))
         self.bounded = low.isfinite(), high.isfinite()
         self._bounds = tuple(torch.where(has, bound, 0.0) for has, bound in zip(self.bounded, (low, high)))

@@ -22,9 +22,10 @@ from torch.types import _size
 
 from pyro_bmrs.errors import ReductionWarning
 from pyro_bmrs.evidence.accuracy import Accuracy
-from pyro_bmrs.evidence.quadrature.integrand import Integrand, common_interval
+from pyro_bmrs.evidence.quadrature.integrand import Integrand
 from pyro_bmrs.evidence.quadrature.panels import nodes
 from pyro_bmrs.evidence.registry import Reduced
+from pyro_bmrs.evidence.support import common_interval
 from pyro_bmrs.structure.parameters import ParameterMap, map_parameters
 
 ACCURACY = 1e-8

@@ -20,10 +20,13 @@ from torch.distributions import Distribution, HalfNormal, Normal, Uniform
 
 from pyro_bmrs.distributions import TruncatedNormal
 from pyro_bmrs.distributions.expanded import unexpanded
+from pyro_bmrs.distributions.extended_interval import leaves
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.evidence.numerics.normal_bulk import log_evidence
 from pyro_bmrs.evidence.numerics.normal_product import IntervalNormal, IntervalUniform, NormalProduct, normal_product
+from pyro_bmrs.evidence.quadrature.reweighted import ReweightedDistribution
 from pyro_bmrs.evidence.registry import Reduced, register_reduction
+from pyro_bmrs.evidence.support import ROLES, check_within
 
 
 @singledispatch
@@ -73,18 +76,16 @@ def reduce_interval_normals(posterior: Distribution, prior: Distribution, reduce
     """
     triple = (posterior, prior, reduced_prior)
     shape = torch.broadcast_shapes(*(distribution.batch_shape for distribution in triple))
-    q, p, r = (interval_normal(distribution) for distribution in triple)
-    for member, role in ((q, "posterior"), (p, "prior"), (r, "reduced prior")):
+    q, p, r = map(interval_normal, triple)
+    for member, role in zip((q, p, r), ROLES):
         _check_parameters(member, role)
-    _check_support(p, r)
+    check_within(leaves(r.low, r.high, p.low, p.high), ROLES[2])
     delta_evidence = log_evidence(q, p, r).expand(shape)
     _check_convergence(delta_evidence, torch.maximum(q.low, r.low), torch.minimum(q.high, r.high))
 
     def build_posterior() -> Distribution:
         named = _named_posterior(normal_product(q, p, r))
         if named is None:
-            from pyro_bmrs.evidence.quadrature.reweighted import ReweightedDistribution
-
             return ReweightedDistribution(posterior, prior, reduced_prior, delta_evidence)
         return named.expand(shape)
 
@@ -103,19 +104,6 @@ def _check_parameters(member: IntervalNormal | IntervalUniform, role: str) -> No
         raise ReductionError(
             f"The {role}'s {name} is NaN or infinite at {int((~value.isfinite()).sum())} of {value.numel()} elements. "
             "A guide that has diverged or was not fitted does this; for a flat prior use Uniform."
-        )
-
-
-def _check_support(p: IntervalNormal | IntervalUniform, r: IntervalNormal | IntervalUniform) -> None:
-    # Ends that were computed in two ways, such as -20 and log(exp(-20)), differ by rounding: that is no mistake.
-    eps = 8 * torch.finfo(r.low.dtype).eps
-    low = torch.where(p.low.isinf(), p.low, p.low - eps * p.low.abs())
-    high = torch.where(p.high.isinf(), p.high, p.high + eps * p.high.abs())
-    outside = (r.low < low) | (r.high > high)
-    if outside.any():
-        raise ReductionError(
-            f"The reduced prior's support leaves the prior's at {int(outside.sum())} of {outside.numel()} elements. "
-            "There the model was never fitted: bound the reduced prior to the support of the prior."
         )
 
 
