@@ -316,11 +316,7 @@ def summarise(reduction: Reduction) -> pd.DataFrame:
 def to_arviz(reduction: Reduction, num_samples: int) -> Any:
     """The data behind :meth:`pyro_bmrs.Reduction.to_arviz`."""
     guide = reduction.guide
-    draws = (
-        guide.resample(num_samples)
-        if isinstance(guide, DrawsGuide)
-        else _run_guide(reduction.fitted, guide, num_samples)
-    )
+    draws = guide.resample(num_samples) if isinstance(guide, DrawsGuide) else _run_guide(reduction, num_samples)
     chain = {name: values.unsqueeze(0).cpu().numpy() for name, values in draws.items()}
     data = arviz_adapter.to_arviz({"posterior": chain})
     data.posterior.attrs["method"] = reduction.method
