@@ -13,7 +13,7 @@ through a call of the network.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -21,31 +21,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scales_of, unwrap
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
+from pyro_bmrs.pruning.compaction.surgery.elements import (
+    CONVOLUTIONS,
+    FunctionCall,
+    Mixed,
+    commutes,
+    function_name,
+    indices_after,
+    only_indices,
+    require,
+    same_along,
+)
 from pyro_bmrs.pruning.examples import Outputs, call, evaluation
-
-# Names of torch's functions, without the trailing underscore of those in place.
-_QUESTIONS = {"size", "dim", "numel", "stride", "is_floating_point", "is_contiguous", "__len__", "ndimension"}
-_ELEMENTWISE = {
-    *("relu", "leaky_relu", "prelu", "rrelu", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"),
-    *("feature_alpha_dropout", "clone", "contiguous", "to", "float", "double", "half", "type_as", "detach"),
-}
-_MOVES = {
-    *("__get__", "flatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "unflatten", "chunk", "split"),
-    *("unbind", "__getitem__", "expand", "movedim", "swapaxes", "select", "narrow", "pixel_shuffle", "repeat", "flip"),
-}
-_JOINS = {"cat", "concat", "stack"}
-_POOLINGS = {f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)}
-_REDUCTIONS = {"mean", "sum", "amax"}
-_PRODUCTS = {"mul", "multiply", "div", "divide", "true_divide"}
-_SUMS = {"add", "sub", "subtract"}
-_CONVOLUTIONS = {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)}
-# The index of what is not multiplied.
-_NONE = -1
 
 
 def fold(net: nn.Module, example_inputs: Any, outputs: Outputs) -> tuple[nn.Module, dict[str, str]]:
@@ -161,33 +153,42 @@ class _Flow(TorchFunctionMode):
     ) -> Any:
         """Calls the function, and follows the elements through it."""
         kwargs = kwargs or {}
-        name = (resolve_name(func) or str(func)).rpartition(".")[2]
-        name = name if name.endswith("__") else name.rstrip("_")
-        name = f"{name} with rounding" if kwargs.get("rounding_mode") else name
         result = func(*args, **kwargs)
-        if name in _QUESTIONS or (name == "__get__" and not torch.is_tensor(result)):
+        done = FunctionCall(function_name(func, kwargs), func, args, kwargs, result)
+        if done.is_question:
             return result
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
-        self._trace_back(name, tensors, result)
-        for scale in {scale: None for tensor in tensors for scale in self._indices.get(id(tensor), ())}:
+        self._trace_back(done)
+        for scale in {scale: None for tensor in done.tensors for scale in self._indices.get(id(tensor), ())}:
             try:
-                after = self._after(name, func, args, kwargs, result, scale)
-            except _Mixed:
-                self._obstacles.setdefault(scale, f"{name} comes between it and the next weights")
-                continue
-            for tensor, indices in zip(tree_leaves(result), tree_leaves(after)):
-                self._follow(tensor, scale, indices)
+                self._follow_through(done, scale)
+            except Mixed:
+                self._obstacles.setdefault(scale, f"{done.name} comes between it and the next weights")
         return result
 
-    def _trace_back(self, name: str, tensors: Sequence[Tensor], result: Any) -> None:
+    def _follow_through(self, done: FunctionCall, scale: Scale) -> None:
+        """Notes the indices of the elements of a function's result, or the weights that it brings them to."""
+
+        def indices_of(tensor: Any) -> Tensor | None:
+            return self._indices.get(id(tensor), {}).get(scale)
+
+        if done.name == "linear" or done.name in CONVOLUTIONS:
+            indices = only_indices(done, indices_of)
+            self._columns[scale].append(_columns(done.name, indices, *done.args[1:], **done.kwargs))
+            return
+        after = indices_after(done, indices_of)
+        for tensor, indices in zip(tree_leaves(done.result), tree_leaves(after)):
+            self._follow(tensor, scale, indices)
+
+    def _trace_back(self, done: FunctionCall) -> None:
         """Notes uses of tensors, and the layer that a function's result is of."""
+        tensors, result = done.tensors, done.result
         first = tensors[0] if tensors else None
         source = self._sources.get(id(first))
         in_place = first is result
-        if source is not None and _commutes(name, tensors[0], result):
+        if source is not None and commutes(done):
             source = replace(source, path=source.path if in_place else (*source.path, id(result)))
         else:
-            source = _source(name, tensors, result)
+            source = _source(done)
             in_place = False
         self._uses.update(id(tensor) for tensor in tensors if not (in_place and tensor is first))
         for tensor in tree_leaves(result):
@@ -198,93 +199,15 @@ class _Flow(TorchFunctionMode):
             self._sources[id(result)] = source
             self._alive.append(result)
 
-    def _after(
-        self,
-        name: str,
-        func: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        result: Any,
-        scale: Scale,
-    ) -> Any:
-        """The indices of the elements of a function's result."""
-
-        def indices_of(tensor: Any) -> Tensor | None:
-            return self._indices.get(id(tensor), {}).get(scale)
-
-        if name in _JOINS:
-            joined = [
-                torch.full(t.shape, _NONE, device=t.device) if (i := indices_of(t)) is None else i for t in args[0]
-            ]
-            return func(joined, *args[1:], **kwargs)
-        given = [indices_of(argument) for argument in args]
-        followed = [indices for indices in given if indices is not None]
-        # None that is inside of another argument.
-        _require(len(followed) == sum(indices_of(leaf) is not None for leaf in tree_leaves((args, kwargs))))
-        if name in _SUMS and len(followed) == 2:
-            first, second = torch.broadcast_tensors(*followed)
-            _require(torch.equal(first, second))
-            return first
-        # Anything else is of one tensor that is followed.
-        _require(len(followed) == 1)
-        if name in _PRODUCTS:
-            _require(given[0] is not None or name.startswith("mul"))
-            return followed[0].expand(result.shape)
-        _require(given[0] is not None)
-        indices, rest = followed[0], args[1:]
-        if name in _ELEMENTWISE:
-            _require(result.is_floating_point())
-            return indices
-        if name == "view":
-            _require(not any(isinstance(argument, torch.dtype) for argument in rest))
-            return indices.reshape(*rest, **kwargs)
-        if name in _MOVES:
-            # A view, as the function may be one that changes a tensor's shape in place.
-            return func(indices[...], *rest, **kwargs)
-        if name in _POOLINGS:
-            _require(indices.dim() == 2 + int(name[-2]))
-            return _same_along(indices, range(2, indices.dim())).expand(result.shape)
-        if name in _REDUCTIONS:
-            dims: Any = rest[0] if rest else kwargs.get("dim")
-            _require(dims is not None)
-            return _same_along(indices, [dims] if isinstance(dims, int) else dims).reshape(result.shape)
-        _require(name == "linear" or name in _CONVOLUTIONS)
-        self._columns[scale].append(_columns(name, indices, result, *rest, **kwargs))
-        return ()
-
-
-class _Mixed(Exception):
-    """A function does not commute with a multiplication."""
-
-
-def _commutes(name: str, input: Tensor, result: Any) -> bool:
-    """Whether a function returns its input's channels, each times what it was times."""
-    if not torch.is_tensor(result) or not result.is_floating_point():
-        return False
-    return name in _ELEMENTWISE | _POOLINGS or (name in _PRODUCTS and result.shape == input.shape)
-
-
-def _require(condition: bool) -> None:
-    if not condition:
-        raise _Mixed
-
-
-def _same_along(indices: Tensor, dims: Iterable[int]) -> Tensor:
-    """The indices along dimensions in which they do not differ, which are left with one element."""
-    dims = tuple(dims)
-    first = indices.amin(dims, keepdim=True) if dims else indices
-    _require(torch.equal(first.expand(indices.shape), indices))
-    return first
-
 
 def _columns(
-    name: str, indices: Tensor, result: Tensor, weight: Any = None, bias: Any = None, *args: Any, **kwargs: Any
+    name: str, indices: Tensor, weight: Any = None, bias: Any = None, *args: Any, **kwargs: Any
 ) -> tuple[nn.Parameter, Callable[[Tensor], Tensor], Tensor]:
     """The weights that a multiplication reaches, how to arrange factors beside them, and the index of each channel."""
-    _require(isinstance(weight, nn.Parameter))
+    require(isinstance(weight, nn.Parameter))
     spatial = weight.dim() - 2
     dim = indices.dim() - 1 - spatial
-    channels = _same_along(indices, [other for other in range(indices.dim()) if other != dim]).flatten()
+    channels = same_along(indices, [other for other in range(indices.dim()) if other != dim]).flatten()
 
     def arrange(factors: Tensor) -> Tensor:
         if "transpose" in name:
@@ -297,15 +220,18 @@ def _columns(
     return weight, arrange, channels
 
 
-def _source(name: str, tensors: Sequence[Tensor], result: Any) -> _Source | None:
+def _source(done: FunctionCall) -> _Source | None:
     """The layer that a result is of, if a layer's it is."""
-    parameters = tuple(tensor for tensor in tensors if isinstance(tensor, nn.Parameter))
-    if not parameters or not torch.is_tensor(result):
+    parameters = tuple(tensor for tensor in done.tensors if isinstance(tensor, nn.Parameter))
+    if not parameters or not torch.is_tensor(done.result):
         return None
-    if name in ("linear", *_CONVOLUTIONS) and parameters != tuple(tensors[1:]):
-        return None
-    if name == "linear" or (name == "layer_norm" and parameters[0].dim() == 1):
-        return _Source(parameters, result.dim() - 1, (id(result),))
-    if name in _CONVOLUTIONS and "transpose" not in name:
-        return _Source(parameters, result.dim() + 1 - parameters[0].dim(), (id(result),))
-    return _Source(parameters, 1, (id(result),)) if name in ("batch_norm", "group_norm", "instance_norm") else None
+    if done.name == "linear" or done.name in CONVOLUTIONS:
+        # A weight or bias that is computed is no layer's.
+        if [id(parameter) for parameter in parameters] != [id(tensor) for tensor in done.tensors[1:]]:
+            return None
+        dim = done.result.dim() - 1 if done.name == "linear" else done.result.dim() + 1 - parameters[0].dim()
+        return None if "transpose" in done.name else _Source(parameters, dim, (id(done.result),))
+    if done.name == "layer_norm" and parameters[0].dim() == 1:
+        return _Source(parameters, done.result.dim() - 1, (id(done.result),))
+    is_norm = done.name in ("batch_norm", "group_norm", "instance_norm")
+    return _Source(parameters, 1, (id(done.result),)) if is_norm else None
