@@ -221,10 +221,12 @@ def can_lose_channels(module: Any, side: str) -> bool:
 
 def weight_rows(layer: Any) -> Tensor:
     """The weights of each of a layer's outputs, shape ``(outputs, inputs of a group, *kernel)``."""
-    kind, weight = layer_kind(layer), layer.weight
+    kind = layer_kind(layer)
+    weight: Tensor = layer.weight
     if kind is None or not kind.is_transposed:
         return weight
-    return weight.unflatten(0, (num_groups(layer), -1)).transpose(1, 2).flatten(0, 1)
+    by_group: Tensor = weight.unflatten(0, (num_groups(layer), -1))
+    return by_group.transpose(1, 2).flatten(0, 1)
 
 
 def can_absorb(reader: Any) -> bool:

@@ -65,7 +65,7 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
         # For other sites, as the parent has them; there from the beginning, since the guide can be read from then on.
         self.locs, self.scales = PyroModule(), PyroModule()
         self._units = NoiseUnits(_find_noise(model))
-        like = next((noise._like for noise in self._units.noise.values()), torch.empty(0))
+        like = next((noise.like for noise in self._units.noise.values()), torch.empty(0))
         initial = like.new_tensor([[_INIT_LOC], [_INIT_LOG_SCALE]])
         self.noise_parameters = nn.Parameter(initial.repeat(1, sum(self._units.sizes)))
         self._posteriors: NoisePosteriors | None = None
@@ -82,7 +82,7 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
 
     @property
     def noise_log_scales(self) -> Tensor:
-        """The logs of the log-scales of all units, likewise."""
+        """The logs of the log-scales of all units, site after site; a view of the parameters."""
         return self.noise_parameters[1]
 
     @property
@@ -201,4 +201,5 @@ def _log_uniform(prior: Any) -> tuple[LogUniform | None, Tensor | bool | None]:
 def _median(posterior: Any) -> Tensor:
     while isinstance(posterior, (Independent, MaskedDistribution)):
         posterior = posterior.base_dist
-    return posterior.icdf(torch.full_like(posterior.loc, 0.5))
+    median: Tensor = posterior.icdf(torch.full_like(posterior.loc, 0.5))
+    return median

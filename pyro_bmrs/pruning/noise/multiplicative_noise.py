@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyro_bmrs.distributions import LogUniform
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.noise.remembered import Remembered
 
 # By which handlers know the sites.
 _MARK: Any = {"is_noise": True}
@@ -52,8 +53,9 @@ class MultiplicativeNoise(PyroModule):
     :param low: lower end of the prior, positive.
     :param high: its upper end.
     :param name: name of the sample site; by default that of the module in the Pyro module around it.
-    :raises ReductionError: for no units, a ``unit_size`` below 1, or an interval that is none; when called, for an
-        input whose dimension does not hold ``num_units * unit_size`` elements.
+    :raises ReductionError: for no units, a ``unit_size`` below 1, or ends of the prior that are not
+        ``0 < low < high < inf``; when called, for an input whose dimension does not hold ``num_units * unit_size``
+        elements.
 
     Example::
 
@@ -66,7 +68,7 @@ class MultiplicativeNoise(PyroModule):
     """
 
     kept: Tensor
-    _like: Tensor
+    like: Tensor
     # What draws the noise of a given shape in the place of a sample statement, while there is such a thing.
     given: Callable[[tuple[int, ...]], Tensor] | None = None
 
@@ -96,9 +98,9 @@ class MultiplicativeNoise(PyroModule):
         self.register_buffer("kept", torch.ones(num_units, dtype=torch.bool))
         self.low, self.high = low, high
         # Its dtype and device are the prior's.
-        self.register_buffer("_like", torch.empty(0), persistent=False)
-        self._whole: tuple[Tensor, int, bool] | None = None
-        self._built: tuple[Any, Any, tuple[LogUniform, Independent]] | None = None
+        self.register_buffer("like", torch.empty(0), persistent=False)
+        self._is_whole: Remembered[bool] = Remembered()
+        self._priors: Remembered[tuple[LogUniform, Independent]] = Remembered()
 
     @property
     def site_name(self) -> str:
@@ -108,22 +110,27 @@ class MultiplicativeNoise(PyroModule):
     @property
     def prior(self) -> Independent:
         """The prior of the noise, masked where units are not kept; of event shape ``(num_units,)``."""
-        return self._priors[1]
+        return self._both_priors()[1]
 
     @property
     def unit_prior(self) -> LogUniform:
         """The prior of each unit's noise, kept or not; of batch shape ``(num_units,)``."""
-        return self._priors[0]
+        return self._both_priors()[0]
+
+    def _both_priors(self) -> tuple[LogUniform, Independent]:
+        return self._priors.of(self.buffers_of_prior, self._make_priors)
+
+    def _make_priors(self) -> tuple[LogUniform, Independent]:
+        low, high = self.like.new_tensor(self.low), self.like.new_tensor(self.high)
+        units = LogUniform(low, high).expand((self.num_units,))
+        return units, MaskedDistribution(units, self.kept).to_event(1)
 
     @property
-    def _priors(self) -> tuple[LogUniform, Independent]:
-        # Made once for the tensors it is made of: in a small network it would cost more than the layer.
-        kept, like, built = self._buffers["kept"], self._buffers["_like"], self._built
-        if built is None or built[0] is not kept or built[1] is not like:
-            low, high = self._like.new_tensor(self.low), self._like.new_tensor(self.high)
-            units = LogUniform(low, high).expand((self.num_units,))
-            built = self._built = kept, like, (units, MaskedDistribution(units, kept).to_event(1))
-        return built[2]
+    def buffers_of_prior(self) -> tuple[Tensor, Tensor]:
+        """What the prior is made of: ``kept``, and an empty tensor of its dtype and on its device."""
+        # Past the module's own __getattr__, since this is asked for in every step.
+        buffers: Any = self._buffers
+        return buffers["kept"], buffers["like"]
 
     def forward(self, input: Tensor) -> Tensor:
         """The input times the noise, with 0 for units that are not kept."""
@@ -163,11 +170,8 @@ class MultiplicativeNoise(PyroModule):
     @property
     def is_whole(self) -> bool:
         """Whether all units are kept."""
-        # Looked up again when the buffer is another or was written to.
-        kept: Any = self._buffers["kept"]
-        if self._whole is None or self._whole[0] is not kept or self._whole[1] != kept._version:
-            self._whole = kept, kept._version, bool(kept.all())
-        return self._whole[2]
+        kept = self.buffers_of_prior[:1]
+        return self._is_whole.of(kept, lambda: bool(kept[0].all()))
 
     def _unit_dim(self, input: Tensor) -> int:
         """The dimension of the input along which the noise varies, counted from the left."""
@@ -186,9 +190,6 @@ class MultiplicativeNoise(PyroModule):
         if self.given is not None:
             return self.given(())
         return pyro.sample(self.site_name, self.prior, infer=_MARK)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_built": None, "_whole": None}
 
     def extra_repr(self) -> str:
         """What :func:`repr` shows."""

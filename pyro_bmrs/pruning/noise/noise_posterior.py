@@ -11,9 +11,8 @@ noise of all layers is therefore one vector while a step lasts; each site sees i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
-from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from torch.types import _size
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 from pyro_bmrs.pruning.noise.noise_step import LogUniforms, NoiseStep, noise_step
+from pyro_bmrs.pruning.noise.remembered import Remembered
 
 
 class NoiseUnits:
@@ -41,8 +41,8 @@ class NoiseUnits:
         self.noise = dict(noise)
         self.sizes = [module.num_units for module in self.noise.values()]
         self.slices = [slice(start, end) for start, end in pairwise([0, *accumulate(self.sizes)])]
-        self._tables: Tables | None = None
-        self._weights: tuple[Any, Tables, Tensor] | None = None
+        self._tables: Remembered[Tables] = Remembered()
+        self._weights: Remembered[Tensor] = Remembered()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoiseUnits:
         return NoiseUnits({name: memo.get(id(module), module) for name, module in self.noise.items()})
@@ -54,14 +54,11 @@ class NoiseUnits:
 
     def weights(self, sites: tuple[float, ...]) -> Tensor:
         """The weights of all sites by unit, 0 where a unit is not kept."""
-        tables = self.tables
-        # Made again where a buffer is another, or was written to.
-        state = sites, [kept._version for kept in tables.kept]
-        made = self._weights
-        if made is None or made[0] != state or made[1] is not tables:
-            by_unit = torch.cat(tables.kept) * (tables.members @ tables.members.new_tensor(sites))
-            made = self._weights = state, tables, by_unit
-        return made[2]
+        return self._weights.of(self._buffers(), partial(self._make_weights, sites), sites)
+
+    def _make_weights(self, sites: tuple[float, ...]) -> Tensor:
+        members, kept = self.tables.members, torch.cat([module.kept for module in self.noise.values()])
+        return kept * (members @ members.new_tensor(sites))
 
     def split(self, units: Tensor) -> dict[str, Tensor]:
         """Values of all units by site."""
@@ -70,28 +67,28 @@ class NoiseUnits:
     @property
     def tables(self) -> Tables:
         """What the priors say of all units."""
-        buffers = [module._buffers for module in self.noise.values()]
-        kept: list[Any] = [buffer["kept"] for buffer in buffers]
-        like: list[Any] = [buffer["_like"] for buffer in buffers]
-        made = self._tables
-        # Looked up in every step, so by what it costs least to look at: the priors are made of these.
-        if made is None or not (all(map(is_, made.kept, kept)) and all(map(is_, made.like, like))):
-            priors = [module.unit_prior for module in self.noise.values()]
-            ends, log_ends = (
-                torch.stack([torch.cat([getattr(prior, end) for prior in part]) for end in ("low", "high")])
-                for part in (priors, [prior.base_dist for prior in priors])
-            )
-            site = torch.repeat_interleave(torch.tensor(self.sizes)).to(ends.device)
-            members = (site.unsqueeze(-1) == torch.arange(len(self.sizes), device=ends.device)).to(ends.dtype)
-            made = self._tables = Tables(kept, like, LogUniforms.of(ends, log_ends, ends.dtype), log_ends, members)
-        return made
+        return self._tables.of(self._buffers(), self._make_tables)
+
+    def _make_tables(self) -> Tables:
+        priors = [module.unit_prior for module in self.noise.values()]
+        ends, log_ends = _ends(priors), _ends([prior.base_dist for prior in priors])
+        site = torch.repeat_interleave(torch.tensor(self.sizes)).to(ends.device)
+        members = (site.unsqueeze(-1) == torch.arange(len(self.sizes), device=ends.device)).to(ends.dtype)
+        return Tables(LogUniforms.of(ends, log_ends, ends.dtype), log_ends, members)
+
+    def _buffers(self) -> list[Tensor]:
+        return [buffer for module in self.noise.values() for buffer in module.buffers_of_prior]
+
+
+def _ends(distributions: Sequence[Any]) -> Tensor:
+    """The low and the high ends of distributions side by side, shape ``(2, units)``."""
+    lows, highs = [part.low for part in distributions], [part.high for part in distributions]
+    return torch.stack([torch.cat(lows), torch.cat(highs)])
 
 
 class Tables(NamedTuple):
-    """What is made once for the buffers that it is made of."""
+    """What the priors say of all units, made once for as long as they stay."""
 
-    kept: list[Tensor]  # those of the noise, by site
-    like: list[Tensor]  # of the dtype and on the device of the noise, likewise
     of_units: LogUniforms
     log_ends: Tensor  # logarithms of low and high, of shape (2, units)
     members: Tensor  # which units are a site's: 1 or 0, of shape (units, sites)
@@ -241,14 +238,18 @@ class NoisePosterior(Independent):
 
     def log_prob(self, value: Tensor) -> Tensor:
         draws = self._together.draws_of(self._name, value)
-        return super().log_prob(value) if draws is None else self._together.log_posterior(self._name, draws)
+        if draws is not None:
+            return self._together.log_posterior(self._name, draws)
+        log_prob: Tensor = Independent.log_prob(self, value)
+        return log_prob
 
     def log_prior(self, value: Tensor, prior: Any) -> Tensor:
         """The log density of a value under a prior."""
         draws = self._together.draws_of(self._name, value)
-        if draws is None or not self._is_own(prior):
-            return prior.log_prob(value)
-        return self._together.log_prior(self._name, draws)
+        if draws is not None and self._is_own(prior):
+            return self._together.log_prior(self._name, draws)
+        log_prob: Tensor = prior.log_prob(value)
+        return log_prob
 
     def divergence(self, prior: Any) -> Tensor:
         """From a prior; from the noise's own, that which was computed together with those at the other sites."""
@@ -266,9 +267,7 @@ class NoisePosterior(Independent):
         return isinstance(units, LogUniform) and units.low.data_ptr() == own.unit_prior.low.data_ptr()
 
 
-@register_kl(NoisePosterior, Independent)
-def _kl_noise_independent(posterior: NoisePosterior, prior: Any) -> Tensor:
-    return posterior.divergence(prior)
+register_kl(NoisePosterior, Independent)(NoisePosterior.divergence)
 
 
 _DENSITIES = frozenset(["log_prob", "log_prob_sum", "unscaled_log_prob", "score_parts"])

@@ -65,7 +65,7 @@ class LogUniforms(NamedTuple):
     """
 
     ends: Any  # of the variable, in double precision, of shape (2, units)
-    log_ends: Any  # of its logarithm, likewise
+    log_ends: Any  # of its logarithm, in double precision, of shape (2, units)
     sides: Any  # 0 and 1, of shape (2, 1)
     log_width: Any  # the log of how far those are apart, in the precision of the parameters
     # A Gauss-Legendre rule that integrates to rounding in that precision.
@@ -79,7 +79,7 @@ class LogUniforms(NamedTuple):
         The priors on given intervals.
 
         :param ends: the ends of the variable itself, positive and finite, shape ``(2, units)``.
-        :param log_ends: their logarithms, likewise.
+        :param log_ends: their logarithms, shape ``(2, units)``.
         :param dtype: that of the parameters.
         """
         log_ends = log_ends.double()
@@ -97,7 +97,7 @@ class NoiseStep(NamedTuple):
 
     :param values: by site, each of shape ``(..., units of the site)``.
     :param divergence: of each unit in nats, shape ``(units,)``.
-    :param log_normaliser: log of the integral of the density of the logarithm relative to its mode, likewise.
+    :param log_normaliser: log of the integral of the density of the logarithm relative to its mode, shape ``(units,)``.
     :param weighted: the sum of divergences times weights, where there are weights.
     """
 
@@ -138,7 +138,8 @@ def noise_step(
         >>> step.divergence
         tensor([1.5848, 7.2699])
     """
-    *values, divergence, log_normaliser, weighted = _Step.apply(sites, priors, weights, uniform, parameters)
+    apply: Any = _Step.apply
+    *values, divergence, log_normaliser, weighted = apply(sites, priors, weights, uniform, parameters)
     return NoiseStep(tuple(values), divergence, log_normaliser, weighted)
 
 
@@ -149,7 +150,7 @@ class _Step(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         xp = torch if isinstance(priors.ends, Tensor) else np
-        uniform, parameters = tensors if xp is torch else (tensor.detach().numpy() for tensor in tensors)
+        uniform, parameters = tensors if xp is torch else [tensor.detach().numpy() for tensor in tensors]
         law = _law(xp, _cast(parameters, priors.ends), priors)
         probability = _cast(uniform, priors.ends) * (1 - 2 * _EDGE) + _EDGE
         value, ctx.by_value = _quantiles(xp, probability, law, parameters, priors)
@@ -279,7 +280,8 @@ def _far_quantile(xp: Any, passed: Any, ahead: Any, start: Any, length: Any, who
     """Quantiles of normals of which nothing but the upper tail is inside."""
     # Of the others anything that is finite.
     start = xp.where(start > _FAR, start, _FAR)
-    first, last = (_special(torch.special.erfcx, _ROOT_HALF * place) for place in (start, start + length))
+    first = _special(torch.special.erfcx, _ROOT_HALF * start)
+    last = _special(torch.special.erfcx, _ROOT_HALF * (start + length))
     depth = -xp.log(ahead + passed * (xp.exp(-whole_fall) * last / first))
     # The hazard less the start, which as a difference would cancel.
     inverse = 1 / start
@@ -290,7 +292,7 @@ def _far_quantile(xp: Any, passed: Any, ahead: Any, start: Any, length: Any, who
 
 def _divergence(xp: Any, law: _Law, parameters: Any, priors: LogUniforms) -> tuple[Any, Any, Any, tuple[Any, Any]]:
     """The divergence and the log normaliser, and their derivatives in the location and the log of the scale."""
-    start, length, scale = (_cast(array, parameters) for array in (law.start, law.length, law.scale))
+    start, length, scale = _cast(law.start, parameters), _cast(law.length, parameters), _cast(law.scale, parameters)
     mode = xp.where(start > 0, start, 0.0)
     # Where the density has fallen far enough: the root of mode t + t²/2 = folds.
     reach = 2 * _NUM_FOLDS / (mode + xp.hypot(mode, priors.reach))
@@ -302,9 +304,9 @@ def _divergence(xp: Any, law: _Law, parameters: Any, priors: LogUniforms) -> tup
     density = xp.exp(height)
     weighted = density * height
     # The integrals of 1 and of the node, of -e and -e times the node, and of e².
-    (mass, node), (height, cross), (square, _) = (
-        (values @ priors.moments).T for values in (density, weighted, weighted * height)
-    )
+    mass, node = (density @ priors.moments).T
+    square, _ = (weighted * height @ priors.moments).T
+    height, cross = (weighted @ priors.moments).T
     height, node = height / mass, node / mass
     log_normaliser = xp.log(mass * width) + parameters[1]
     divergence = priors.log_width - log_normaliser + height

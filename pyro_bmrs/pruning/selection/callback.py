@@ -42,9 +42,9 @@ class PruningCallback(Callback):
     :param every_n_steps: after how many training steps, in the place of epochs.
     :param start: how many epochs (or steps) to leave the network alone at first.
     :param fraction: as for :func:`~pyro_bmrs.pruning.prune`.
-    :param example_inputs: likewise.
-    :raises ReductionError: for both epochs and steps, or numbers that are none; at the start of the training, for a
-        module that holds no guide of noise, or more than one.
+    :param example_inputs: as for :func:`~pyro_bmrs.pruning.prune`.
+    :raises ReductionError: for both epochs and steps, or a number of them that is not positive; at the start of the
+        training, for a module that holds no guide of noise, or more than one.
 
     Example::
 

@@ -50,28 +50,37 @@ class NoiseELBO(TraceMeanField_ELBO):
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The negative ELBO of one draw, to be differentiated."""
-        if self._is_short(model, guide) and len(args) == 2 and not kwargs and args[1] is not None:
+        if self._takes_short_cut(model, guide, args, kwargs):
             try:
                 return self._short_loss(model, guide, *args)
             except _OtherSite:
                 self._has_others = model
-        return super().differentiable_loss(model, guide, *args, **kwargs)
+        parent: Any = super()
+        loss: Tensor = parent.differentiable_loss(model, guide, *args, **kwargs)
+        return loss
 
-    def _is_short(self, model: Any, guide: Any) -> bool:
-        return (
-            isinstance(model, Likelihood)
-            and isinstance(guide, AutoTruncatedLogNormal)
-            and guide.model is model
-            and type(model).forward is Likelihood.forward
+    def _takes_short_cut(self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the loss is a mean negative log likelihood and the divergences of noise, of one draw."""
+        # Only of a model that runs the network and observes, and does nothing else, is the likelihood known beforehand.
+        is_plain_model = isinstance(model, Likelihood) and type(model).forward is Likelihood.forward
+        # Only of this guide are the posteriors known. It gives its noise to the modules of its own model.
+        is_plain_guide = (
+            isinstance(guide, AutoTruncatedLogNormal)
             and type(guide).get_posterior is AutoTruncatedLogNormal.get_posterior
-            and self._has_others is not model
-            and self.num_particles == 1
-            and not _PYRO_STACK
+            and guide.model is model
         )
+        # Without targets there is nothing observed, and other arguments are the model's to understand.
+        has_targets = len(args) == 2 and not kwargs and args[1] is not None
+        # Each particle is a draw, and the parent class averages over them.
+        is_one_draw = self.num_particles == 1
+        # Handlers outside, as SVI's, are to meet the sample statements that the short cut does without.
+        is_alone = not _PYRO_STACK
+        has_others = self._has_others is model
+        return is_plain_model and is_plain_guide and has_targets and is_one_draw and is_alone and not has_others
 
     def _short_loss(self, model: Likelihood, guide: AutoTruncatedLogNormal, x: Any, y: Tensor) -> Tensor:
         with guide.given_noise(model.example_weight) as noise, _NothingElse():
-            loss = model.negative_log_likelihood(model.net(x), y) + noise.weighted_divergence
+            loss: Tensor = model.negative_log_likelihood(model.net(x), y) + noise.weighted_divergence
         if model.training:
             model.count_step()
         # As a number: on a tensor with a gradient, Pyro would hang a hook that costs as much as a layer.

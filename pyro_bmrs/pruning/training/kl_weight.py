@@ -40,7 +40,54 @@ class WarmUp:
         return min(1.0, (step + 1) / self.num_steps)
 
 
-class _Scales(Messenger):
+def check_kl_weight(weight: KLWeight, sizes: Mapping[str, int]) -> None:
+    """
+    Sees that a KL weight is one, for noise sites of these sizes.
+
+    :param weight: what a user gave.
+    :param sizes: how many units each site has.
+    :raises ReductionError: if it is not.
+    """
+    weight = weight.weight if isinstance(weight, WarmUp) else weight
+    if isinstance(weight, Mapping):
+        if weight.keys() != sizes.keys():
+            raise ReductionError(
+                f"kl_weight has numbers for {sorted(weight)}, and the network's noise sites are {sorted(sizes)}"
+            )
+        numbers: list[Any] = list(weight.values())
+    elif weight == "layer_mean" or (callable(weight) and not isinstance(weight, WarmUp)):
+        numbers = []
+    else:
+        numbers = [weight]
+    if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
+        raise ReductionError(
+            "kl_weight is a number, not negative, one for each site, 'layer_mean', a callable of the step, or a "
+            f"WarmUp of these; not {weight!r}"
+        )
+    if weight == "layer_mean" and not sizes:
+        raise ReductionError("kl_weight='layer_mean' is a mean over noise sites, and the network has none")
+
+
+def weight_of_site(weight: Any, site: str, step: int, sizes: Mapping[str, int], num_examples: int) -> float:
+    """
+    The number that a KL weight is for one site in one step.
+
+    :param weight: what a user gave.
+    :param site: the name of the site.
+    :param step: how many training steps there were.
+    :param sizes: how many units each site has.
+    :param num_examples: how many examples there are in the training data.
+    """
+    if isinstance(weight, (int, float)):
+        return float(weight)
+    if isinstance(weight, WarmUp):
+        return weight.share(step) * weight_of_site(weight.weight, site, step, sizes, num_examples)
+    if weight == "layer_mean":
+        return num_examples / (len(sizes) * sizes[site])
+    return float(weight[site] if isinstance(weight, Mapping) else weight(step))
+
+
+class Scales(Messenger):
     """
     Scales what latent sites contribute.
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
-from pyro_bmrs.pruning.training.kl_weight import KLWeight, WarmUp, _Scales
+from pyro_bmrs.pruning.training.kl_weight import KLWeight, Scales, check_kl_weight, weight_of_site
 
 
 def _is_heard() -> bool:
@@ -45,8 +44,8 @@ class Likelihood(nn.Module):
         :math:`d_l` units (D. Wright, C. Igel and R. Selvan (2024), https://arxiv.org/abs/2406.01345); a mapping has a
         number for each site, as :func:`in_proportion_to_cost` gives; a callable is given the number of the training
         step. :class:`WarmUp` begins any of these at 0.
-    :raises ReductionError: for fewer than one example, a weight that is none of these, or a mapping whose sites are not
-        the network's.
+    :raises ReductionError: for fewer than one example, a weight that is none of the above, or a mapping whose sites are
+        not the network's.
     """
 
     def __init__(self, net: nn.Module, num_examples: int, *, kl_weight: KLWeight = 1.0) -> None:
@@ -56,29 +55,9 @@ class Likelihood(nn.Module):
         noise = [module for module in net.modules() if isinstance(module, MultiplicativeNoise)]
         self._sizes = {module.site_name: module.num_units for module in noise}
         self.net, self.num_examples, self.kl_weight = net, num_examples, kl_weight
-        self._check_weight(kl_weight.weight if isinstance(kl_weight, WarmUp) else kl_weight)
+        check_kl_weight(kl_weight, self._sizes)
         # A number, since reading a buffer would wait for its device in every step.
         self._num_steps = 0
-
-    def _check_weight(self, weight: Any) -> None:
-        if isinstance(weight, Mapping):
-            if weight.keys() != self._sizes.keys():
-                raise ReductionError(
-                    f"kl_weight has numbers for {sorted(weight)}, and the network's noise sites are "
-                    f"{sorted(self._sizes)}"
-                )
-            numbers = list(weight.values())
-        elif weight == "layer_mean" or (callable(weight) and not isinstance(weight, WarmUp)):
-            numbers = []
-        else:
-            numbers = [weight]
-        if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
-            raise ReductionError(
-                "kl_weight is a number, not negative, one for each site, 'layer_mean', a callable of the step, or a "
-                f"WarmUp of these; not {weight!r}"
-            )
-        if weight == "layer_mean" and not self._sizes:
-            raise ReductionError("kl_weight='layer_mean' is a mean over noise sites, and the network has none")
 
     def noise_weight(self, site: str) -> float:
         """
@@ -86,19 +65,7 @@ class Likelihood(nn.Module):
 
         :param site: the name of the site.
         """
-        weight: Any = self.kl_weight
-        if isinstance(weight, (int, float)):
-            return float(weight)
-        share = 1.0
-        if isinstance(weight, WarmUp):
-            share, weight = weight.share(self._num_steps), weight.weight
-        if weight == "layer_mean":
-            weight = self.num_examples / (len(self._sizes) * self._sizes[site])
-        elif isinstance(weight, Mapping):
-            weight = weight[site]
-        elif callable(weight):
-            weight = weight(self._num_steps)
-        return share * float(weight)
+        return weight_of_site(self.kl_weight, site, self._num_steps, self._sizes, self.num_examples)
 
     def example_weight(self, site: str) -> float:
         """
@@ -118,8 +85,8 @@ class Likelihood(nn.Module):
         """
         if _is_heard():
             pyro.module("net", self.net)
-        with _Scales(1 / self.num_examples, self.noise_weight):
-            output = self.net(x)
+        with Scales(1 / self.num_examples, self.noise_weight):
+            output: Tensor = self.net(x)
         # A guide that runs the model would take what is not observed for latent.
         if y is not None or not any(isinstance(handler, GuideMessenger) for handler in _PYRO_STACK):
             with poutine.scale(scale=1 / len(output)), pyro.plate("data", len(output), dim=-1):
@@ -146,7 +113,8 @@ class Likelihood(nn.Module):
 
     def negative_log_likelihood(self, output: Tensor, y: Tensor) -> Tensor:
         """Of what was observed given the network's output, in nats; the mean over examples."""
-        return -self.observation(output).log_prob(y).mean()
+        log_likelihoods: Tensor = self.observation(output).log_prob(y)
+        return -log_likelihoods.mean()
 
 
 class Classification(Likelihood):
