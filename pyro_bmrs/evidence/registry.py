@@ -10,6 +10,8 @@ A rule is a plain function ``rule(posterior, prior, reduced_prior) -> Reduced``,
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -18,6 +20,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_bmrs.errors import ReductionWarning
 from pyro_bmrs.evidence.accuracy import Accuracy, Estimated
 
 
@@ -56,10 +59,18 @@ def register_reduction(
     """
     Decorator that registers an exact rule for a triple of distribution types and their subclasses.
 
-    The most specific registered triple wins, the posterior's type counting first, then the prior's, then the reduced
-    prior's. A rule is handed the distributions without their wrappers (``Independent``, ``.expand``, ``.mask``, a
-    shared bijection), returns a :class:`Reduced`, and returns ``NotImplemented`` for a member of its types that it
-    cannot reduce, upon which the next most specific rule is asked.
+    The most specific registered triple wins. Where neither of two is as specific as the other in all three places, the
+    rules should agree, but cannot be known to: a :class:`~pyro_bmrs.ReductionWarning` says so when that is met, and
+    the posterior's type counts first, then the prior's, then the reduced prior's. A rule for just the types met ends
+    the doubt. A triple that is registered again takes the new rule, with a warning if that is another function than
+    the old one by its module and name, so that a cell of a notebook may be run twice.
+
+    A rule is handed the distributions without their wrappers (``Independent``, ``.expand``, ``.mask``, a shared
+    bijection), returns a :class:`Reduced`, and returns ``NotImplemented`` for a member of its types that it cannot
+    reduce, upon which the next most specific rule is asked.
+
+    :raises TypeError: for anything but three types of distributions.
+    :warns ReductionWarning: where the rule of another function is replaced.
 
     Example::
 
@@ -83,6 +94,13 @@ def register_reduction(
             )
 
     def decorate(rule: Rule) -> Rule:
+        replaced = _RULES.get(triple, rule)
+        if _describe(replaced) != _describe(rule):
+            warnings.warn(
+                f"{_describe(rule)} takes the place of {_describe(replaced)} as the rule for ({_names(triple)}).",
+                ReductionWarning,
+                stacklevel=2,
+            )
         _RULES[triple] = rule
         find_rules.cache_clear()
         return rule
@@ -96,11 +114,38 @@ def find_rules(
     prior_type: type[Distribution],
     reduced_prior_type: type[Distribution],
 ) -> tuple[Rule, ...]:
-    """The rules for a triple of types, the most specific first."""
+    """
+    The rules for a triple of types, the most specific first.
+
+    :warns ReductionWarning: where the first could as well be another, once for each triple of types.
+    """
     asked = (posterior_type, prior_type, reduced_prior_type)
-    matches = [
-        (tuple(type_.__mro__.index(base) for type_, base in zip(asked, triple)), rule)
-        for triple, rule in _RULES.items()
-        if all(issubclass(type_, base) for type_, base in zip(asked, triple))
-    ]
-    return tuple(rule for _, rule in sorted(matches, key=lambda match: match[0]))
+
+    def distance(triple: Triple) -> tuple[int, ...]:
+        return tuple(type_.__mro__.index(base) for type_, base in zip(asked, triple))
+
+    matches = sorted((triple for triple in _RULES if _is_within(asked, triple)), key=distance)
+    first = [one for one in matches if not any(_is_within(other, one) for other in matches if other != one)]
+    rivals = [triple for triple in first if _RULES[triple] != _RULES[first[0]]]
+    if rivals:
+        warnings.warn(
+            f"The rule for ({_names(asked)}) could be either that for ({_names(first[0])}), which is taken, or that "
+            f"for ({_names(rivals[0])}). Register one for ({_names(asked)}) with register_reduction.",
+            ReductionWarning,
+            stacklevel=2,
+        )
+    return tuple(_RULES[triple] for triple in matches)
+
+
+def _is_within(triple: Triple, other: Triple) -> bool:
+    """Whether a triple of types is at least as specific as another in all three places."""
+    return all(issubclass(type_, base) for type_, base in zip(triple, other))
+
+
+def _names(triple: Triple) -> str:
+    return ", ".join(type_.__name__ for type_ in triple)
+
+
+def _describe(rule: Rule) -> str:
+    name = f"{rule.__module__}.{getattr(rule, '__qualname__', type(rule).__qualname__)}"
+    return f"{name} of {rule.__self__}" if inspect.ismethod(rule) else name

@@ -93,7 +93,8 @@ def reduce_interval_normals(posterior: Distribution, prior: Distribution, reduce
 
 
 for _triple in product((Normal, HalfNormal, TruncatedNormal, Uniform), repeat=3):
-    register_reduction(*_triple)(reduce_interval_normals)
+    if _triple != (Normal,) * 3:  # of three untruncated normals there is more to say
+        register_reduction(*_triple)(reduce_interval_normals)
 
 
 def _check_parameters(member: IntervalNormal | IntervalUniform, role: str) -> None:
