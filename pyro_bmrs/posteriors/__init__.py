@@ -10,7 +10,7 @@ from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.guide_factors import read_factors
 from pyro_bmrs.posteriors.posterior import FactoredPosterior, Posterior
 from pyro_bmrs.posteriors.reading import read_guide, read_posterior
-from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide
+from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide, packed_statement
 
 __all__ = [
     "Draws",
@@ -26,6 +26,7 @@ __all__ = [
     "ReducedFactor",
     "ReducedGuide",
     "SiteFactor",
+    "packed_statement",
     "read_factors",
     "read_guide",
     "read_posterior",

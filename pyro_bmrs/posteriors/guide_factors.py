@@ -5,36 +5,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import singledispatch
 from typing import Any
 
 import pyro.distributions as dist
 from pyro.infer.autoguide import (
-    AutoDiagonalNormal,
-    AutoGuide,
+    AutoContinuous,
     AutoGuideList,
-    AutoLowRankMultivariateNormal,
-    AutoMultivariateNormal,
     AutoNormal,
     AutoNormalMessenger,
 )
-from torch.distributions import biject_to
+from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, biject_to
 
 from pyro_bmrs.posteriors.factors import Factor, JointNormalFactor, PackedFactor, SiteFactor
 from pyro_bmrs.posteriors.reduced_guide import ReducedGuide, packed_statement
-from pyro_bmrs.posteriors.traces import GuideRun, latent_nodes, trace_guide
-from pyro_bmrs.structure.coordinates import Block, drop_identity, push_forward
+from pyro_bmrs.posteriors.traces import GuideRun, first_run, latent_nodes, trace_guide
+from pyro_bmrs.structure.coordinates import Block, drop_identity, is_normal_vector, push_forward
 from pyro_bmrs.structure.layers import is_point
-
-
-def _prototype(guide: AutoGuide) -> Any:
-    return guide.prototype_trace
 
 
 @singledispatch
 def read_factors(guide: Any, run: GuideRun) -> list[Factor]:
-    """The independent factors of a guide; this, the general case, reads them off a run of it."""
-    trace = run.traces[0] if guide is run.guide and not isinstance(guide, AutoGuide) else None
+    """
+    The independent factors of a guide whose densities are known.
+
+    This is the general case: each sample site of one run of the guide is a factor, but for those that are set by an
+    auxiliary one. A type of guide that knows more is registered with ``read_factors.register``, as in
+    :func:`functools.singledispatch`, and that is all there is to do: reductions, their guides and the reductions of
+    those go by the factors. Autoguides that draw one packed normal vector (subclasses of ``AutoContinuous`` whose
+    ``get_posterior`` is normal) need no registration.
+
+    :param guide: the guide, or a part of one.
+    :param run: the guide as a whole, with its model and their arguments. Its traces are made when they are asked for.
+    :return: the factors. A site in none of them is reduced by draws.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro_bmrs import reduce_model
+        >>> from pyro_bmrs.posteriors import SiteFactor, read_factors
+        >>> class LogScaleGuide:
+        ...     "Draws the logarithm of a scale, of which the general case would only see that it sets the scale."
+        ...     posterior = dist.Normal(0., 0.1)
+        ...     def __call__(self):
+        ...         log_scale = pyro.sample("log_scale", self.posterior, infer={"is_auxiliary": True})
+        ...         return pyro.sample("scale", dist.Delta(log_scale.exp(), log_density=-log_scale))
+        >>> @read_factors.register
+        ... def _(guide: LogScaleGuide, run):
+        ...     return [SiteFactor("scale", "log_scale", guide.posterior, torch.distributions.ExpTransform())]
+        >>> def model():
+        ...     return pyro.sample("scale", dist.LogNormal(0., 1.))
+        >>> reduction = reduce_model(LogScaleGuide(), dist.LogNormal(0., 0.5), model=model)
+        >>> reduction.method, reduction.delta_evidence
+        ('exact', tensor(0.6784))
+    """
+    trace = run.traces[0] if guide is run.guide and first_run(guide) is None else None
     trace = trace or trace_guide(guide, run.args, run.kwargs)
     latent = latent_nodes(trace)
     auxiliary = any(site["infer"].get("is_auxiliary") for site in latent.values())
@@ -46,6 +72,9 @@ def read_factors(guide: Any, run: GuideRun) -> list[Factor]:
     ]
 
 
+_general: Callable[[Any, GuideRun], list[Factor]] = read_factors.dispatch(object)
+
+
 @read_factors.register
 def _(guide: AutoGuideList, run: GuideRun) -> list[Factor]:
     return [factor for part in guide for factor in read_factors(part, run)]
@@ -54,7 +83,8 @@ def _(guide: AutoGuideList, run: GuideRun) -> list[Factor]:
 @read_factors.register
 def _(guide: AutoNormal, run: GuideRun) -> list[Factor]:
     factors: list[Factor] = []
-    for name, site in _prototype(guide).iter_stochastic_nodes():
+    prototype: Any = guide.prototype_trace
+    for name, site in prototype.iter_stochastic_nodes():
         loc, scale = guide._get_loc_and_scale(name)
         normal = dist.Normal(loc, scale).to_event(guide._event_dims[name])
         transform = drop_identity(biject_to(site["fn"].support))
@@ -65,7 +95,7 @@ def _(guide: AutoNormal, run: GuideRun) -> list[Factor]:
 @read_factors.register
 def _(guide: AutoNormalMessenger, run: GuideRun) -> list[Factor]:
     if type(guide).get_posterior is not AutoNormalMessenger.get_posterior:
-        return read_factors.dispatch(object)(guide, run)
+        return _general(guide, run)
     factors: list[Factor] = []
     for name, site in latent_nodes(run.traces[1]).items():
         transform = biject_to(site["fn"].support)
@@ -74,40 +104,40 @@ def _(guide: AutoNormalMessenger, run: GuideRun) -> list[Factor]:
     return factors
 
 
-def _blocks(guide: AutoGuide) -> list[Block]:
+@read_factors.register
+def _(guide: AutoContinuous, run: GuideRun) -> list[Factor]:
+    vector = guide.get_posterior(*run.args, **run.kwargs)
+    statement, blocks = packed_statement(guide), _blocks(guide)
+    if isinstance(vector, (MultivariateNormal, LowRankMultivariateNormal)):
+        return [JointNormalFactor(statement, vector, blocks)]
+    if not is_normal_vector(vector):
+        return _general(guide, run)
+    prototype: Any = guide.prototype_trace
+    parts = []
+    for block in blocks:
+        site = prototype.nodes[block.name]
+        event_dim = site["fn"].event_dim + len(block.shape) - site["value"].dim()
+        normal = dist.Normal(block.take(vector.mean), block.take(vector.stddev)).to_event(event_dim)
+        parts.append(SiteFactor(block.name, block.name, normal, block.transform))
+    return [PackedFactor(statement, tuple(parts))]
+
+
+def _blocks(guide: Any) -> tuple[Block, ...]:
     blocks, start = [], 0
-    for name, site in _prototype(guide).iter_stochastic_nodes():
+    for name, site in guide.prototype_trace.iter_stochastic_nodes():
         shape = guide._unconstrained_shapes[name]
         transform = drop_identity(biject_to(site["fn"].support))
         blocks.append(Block(name, slice(start, start + shape.numel()), shape, transform))
         start += shape.numel()
-    return blocks
-
-
-@read_factors.register
-def _(guide: AutoDiagonalNormal, run: GuideRun) -> list[Factor]:
-    parts = []
-    loc, scale = guide._loc_scale()
-    for block in _blocks(guide):
-        site = _prototype(guide).nodes[block.name]
-        event_dim = site["fn"].event_dim + len(block.shape) - site["value"].dim()
-        normal = dist.Normal(block.take(loc), block.take(scale)).to_event(event_dim)
-        parts.append(SiteFactor(block.name, block.name, normal, block.transform))
-    return [PackedFactor(packed_statement(guide), tuple(parts))]
-
-
-@read_factors.register(AutoMultivariateNormal)
-@read_factors.register(AutoLowRankMultivariateNormal)
-def _(guide: AutoGuide, run: GuideRun) -> list[Factor]:
-    return [JointNormalFactor(packed_statement(guide), guide.get_posterior(), tuple(_blocks(guide)))]
+    return tuple(blocks)
 
 
 @read_factors.register
 def _(guide: ReducedGuide, run: GuideRun) -> list[Factor]:
     """The factors of the guide that was reduced, with the reduced distributions in their statements."""
     inner, statements = guide.fitted_guide, guide.current_statements()
-    if not isinstance(inner, (AutoGuide, AutoNormalMessenger)):
-        return read_factors.dispatch(object)(guide, run)
+    if read_factors.dispatch(type(inner)) is _general:
+        return _general(guide, run)
     factors = [(factor, statements.get(factor.statement)) for factor in read_factors(inner, run)]
     replaced = [factor if new is None else factor.with_statement(new) for factor, new in factors]
     # What is no longer of its factor's kind can still be drawn; a site put on a point has no density to go by.

@@ -21,8 +21,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.posteriors.fitted_draws import FittedDraws
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.posterior import Posterior
-from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide
-from pyro_bmrs.posteriors.traces import accepts
+from pyro_bmrs.posteriors.traces import accepts, first_run
 
 
 def read_posterior(
@@ -94,12 +93,12 @@ def read_guide(
 
 
 def _default_arguments(guide: Any) -> tuple[tuple, dict[str, Any]]:
-    if isinstance(guide, (ReducedGuide, DrawsGuide)):
-        return guide.default_arguments
-    if isinstance(guide, AutoGuide) and guide.prototype_trace is not None:
-        first = guide.prototype_trace.nodes["_INPUT"]
-        return first["args"], first["kwargs"]
-    return (), {}
+    """Those that a guide remembers: as ``default_arguments``, or, an autoguide, in the trace of its first run."""
+    remembered = getattr(guide, "default_arguments", None)
+    if remembered is not None:
+        return remembered
+    first: Any = first_run(guide)
+    return ((), {}) if first is None else (first.nodes["_INPUT"]["args"], first.nodes["_INPUT"]["kwargs"])
 
 
 def bare_model(model: Any) -> Any:

@@ -19,7 +19,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule, PyroParam
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
@@ -111,6 +110,21 @@ class ReducedGuide(PyroModule):
     :param model: the reduced model.
     :param statements: the distributions to put in place, by the guide's sample statement.
     :param arguments: the arguments of the model's first fit, for a second reduction.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer import Predictive
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyro_bmrs import reduce_model
+        >>> def model():
+        ...     pyro.sample("weights", dist.Normal(torch.zeros(2), 1.).to_event(1))
+        >>> guide = AutoNormal(model); _ = guide()
+        >>> reduction = reduce_model(guide, dist.Delta(torch.zeros(2), event_dim=1))
+        >>> sorted(reduction.guide.current_statements())
+        ['weights', 'weights_unconstrained']
+        >>> Predictive(reduction.model, guide=reduction.guide, num_samples=1)()["weights"]
+        tensor([[0., 0.]])
     """
 
     def __init__(
@@ -211,15 +225,25 @@ def _copy_guide(guide: Any, model: Callable[..., Any]) -> Any:
 
 
 def _packed_names(guide: Any, clone: Any) -> dict[str, str]:
-    """The names of the packed statements of autoguides, which follow the module's own name, in guide and clone."""
+    """The names of packed statements, which follow the module's own name, in guide and clone."""
     if guide is clone or not isinstance(guide, torch.nn.Module):
         return {}
     twins = zip(guide.modules(), clone.modules())
-    return {packed_statement(one): packed_statement(twin) for one, twin in twins if isinstance(one, AutoGuide)}
+    return {packed_statement(one): packed_statement(twin) for one, twin in twins if isinstance(one, PyroModule)}
 
 
-def packed_statement(guide: AutoGuide) -> str:
-    """The name of the sample statement in which an autoguide draws its packed vector."""
+def packed_statement(guide: PyroModule) -> str:
+    """
+    The name of the sample statement in which an autoguide draws its packed vector: it follows the module's own name.
+
+    A module of one's own that names a statement so keeps it apart from those of other guides beside it in a list.
+
+    Example::
+
+        >>> from pyro.infer.autoguide import AutoDiagonalNormal
+        >>> packed_statement(AutoDiagonalNormal(lambda: None))
+        '_AutoDiagonalNormal_latent'
+    """
     return f"_{guide._pyro_name}_latent"
 
 
@@ -233,6 +257,15 @@ class DrawsGuide:
     :param draws: values of each site, the draws along the first dimension.
     :param log_weights: shape ``(num_draws,)``, normalised or not.
     :param default_arguments: arguments and keyword arguments that the model was fitted with.
+
+    Example::
+
+        >>> import torch, pyro
+        >>> from pyro_bmrs.posteriors import DrawsGuide
+        >>> draws = {"slope": torch.tensor([-1., 0., 1.])}
+        >>> guide = DrawsGuide(lambda: None, draws, torch.tensor([0., 0.25, 0.75]).log())
+        >>> guide.resample(1000)["slope"].unique()
+        tensor([0., 1.])
     """
 
     def __init__(

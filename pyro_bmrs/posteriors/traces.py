@@ -14,7 +14,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide, AutoStructured
 from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
 from pyro.poutine.guide import GuideMessenger
@@ -74,10 +73,8 @@ class GuideRun:
     def traces(self) -> tuple[poutine.Trace, poutine.Trace]:
         """A trace of the guide, or of the values that an autoguide began with, and of the model upon its values."""
         guide = self.guide
-        # A structured guide empties its prototype once it has read it.
-        if isinstance(guide, AutoGuide) and guide.prototype_trace is not None and not isinstance(guide, AutoStructured):
-            guide_trace = guide.prototype_trace
-        else:
+        guide_trace = first_run(guide)
+        if guide_trace is None:
             guide_trace = trace_guide(guide, self.args, self.kwargs)
             if isinstance(guide, GuideMessenger):
                 return guide_trace, guide.get_traces()[0]
@@ -102,6 +99,13 @@ class GuideRun:
             return guide_trace, model_trace
         replayed = poutine.replay(self.model, trace=guide_trace)
         return guide_trace, poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
+
+
+def first_run(guide: Any) -> poutine.Trace | None:
+    """The trace of the model that an autoguide was set up with; None where there is none, or it is empty by now."""
+    trace = getattr(guide, "prototype_trace", None)
+    # A structured guide empties its own once it has read it.
+    return trace if isinstance(trace, poutine.Trace) and all(trace.nodes.values()) else None
 
 
 def replay_whole(model: Callable[..., Any], guide_trace: Any) -> Callable[..., Any]:
