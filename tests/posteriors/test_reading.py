@@ -1,44 +1,87 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
+"""What stands for a posterior, and what does not."""
+
 from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
 import pytest
-import torch
-from pyro.infer.autoguide import AutoNormal, AutoStructured
+from pyro.infer.autoguide import (
+    AutoGuideList,
+    AutoLaplaceApproximation,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalMessenger,
+    AutoStructured,
+)
 
-from pyro_bmrs import ReductionError
+from pyro_bmrs import ReductionError, reduce_model
 from pyro_bmrs.posteriors import read_guide
+from tests.programs import NARROW, Y, model
 
-DATA = torch.tensor([0.5, 1.0])
+
+@pytest.mark.parametrize(
+    "guide_type", [AutoNormal, AutoMultivariateNormal, AutoNormalMessenger, AutoLaplaceApproximation]
+)
+def test_a_guide_not_fitted(guide_type):
+    with pytest.raises(ReductionError, match="has not been fitted"):
+        reduce_model(guide_type(model), {"bias": NARROW}, args=(Y,))
 
 
-def model(y) -> None:
+def test_a_list_of_guides_not_fitted():
+    guide = AutoGuideList(model)
+    guide.append(AutoNormal(model))
+    with pytest.raises(ReductionError, match="has not been fitted"):
+        reduce_model(guide, {"bias": NARROW}, args=(Y,))
+
+
+def test_a_hand_written_guide_without_its_model():
+    with pytest.raises(ReductionError, match="pass model="):
+        reduce_model(lambda: None, NARROW)
+
+
+def test_what_is_no_guide():
+    with pytest.raises(ReductionError, match="guide is a str"):
+        reduce_model("guide", NARROW)
+
+
+def test_arguments_that_the_model_does_not_take():
+    def needs_data(x):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    guide = AutoNormalMessenger(needs_data)
+    guide(Y)
+    with pytest.raises(ReductionError, match="args="):
+        reduce_model(guide, NARROW)
+    assert reduce_model(guide, NARROW, args=(Y,)).method == "exact"
+
+
+def regression(y):
     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
 
 def test_an_autoguide_remembers_its_arguments() -> None:
-    guide = AutoNormal(model)
-    guide(DATA)
-    assert read_guide(guide).args[0] is DATA
+    guide = AutoNormal(regression)
+    guide(Y)
+    assert read_guide(guide).args[0] is Y
 
 
 def test_a_guide_may_remember_its_arguments_by_an_attribute() -> None:
     def guide(y) -> None:
         pyro.sample("mean", dist.Normal(0.5, 0.5))
 
-    guide.default_arguments = ((), {"y": DATA})
-    assert read_guide(guide, model).kwargs["y"] is DATA
+    guide.default_arguments = ((), {"y": Y})
+    assert read_guide(guide, regression).kwargs["y"] is Y
 
 
 def test_a_structured_guide_which_forgets_them_has_to_be_given_them() -> None:
-    guide = AutoStructured(model)
-    guide(DATA)
+    guide = AutoStructured(regression)
+    guide(Y)
     with pytest.raises(ReductionError, match="cannot be called with the arguments given"):
         read_guide(guide)
-    fitted = read_guide(guide, args=(DATA,))
+    fitted = read_guide(guide, args=(Y,))
     assert fitted.sites == {"mean"}
