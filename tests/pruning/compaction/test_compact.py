@@ -9,13 +9,13 @@ import copy
 import dataclasses
 import io
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -34,36 +34,10 @@ from pyro_bmrs.pruning import (
 )
 from pyro_bmrs.pruning.compaction.compact import compact_gated
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale
+from tests.pruning.compaction.gated import difference, random_gates, with_noise_at
 from tests.pruning.networks import NETWORKS, OTHER_NETWORKS, make
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
-
-
-def random_gates(net: nn.Module, seed: int, pruned: float = 0.5) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(num_units: int) -> Tensor:
-        kept = torch.rand(num_units, generator=generator) >= pruned
-        return torch.where(kept, 0.1 + torch.rand(num_units, generator=generator), 0.0)
-
-    return {name: draw(site.noise.num_units) for name, site in noise_sites(net).items()}
-
-
-@torch.no_grad()
-def with_noise_at(net: nn.Module, gates: dict[str, Tensor], *inputs: Tensor) -> Tensor:
-    """What the network with noise computes, where its noise has given values."""
-    net = copy.deepcopy(net).eval()
-    for name, site in noise_sites(net).items():
-        site.noise.kept.copy_(gates[name] > 0)
-    like = next(net.parameters())
-    # Values of pruned units do not matter, as long as the prior has them.
-    values = {name: torch.where(gate > 0, gate, 0.5).clamp(max=1.0).to(like) for name, gate in gates.items()}
-    with poutine.condition(data=values):
-        return net(*inputs)
-
-
-def difference(expected: Tensor, actual: Tensor) -> float:
-    return ((expected - actual).abs().max() / expected.abs().max()).item()
 
 
 def compacted(name: str, dtype: torch.dtype, seed: int, **options: Any) -> tuple[Tensor, nn.Module, Tensor]:
@@ -367,6 +341,73 @@ def test_leaves_sizes_that_are_written_in_the_code() -> None:
     assert report.sites.loc["conv", "masked"] == 2
     assert "does not run" in report.masked["reason"].iloc[0]
     assert small.fc1.out_features == 3
+
+
+class Tables(nn.Module):
+    """A column of the input is turned into rows of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.last = nn.Embedding(5, 4), nn.Linear(7, 8), nn.Linear(8, 2)
+
+    def forward(self, columns: Tensor) -> Tensor:
+        rows = self.table(columns[:, 0].long())
+        return self.last(self.first(torch.cat([rows, columns[:, 1:]], 1)).relu())
+
+
+def test_takes_units_out_behind_inputs_that_become_indices() -> None:
+    net, columns = Tables(), torch.cat([torch.arange(5.0).unsqueeze(1), torch.randn(5, 3)], 1)
+    sites = noise_sites(attach_noise(net))
+    gates = {name: (torch.arange(site.noise.num_units) % 2).float() for name, site in sites.items()}
+    small = compact_gated(net, gates, sites, columns)
+    assert small.first.out_features == 4
+    assert difference(with_noise_at(net, gates, columns), small(columns)) <= 1e-5
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose weight is computed at each call."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(images, weight / weight.std((1, 2, 3), keepdim=True), self.bias)
+
+
+class Halves(nn.Module):
+    """Channels that are split, one half of which goes through a layer, and put together again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.part, self.next = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(12, 6, 1)
+        self.last = nn.Conv2d(6, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        one, other = self.first(images).relu().chunk(2, 1)
+        return self.last(self.next(torch.cat([one, other, self.part(other).relu()], 1)).relu())
+
+
+@pytest.mark.parametrize(
+    "make_net, shape",
+    [
+        (lambda: nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)), (2, 3, 6, 6)),
+        (Halves, (2, 3, 4, 4)),
+        (
+            lambda: nn.Sequential(
+                *(nn.Linear(5, 16), nn.ReLU(), nn.Unflatten(1, (4, 4))),
+                *(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2), nn.Flatten()),
+            ),
+            (3, 5),
+        ),
+    ],
+)
+def test_leaves_what_it_cannot_take_out_and_says_why(make_net: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    net, inputs = make_net().double(), torch.randn(shape, dtype=torch.float64)
+    sites = noise_sites(attach_noise(net))
+    gates = {name: (torch.arange(site.noise.num_units) % 2).double() for name, site in sites.items()}
+    small = compact_gated(net, gates, sites, inputs)
+    assert difference(with_noise_at(net, gates, inputs), small(inputs)) <= 1e-12
+    report = compaction_report(small)
+    assert report.sites["removed"].sum() > 0
+    assert report.masked["reason"].str.len().gt(0).all()
 
 
 class TestBadInput:

@@ -14,7 +14,6 @@ from torch import nn
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning import CompactionReport, attach_noise, compaction_report, noise_sites
 from pyro_bmrs.pruning.compaction.compact import compact_gated
-from pyro_bmrs.pruning.compaction.cost import cost
 from tests.pruning.networks import make
 
 
@@ -27,29 +26,6 @@ def compacted() -> nn.Module:
     gates["fc2"][:] = 0.0
     evidence = {name: torch.arange(float(site.noise.num_units)) for name, site in sites.items()}
     return compact_gated(net, gates, sites, inputs, delta_evidence=evidence)
-
-
-@pytest.mark.parametrize(
-    "net, shape, macs",
-    [
-        (nn.Linear(10, 5), (3, 10), 3 * 10 * 5),
-        (nn.Conv2d(2, 4, 3), (1, 2, 10, 10), 4 * 2 * 9 * 64),
-        (nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2), (1, 4, 8, 8), 8 * 2 * 9 * 16),
-        (nn.Conv2d(4, 4, 3, groups=4), (2, 4, 5, 5), 2 * 4 * 9 * 9),
-    ],
-)
-def test_multiply_accumulate_operations_of_one_layer(net: nn.Module, shape: tuple[int, ...], macs: int) -> None:
-    table = cost(net, torch.randn(shape))
-    assert table["macs"].tolist() == [macs]
-    assert table["parameters"].tolist() == [sum(parameter.numel() for parameter in net.parameters())]
-
-
-def test_attention_counts_its_products() -> None:
-    net, inputs = make("vit")
-    table = cost(net, inputs)
-    # Scores and sums of values: of 5 tokens with 5 tokens, in 12 features, of 2 examples.
-    assert table.loc["blocks.0.attn", "macs"] == 2 * 2 * 5 * 5 * 12
-    assert table["parameters"].sum() == sum(parameter.numel() for parameter in net.parameters())
 
 
 def test_units(compacted: nn.Module) -> None:

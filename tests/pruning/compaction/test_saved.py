@@ -18,7 +18,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning import attach_noise, compaction_report, detach_noise, load_compact, noise_sites, save_compact
 from pyro_bmrs.pruning.compaction.compact import compact_gated
 from pyro_bmrs.pruning.compaction.modules.scaling import scales_of
-from tests.pruning.compaction.test_compact import random_gates
+from tests.pruning.compaction.gated import random_gates
 from tests.pruning.networks import NETWORKS, make
 
 

@@ -42,6 +42,22 @@ class Channel(NamedTuple):
     position: int
 
 
+class _Dependent(NamedTuple):
+    """
+    What has channels that go with elements of a multiplication.
+
+    :param name: its name; empty for the network's output.
+    :param target: the module, parameter or output.
+    :param side: the side of it that the channels are on.
+    :param pairs: the channel and the element that go together.
+    """
+
+    name: str
+    target: Any
+    side: str
+    pairs: list[tuple[int, int]]
+
+
 @dataclass(frozen=True)
 class TiedChannels:
     """
@@ -125,14 +141,11 @@ def tied_channels(net: nn.Module, example_inputs: Any) -> list[TiedChannels]:
     for scale_name, scale in scales_of(net).items():
         if scale.dim is None or scale not in graph.module2node:
             continue
-        try:
-            dependents = list(_dependents(graph, net, scale))
-        except Exception as error:  # likewise, on the way from there
-            for element in range(len(scale.factor)):
-                channel = Channel(scale_name, "through", element)
-                ties.tie(channel, channel)
-                obstacles[channel] = f"torch-pruning cannot follow them: {error!r}"
-            continue
+        dependents, failure = _known_dependents(graph, net, scale)
+        for element in range(len(scale.factor)) if failure else ():
+            channel = Channel(scale_name, "through", element)
+            ties.tie(channel, channel)
+            obstacles[channel] = f"torch-pruning cannot follow them: {failure}"
         for name, target, side, pairs in dependents:
             for index, element in pairs:
                 channel = Channel(name, side, index)
@@ -158,8 +171,26 @@ def _can_lose_channels(target: Any, side: str) -> bool:
     return can_lose_channels(target, side) or (is_other and side != "in")
 
 
-def _dependents(graph: Any, net: nn.Module, scale: Scale) -> Iterator[tuple[str, Any, str, list[tuple[int, int]]]]:
-    """Name, object and side of what has channels that go with elements of a multiplication, and which with which."""
+def _known_dependents(graph: Any, net: nn.Module, scale: Scale) -> tuple[list[_Dependent], str]:
+    """What has channels that go with elements of a multiplication; none, and why, if torch-pruning loses its way."""
+    try:
+        dependents = list(_dependents(graph, net, scale))
+    except Exception as error:  # of torch-pruning, on operations that it does not know
+        return [], repr(error)
+    for name, target, side, pairs in dependents:
+        size, last = _num_channels(target, side), max((index for index, _ in pairs), default=0)
+        if size is not None and last >= size:
+            return [], f"it counts {last + 1} channels of {name}, which has {size}"
+    return dependents, ""
+
+
+def _num_channels(target: Any, side: str) -> int | None:
+    if isinstance(target, Scale):
+        return None if target.dim is None else len(target.factor)
+    return num_channels(target, side)
+
+
+def _dependents(graph: Any, net: nn.Module, scale: Scale) -> Iterator[_Dependent]:
     names: dict[Any, str] = {module: name for name, module in net.named_modules()}
     names.update((parameter, name) for name, parameter in net.named_parameters())
     pruner = graph.get_pruner_of_module(scale)
@@ -172,7 +203,7 @@ def _dependents(graph: Any, net: nn.Module, scale: Scale) -> Iterator[tuple[str,
                 out = graph.is_out_channel_pruning_fn(item.dep.handler)
                 into = graph.is_in_channel_pruning_fn(item.dep.handler)
                 side = "through" if out and into else "in" if into else "out"
-                yield names.get(target, ""), target, side, list(zip(item.idxs, item.root_idxs))
+                yield _Dependent(names.get(target, ""), target, side, list(zip(item.idxs, item.root_idxs)))
             if target is scale:
                 left -= set(item.idxs)
 

@@ -77,3 +77,38 @@ def test_leaves_the_network_as_it_is() -> None:
 def test_example_inputs_that_do_not_fit(inputs: Any) -> None:
     with pytest.raises(ReductionError, match="example_inputs"):
         coupled_units(attach_noise(make("resnet")[0]), inputs)
+
+
+class Chunked(nn.Module):
+    """Channels that are split, one half of which goes through a layer, and put together again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.part, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(12, 6, 1)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        one, other = self.first(images).relu().chunk(2, 1)
+        return self.head(self.last(torch.cat([one, other, self.part(other).relu()], 1)).relu())
+
+
+class Unflattened(nn.Module):
+    """Channels that become two dimensions, one of which the next layer mixes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.next, self.last = nn.Linear(5, 16), nn.Linear(4, 6), nn.Linear(24, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(self.next(self.first(inputs).relu().unflatten(1, (4, 4))).relu().flatten(1))
+
+
+@pytest.mark.parametrize("kind, shape", [(Chunked, (2, 3, 4, 4)), (Unflattened, (2, 5))])
+def test_of_channels_of_which_torch_pruning_loses_count_none_is_tied(
+    kind: type[nn.Module], shape: tuple[int, ...]
+) -> None:
+    net = kind()
+    sites = noise_sites(attach_noise(net))
+    groups = coupled_units(net, torch.randn(shape))
+    assert all(unit < sites[name].noise.num_units for group in groups for name, unit in group)
+    assert not any(name == "first" for group in groups for name, _ in group)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning import Attention, attach_noise, compaction_report, noise_sites
 from pyro_bmrs.pruning.compaction.compact import compact_gated
-from tests.pruning.compaction.test_compact import difference, with_noise_at
+from tests.pruning.compaction.gated import difference, with_noise_at
 
 BATCH, QUERIES, KEYS, WIDTH, HEADS = 2, 5, 7, 12, 3
 

@@ -12,7 +12,7 @@ from torch import nn
 from pyro_bmrs.pruning import attach_noise, compaction_report, noise_sites
 from pyro_bmrs.pruning.compaction.compact import compact_gated
 from pyro_bmrs.pruning.compaction.modules.bypass import Bypass, Zeros
-from tests.pruning.compaction.test_compact import difference, with_noise_at
+from tests.pruning.compaction.gated import difference, with_noise_at
 from tests.pruning.networks import make
 
 
