@@ -3,6 +3,7 @@
 
 """Structured pruning: noise on the units of a network, fitted with SVI, says which of them the data do not need."""
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pyro_bmrs.pruning.compaction import (
@@ -66,7 +67,6 @@ __all__ = [
     "NoiseELBO",
     "NoiseSite",
     "PosteriorMean",
-    "PruningCallback",
     "PruningResult",
     "Regression",
     "SNR",
@@ -74,7 +74,6 @@ __all__ = [
     "WarmUp",
     "WeightNorm",
     "accuracy_vs_compression",
-    "agree_on_kept",
     "attach_noise",
     "compact",
     "compact_gated",
@@ -95,8 +94,17 @@ __all__ = [
 ]
 
 
-# Lightning is there for those who ask for it.
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # of one that is hidden
+        return False
+
+
+# What needs Lightning is loaded when it is asked for, and is among all names only where Lightning is installed.
 _WITH_LIGHTNING = ("PruningCallback", "agree_on_kept")
+if _is_installed("lightning"):
+    __all__ += ["PruningCallback", "agree_on_kept"]
 
 
 def __getattr__(name: str) -> Any:

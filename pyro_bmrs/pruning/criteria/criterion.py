@@ -19,7 +19,7 @@ Scores: TypeAlias = dict[str, Tensor]
 
 class Criterion(ABC):
     """
-    What decides which units go.
+    What decides which units go: a class with scores, and, unless the smallest are to go first, margins.
 
     ``decides`` says whether the criterion has a threshold of its own; else :func:`~pyro_bmrs.pruning.prune` has to be
     told how many units to remove.
@@ -36,15 +36,15 @@ class Criterion(ABC):
         :param guide: the fitted guide of its noise.
         """
 
-    @abstractmethod
     def margins(self, scores: Scores) -> Scores:
         """
-        How much speaks for the removal of each unit: the larger, the sooner it goes.
+        How much speaks for the removal of each unit: the larger, the sooner it goes; by default the smallest scores.
 
         Those of units that go together are added. Where the criterion ``decides``, a unit goes from 0 on.
 
         :param scores: what :meth:`scores` returned.
         """
+        return {name: -score for name, score in scores.items()}
 
     @property
     def name(self) -> str:
@@ -56,10 +56,20 @@ def score_units(criterion: Criterion, net: nn.Module, guide: AutoTruncatedLogNor
     """
     A criterion's scores, checked.
 
-    :raises ReductionError: for a guide of another network, one that is not fitted, or parameters that are not finite.
+    :param criterion: the criterion.
+    :param net: a network with noise.
+    :param guide: the fitted guide of its noise.
+    :raises ReductionError: for a guide of another network, one that is not fitted, or parameters that are not finite;
+        for scores that are NaN, or not one for each unit of each site.
     """
     check_guide(net, guide)
     scores = criterion.scores(net, guide)
+    shapes = {name: tuple(score.shape) for name, score in scores.items()}
+    units = {name: (noise.num_units,) for name, noise in guide.noise.items()}
+    if shapes != units:
+        raise ReductionError(
+            f"{criterion.name} gives scores of the shapes {shapes}; one for each unit are of the shapes {units}"
+        )
     for name, score in scores.items():
         if score.isnan().any():
             raise ReductionError(
@@ -73,6 +83,8 @@ def check_guide(net: nn.Module, guide: AutoTruncatedLogNormal) -> None:
     """
     Sees that a guide belongs to a network, and has been fitted.
 
+    :param net: a network with noise.
+    :param guide: what a user gives for the guide of its noise.
     :raises ReductionError: if not.
     """
     if not isinstance(guide, AutoTruncatedLogNormal):

@@ -72,10 +72,6 @@ class Saliency(Criterion):
             return {name: (means[name] * summed / count).abs() for name, summed in total.items()}
         return {name: 0.5 * means[name].square() * summed / count for name, summed in total.items()}
 
-    def margins(self, scores: Scores) -> Scores:
-        """The smallest go first."""
-        return {name: -score for name, score in scores.items()}
-
     def _gradients(self, net: nn.Module, means: Scores, x: Any, y: Tensor) -> Scores:
         """Of each example's loss in the noise: shape ``(examples, units)``."""
         # Noise of its own for each example, but where the noise is on weights, which examples share: there is one.

@@ -35,10 +35,6 @@ class WeightNorm(Criterion):
                 for name, site in noise_sites(net).items()
             }
 
-    def margins(self, scores: Scores) -> Scores:
-        """The smallest go first."""
-        return {name: -score for name, score in scores.items()}
-
 
 def incoming_weights(net: nn.Module, site: NoiseSite) -> Tensor:
     """

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from pyro_bmrs.pruning.compaction.coupling.ties import coupled_units
 from pyro_bmrs.pruning.criteria.criterion import Scores
 from pyro_bmrs.pruning.noise.attachment import noise_sites
 
@@ -26,8 +27,6 @@ def unit_groups(net: nn.Module, example_inputs: Any = None) -> list[list[Unit]]:
     units = [(name, unit) for name, site in noise_sites(net).items() for unit in range(site.noise.num_units)]
     tied: list[list[Unit]] = []
     if example_inputs is not None:
-        from pyro_bmrs.pruning.compaction.coupling.ties import coupled_units
-
         tied = [list(group) for group in coupled_units(net, example_inputs)]
     known = {unit for group in tied for unit in group}
     return [*tied, *([unit] for unit in units if unit not in known)]

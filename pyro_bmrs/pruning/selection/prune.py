@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
 from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores, score_units
-from pyro_bmrs.pruning.criteria.evidence import BMRS_N
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.selection.order import Unit, removal_order, rescue, unit_groups
 from pyro_bmrs.pruning.training.models import Likelihood

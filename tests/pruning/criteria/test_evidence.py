@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from pyro_bmrs import reduce_model
+from pyro_bmrs import ReductionError, reduce_model
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
-from pyro_bmrs.pruning import BMRS_N, BMRS_U
+from pyro_bmrs.pruning import BMRS_N, BMRS_U, EvidenceCriterion, prune
 from tests.pruning.criteria.guided import fitted
 
 LOW = math.exp(-20)
@@ -53,19 +53,31 @@ def test_a_unit_back_at_its_prior_scores_about_nothing():
         assert (criterion.margins({"0": score})["0"] >= 0).all()
 
 
-def test_the_paper_s_settings():
+def test_odds_can_differ_between_sites():
     net, guide = fitted()
     scores = BMRS_N().scores(net, guide)
-    odds = BMRS_N.paper().margins(scores)["0"] - scores["0"]
-    torch.testing.assert_close(odds, torch.full_like(odds, 0.5 * math.log(2 * math.pi)))
-    paper = BMRS_U.paper(8)
-    assert (paper.low, paper.prior_log_odds, paper.name) == (2.0**-23, 0.0, "BMRS_U-8")
+    margins = BMRS_N(prior_log_odds={"0": 0.0, "2": 3.0}).margins(scores)
+    assert torch.equal(margins["0"], scores["0"]) and torch.equal(margins["2"], scores["2"] + 3)
+    with pytest.raises(ReductionError, match="'2'"):
+        prune(net, guide, BMRS_N(prior_log_odds={"0": 0.0}))
 
 
-def test_bmrs_u_has_a_ceiling():
+class LowestTenth(EvidenceCriterion):
+    """A criterion from outside the package: the noise is in the lowest tenth of its interval, on a log scale."""
+
+    def reduced_prior(self, prior):
+        return LogUniform(prior.low, prior.low**0.9 * prior.high**0.1)
+
+
+def test_a_criterion_of_another_reduced_prior_takes_one_method():
+    """The change in log evidence is the posterior's probability of the lowest tenth, over the prior's, 1 / 10."""
     net, guide = fitted()
-    with torch.no_grad():
-        guide.noise_locs.fill_(-40.0)
-        guide.noise_log_scales.fill_(0.0)
-    score = BMRS_U(8).scores(net, guide)["0"]
-    torch.testing.assert_close(score, torch.full_like(score, math.log(20 / (20 - 8 * math.log(2)))), rtol=1e-6, atol=0)
+    scores = LowestTenth().scores(net, guide)
+    for name, score in scores.items():
+        probability = guide.noise_posterior(name).cdf(torch.tensor(-18.0).double().exp()).detach()
+        shown = probability > 1e-12
+        torch.testing.assert_close(score[shown], (10 * probability[shown]).log(), rtol=1e-6, atol=1e-6)
+    result = prune(net, guide, LowestTenth())
+    assert result.num_removed and result.criterion.name == "LowestTenth"
+    for name, removed in result.removed.items():
+        assert torch.equal(removed, scores[name] + 1 >= 0)

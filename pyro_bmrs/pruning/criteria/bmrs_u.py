@@ -1,0 +1,48 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The criterion that asks whether the noise of a unit is rounded to 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.distributions import Distribution
+
+from pyro_bmrs.distributions import LogUniform
+from pyro_bmrs.pruning.criteria.evidence import EvidenceCriterion
+
+
+@dataclass(frozen=True)
+class BMRS_U(EvidenceCriterion):
+    r"""
+    The change in log evidence when the noise is confined to values that fewer bits round to 0.
+
+    The reduced prior is log-uniform up to :math:`2^{-p_1}`. The change cannot exceed the log of the ratio of the widths
+    of both intervals, 0.32 nats for the default interval and 8 bits, and comes near it for units that collapsed.
+
+    :param p1: the number of bits, 8 or 4 in the paper.
+    :param prior_log_odds: see :class:`BMRS_N`.
+    :param low: lower end of the reduced prior; by default that of the prior.
+    """
+
+    p1: float = 8
+    prior_log_odds: float | Mapping[str, float] = 1.0
+    low: float | None = None
+
+    @classmethod
+    def paper(cls, p1: float = 8) -> BMRS_U:
+        """The rule of the paper's code: from 2^-23 on, at even odds."""
+        return cls(p1, prior_log_odds=0.0, low=2.0**-23)
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"BMRS_U-{self.p1:g}"
+
+    def reduced_prior(self, prior: LogUniform) -> Distribution:
+        """A log-uniform from the low end to ``2^-p1``."""
+        low = prior.low if self.low is None else torch.full_like(prior.low, self.low)
+        return LogUniform(low, torch.full_like(low, 2.0**-self.p1))
