@@ -27,23 +27,25 @@ def put_posterior(guide: AutoGuide, posterior: dist.MultivariateNormal, *args: A
     :param args: the model's arguments.
     """
     guide(*args)
+    like = next(guide.parameters())
+    loc, root = posterior.loc.to(like), posterior.scale_tril.to(like)
     if isinstance(guide, AutoMultivariateNormal):
-        guide.loc.copy_(posterior.loc)
-        guide.scale = posterior.scale_tril.diagonal().clone()
-        guide.scale_tril = posterior.scale_tril / guide.scale.unsqueeze(-1)
+        guide.loc.copy_(loc)
+        guide.scale = root.diagonal().clone()
+        guide.scale_tril = root / guide.scale.unsqueeze(-1)
         return guide
-    scale = posterior.precision_matrix.diagonal().rsqrt()
+    scale = posterior.precision_matrix.diagonal().rsqrt().to(like)
     if isinstance(guide, AutoDiagonalNormal):
-        guide.loc.copy_(posterior.loc)
+        guide.loc.copy_(loc)
         guide.scale = scale
         return guide
     assert isinstance(guide, AutoNormal)
     start = 0
     for name, _ in guide.prototype_trace.iter_stochastic_nodes():
-        loc = getattr(guide.locs, name)
-        here = slice(start, start + loc.numel())
-        loc.copy_(posterior.loc[here].reshape(loc.shape))
-        setattr(guide.scales, name, scale[here].reshape(loc.shape))
+        at = getattr(guide.locs, name)
+        here = slice(start, start + at.numel())
+        at.copy_(loc[here].reshape(at.shape))
+        setattr(guide.scales, name, scale[here].reshape(at.shape))
         start = here.stop
     return guide
 

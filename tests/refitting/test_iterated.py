@@ -21,65 +21,10 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoIAFNormal, AutoMultivar
 from pyro_bmrs import ReductionError, ReductionWarning, reduce_model
 from pyro_bmrs.refitting.iterated import reduce_iteratively
 from pyro_bmrs.refitting.training import Training
+from tests.processes import PATIENCE
+from tests.refitting.sparse_regression import QUICK, ZERO, fitted, in_two_sites, model, regression
 
-ZERO = dist.Delta(torch.tensor(0.0))
-QUICK = {"num_particles": 20, "window": 50, "seed": 1}
 SHORT = {"num_particles": 5, "seed": 1}
-# A mean-field guide of this problem lets go of the sixth weight, and only after the refit of the fifth.
-TWO_ROUNDS = 6
-
-
-def regression(seed=TWO_ROUNDS, dtype=torch.float64, num_rows=40):
-    """Sparse and correlated: the first and the third of six covariates matter, the others look like them."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(num_rows, 6, generator=generator, dtype=torch.float64)
-    x[:, 1] = x[:, 0] + 0.5 * x[:, 1]
-    x[:, 3] = x[:, 2] + 0.5 * x[:, 3]
-    x[:, 4] = 0.5 * (x[:, 4] + x[:, 0] + x[:, 2])
-    y = 0.8 * x[:, 0] + 0.5 * x[:, 2] + 0.5 * torch.randn(num_rows, generator=generator, dtype=torch.float64)
-    precision = x.T @ x / 0.25 + torch.eye(6, dtype=torch.float64)
-    posterior = dist.MultivariateNormal(torch.linalg.solve(precision, x.T @ y / 0.25), precision_matrix=precision)
-    return x.to(dtype), y.to(dtype), posterior
-
-
-def model(x, y):
-    weights = pyro.sample("weights", dist.Normal(x.new_zeros(6), 1.0).to_event(1))
-    with pyro.plate("data", len(x)):
-        pyro.sample("y", dist.Normal(x @ weights, 0.5), obs=y)
-
-
-def in_two_sites(x, y):
-    first = pyro.sample("first", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-    with pyro.plate("others", 4):
-        others = pyro.sample("rest", dist.Normal(x.new_tensor(0.0), 1.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("y", dist.Normal(x @ torch.cat([first, others]), 0.5), obs=y)
-
-
-def fitted(kind=AutoNormal, model=model, seed=TWO_ROUNDS, dtype=torch.float64):
-    """The guide that SVI would come to: the best normal of its kind."""
-    x, y, posterior = regression(seed, dtype)
-    pyro.set_rng_seed(0)
-    guide = kind(model)
-    guide(x, y)
-    loc, scale = posterior.loc.to(dtype), posterior.precision_matrix.diagonal().rsqrt().to(dtype)
-    with torch.no_grad():
-        if kind is AutoNormal:
-            start = 0
-            for name in ("weights",) if model is globals()["model"] else ("first", "rest"):
-                end = start + getattr(guide.locs, name).numel()
-                getattr(guide.locs, name).copy_(loc[start:end])
-                setattr(guide.scales, name, scale[start:end])
-                start = end
-            return guide
-        guide.loc.copy_(loc)
-        if kind is AutoDiagonalNormal:
-            guide.scale = scale
-            return guide
-        factor = posterior.scale_tril.to(dtype)
-        guide.scale = factor.diagonal().clone()
-        guide.scale_tril = factor / factor.diagonal().unsqueeze(-1)
-    return guide
 
 
 def numbers(result):
@@ -290,7 +235,9 @@ def test_a_killed_process_can_be_resumed(tmp_path, uninterrupted):
     path = tmp_path / "state.pt"
     script = f"""
 import os, signal
-from tests.refitting.test_iterated import QUICK, ZERO, Training, fitted, model, reduce_iteratively
+from pyro_bmrs.refitting.iterated import reduce_iteratively
+from pyro_bmrs.refitting.training import Training
+from tests.refitting.sparse_regression import QUICK, ZERO, fitted, model
 
 advance, count = Training.advance, []
 
@@ -304,7 +251,7 @@ Training.advance = deadly
 reduce_iteratively(model, fitted(), ZERO, checkpoint={str(path)!r}, **QUICK)
 """
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, timeout=PATIENCE)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert path.exists()
     result = reduce_iteratively(model, fitted(), ZERO, checkpoint=path, **QUICK)

@@ -14,6 +14,8 @@ import torch
 from pyro.infer.autoguide import AutoMultivariateNormal
 from torch import Tensor
 
+from tests.exact_guides import put_posterior
+
 NOISE = 0.7
 PRIOR_SCALE = 1.0
 BIAS_SCALE = 2.0
@@ -74,18 +76,9 @@ def exact_guide(x: Tensor, y: Tensor) -> AutoMultivariateNormal:
     prior_scale = torch.cat([x.new_tensor([BIAS_SCALE]), x.new_full((x.shape[1],), PRIOR_SCALE)])
     precision = design.T @ design / NOISE**2 + torch.diag(prior_scale**-2)
     loc = torch.linalg.solve(precision, design.T @ y / NOISE**2 + prior_loc / prior_scale**2)
-    return install(AutoMultivariateNormal(model), dist.MultivariateNormal(loc, precision_matrix=precision), x, y)
-
-
-@torch.no_grad()
-def install(guide: AutoMultivariateNormal, posterior: dist.MultivariateNormal, *args: Tensor) -> AutoMultivariateNormal:
-    """Puts a posterior into a joint normal guide."""
     pyro.clear_param_store()
-    guide(*args)
-    guide.loc.copy_(posterior.loc)
-    guide.scale = posterior.scale_tril.diagonal().clone()
-    guide.scale_tril = posterior.scale_tril / guide.scale.unsqueeze(-1)
-    return guide
+    posterior = dist.MultivariateNormal(loc, precision_matrix=precision)
+    return put_posterior(AutoMultivariateNormal(model), posterior, x, y)
 
 
 def every_model(count: int) -> np.ndarray:

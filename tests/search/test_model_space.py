@@ -25,7 +25,8 @@ from pyro.infer.autoguide import (
 
 from pyro_bmrs import Reduction, ReductionError, reduce_model, search_models
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
-from tests.search.regression import install, model, regression
+from tests.exact_guides import put_posterior
+from tests.search.regression import model, regression
 
 ZERO = torch.tensor(0.0, dtype=torch.double)
 PRIORS = [dist.Delta(ZERO), dist.Normal(ZERO, 1e-3), dist.Normal(ZERO + 0.1, 0.3)]
@@ -75,7 +76,8 @@ def test_an_independent_posterior_is_as_its_joint_normal_searched_exhaustively(p
     stated = {"weights": prior, "bias": dist.Normal(0.3, 0.01)}
     independent = search_models(guide, stated, groups=groups, prior_log_odds=0.3)
     posterior = dist.MultivariateNormal(loc, scale_tril=scale.diag())
-    joint = install(AutoMultivariateNormal(model), posterior, problem.x, problem.y)
+    pyro.clear_param_store()
+    joint = put_posterior(AutoMultivariateNormal(model), posterior, problem.x, problem.y)
     enumerated = search_models(joint, stated, groups=groups, prior_log_odds=0.3)
     assert (independent.strategy, enumerated.strategy) == ("factorised", "exhaustive")
     count = independent.num_models
@@ -150,7 +152,8 @@ def test_a_hand_written_joint_normal_is_searched_as_an_autoguide_is(prior):
     torch.set_default_dtype(torch.double)
     space = search_models(correlated_guide, {"weights": prior}, model=weights_model)
     posterior = pyro.poutine.trace(correlated_guide).get_trace().nodes["weights"]["fn"]
-    expected = search_models(install(AutoMultivariateNormal(weights_model), posterior), {"weights": prior})
+    pyro.clear_param_store()
+    expected = search_models(put_posterior(AutoMultivariateNormal(weights_model), posterior), {"weights": prior})
     for found, other in zip(space.top(16), expected.top(16)):
         torch.testing.assert_close(found, other)
     assert space.strategy == "exhaustive"
@@ -212,7 +215,10 @@ def test_single_precision_is_searched_in_double_and_averaged_in_single():
     double = search_models(problem.guide, {"weights": dist.Normal(ZERO, 1e-3)})
     posterior = problem.guide.get_posterior()
     single = dist.MultivariateNormal(posterior.loc.float(), scale_tril=posterior.scale_tril.float())
-    space = search_models(install(AutoMultivariateNormal(model), single, x, y), {"weights": dist.Normal(0.0, 1e-3)})
+    pyro.clear_param_store()
+    space = search_models(
+        put_posterior(AutoMultivariateNormal(model), single, x, y), {"weights": dist.Normal(0.0, 1e-3)}
+    )
     assert space.top().delta_evidence.dtype == torch.double
     torch.testing.assert_close(space.top().delta_evidence, double.top().delta_evidence, atol=1e-2, rtol=1e-4)
     assert space.average()["weights"].mean.dtype == torch.float

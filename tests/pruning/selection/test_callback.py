@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pyro_bmrs import ReductionError
+from tests.processes import PATIENCE
 
 pytest.importorskip("lightning")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -23,7 +24,7 @@ SCRIPT = Path(__file__).with_name("lightning_run.py")
 def script(folder, *numbers):
     folder.mkdir(exist_ok=True)
     return subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder), *map(str, numbers)], capture_output=True, text=True
+        [sys.executable, str(SCRIPT), str(folder), *map(str, numbers)], capture_output=True, text=True, timeout=PATIENCE
     )
 
 

@@ -6,12 +6,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-QUICK = ROOT / "tutorials" / "paper" / "configs" / "quick.yaml"
+from tests.processes import PATIENCE
+from tests.tutorials.paper.paths import QUICK, ROOT
 
 
 @pytest.fixture
@@ -54,9 +53,9 @@ def start(tmp_path):
 def finish(start):
     """Runs on the digits in a process of its own: its exit status, and what it wrote to standard error."""
 
-    def finish(*options: str, seconds: float = 120) -> tuple[int, str]:
+    def finish(*options: str) -> tuple[int, str]:
         process = start(*options)
-        _, errors = process.communicate(timeout=seconds)
+        _, errors = process.communicate(timeout=PATIENCE)
         return process.returncode, errors
 
     return finish

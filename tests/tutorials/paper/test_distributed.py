@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import time
 from pathlib import Path
 
 import pytest
@@ -18,11 +16,12 @@ for package in ("lightning", "jsonargparse", "sklearn", "torch_pruning"):
     pytest.importorskip(package)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+from tests.processes import PATIENCE, is_alive, wait_until  # noqa: E402
 from tutorials.paper.data import Images  # noqa: E402
 from tutorials.paper.results import read_rows  # noqa: E402
 
 WITNESSES = "tests.tutorials.paper.witnesses"
-TWO = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", "--process_timeout=30"]
+TWO = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", f"--process_timeout={PATIENCE}"]
 EPOCHS = ["--trainer.max_epochs=14", "--start=7", "--fine_tune_epochs=2"]
 SHORT = ["--trainer.max_epochs=5", "--start=2", "--fine_tune_epochs=1"]
 
@@ -59,10 +58,10 @@ def test_two_processes_decide_alike_and_as_well_as_one(finish, tmp_path):
 def kill(finish, folder: Path, rank: int) -> None:
     """A run of which one process is killed, which ends it."""
     watched = callbacks(("Presence", {"folder": str(folder)}), ("Death", {"epoch": 3, "rank": rank}))
-    status, _ = finish("--key=a", *SHORT, *TWO, watched, seconds=90)
+    status, _ = finish("--key=a", *SHORT, *TWO, watched)
     assert status != 0
-    for number in range(2):
-        assert ends(int((folder / f"{number}.pid").read_text()), seconds=40)
+    processes = [int((folder / f"{number}.pid").read_text()) for number in range(2)]
+    wait_until(lambda: not any(map(is_alive, processes)), "both processes have ended")
     assert read_rows(folder) == []
 
 
@@ -80,20 +79,6 @@ def test_the_first_rank_that_is_killed_takes_the_others_with_it(finish, tmp_path
     kill(finish, tmp_path, rank=0)
 
 
-def ends(process: int, seconds: float) -> bool:
-    """Whether a process ends in time; one that ended and that nobody asked after has."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            os.kill(process, 0)
-            if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except (ProcessLookupError, FileNotFoundError):
-            return True
-        time.sleep(0.1)
-    return False
-
-
 def test_a_batch_that_cannot_be_shared_is_an_error_of_all(finish):
-    status, errors = finish("--data.batch_size=63", *TWO, seconds=90)
+    status, errors = finish("--data.batch_size=63", *TWO)
     assert status != 0 and "batch_size" in errors

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import statistics
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 
 from pyro_bmrs import ReductionError
+from tests.tutorials.paper.paths import CONFIGS
 from tutorials.paper import report as report_module
 from tutorials.paper.cli import main
 from tutorials.paper.figures import accuracy_by_bits, accuracy_by_size, accuracy_curves, rank_correlation_map
@@ -29,7 +29,6 @@ from tutorials.paper.tables import (
     unpruned_accuracy,
 )
 
-CONFIGS = Path(__file__).parents[3] / "tutorials" / "paper" / "configs"
 CRITERIA = ["SNR", "BMRS_N", "WeightNorm"]
 ACCURACIES = {0: 0.95, 1: 0.96, 2: 0.985}
 

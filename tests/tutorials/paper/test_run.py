@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pyro_bmrs.pruning import load_compact
-from tests.tutorials.paper.conftest import QUICK
+from tests.tutorials.paper.paths import QUICK
 
 for package in ("lightning", "jsonargparse", "sklearn", "torch_pruning"):
     pytest.importorskip(package)

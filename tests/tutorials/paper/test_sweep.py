@@ -2,13 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import dataclasses
-import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_bmrs import ReductionError
+from tests.processes import PATIENCE, is_alive, wait_until
+from tests.tutorials.paper.paths import CONFIGS
+from tests.tutorials.paper.stand_ins import stand_in
 from tutorials.paper.cli import PaperCLI, main
 from tutorials.paper.results import read_rows
 from tutorials.paper.sweep import Job, read_jobs, sweep, take_shard
-
-CONFIGS = Path(__file__).parents[3] / "tutorials" / "paper" / "configs"
 
 GRID = """
 data: [mnist, digits]
@@ -34,34 +33,6 @@ grids:
     seed: 0
     overrides: {epochs: 3}
 """
-
-# Stands in for a run: leaves its row, or does what its network's name says.
-RUN = """
-import json, os, sys, time
-from pathlib import Path
-results, job = Path(sys.argv[1]), json.loads(sys.argv[2])
-(results / f"{job['seed']}.pid").write_text(str(os.getpid()))
-print("threads", os.environ["OMP_NUM_THREADS"])
-if job["network"] == "fails" and job["seed"] == 1:
-    sys.exit("no such luck")
-if job["network"] == "waits for two":
-    deadline = time.monotonic() + 60
-    while len(list(results.glob("*.pid"))) < 2:
-        if time.monotonic() > deadline:
-            sys.exit("alone")
-        time.sleep(0.01)
-if job["network"] == "hangs":
-    time.sleep(600)
-if job["network"] != "forgets":
-    with open(results / "results.jsonl", "a") as file:
-        file.write(json.dumps(job) + "\\n")
-"""
-
-
-def stand_in(job, results):
-    names = {"experiment": job.experiment, "data": job.data, "network": job.network, "criterion": job.criterion}
-    row = {"schema": 1, "key": job.key, "settings": job.config.stem, "seed": job.seed, **names}
-    return [sys.executable, "-c", RUN, str(results), json.dumps(row)]
 
 
 @pytest.fixture
@@ -260,11 +231,8 @@ def test_a_torn_row_is_run_again(tmp_path, stand_ins):
     assert seeds(tmp_path) == [0, 1, 2]
 
 
-def is_alive(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def count_begun(folder):
+    return len(list(folder.glob("*.pid")))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads of /proc whether a process lives")
@@ -273,27 +241,28 @@ def test_an_interrupted_sweep_ends_its_jobs(tmp_path, number):
     config = one_grid(tmp_path, network="hangs", seeds=5)
     # What runs the tests in the background may ignore Ctrl-C, and those that it starts inherit that.
     code = (
-        "import signal, sys; from pathlib import Path; from tests.tutorials.paper import test_sweep as t\n"
+        "import signal, sys; from pathlib import Path\n"
+        "from tests.tutorials.paper import stand_ins; from tutorials.paper import sweep\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "t.Job.command = t.stand_in\n"
-        "t.sweep(Path(sys.argv[1]), Path(sys.argv[2]), jobs=2)\n"
+        "sweep.Job.command = stand_ins.stand_in\n"
+        "sweep.sweep(Path(sys.argv[1]), Path(sys.argv[2]), jobs=2)\n"
     )
     command = [sys.executable, "-c", code, str(config), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 60
-        pids = []
-        while len(pids) < 2 and time.monotonic() < deadline and process.poll() is None:
-            pids = [int(path.read_text()) for path in tmp_path.glob("*.pid") if path.read_text()]
-            time.sleep(0.05)
-        assert len(pids) == 2, process.stderr.read() if process.poll() is not None else "the jobs do not begin"
-        assert all(is_alive(pid) for pid in pids)
-        os.kill(process.pid, number)
-        _, errors = process.communicate(timeout=60)
+        try:
+            wait_until(lambda: count_begun(tmp_path) == 2 or process.poll() is not None, "two jobs have begun")
+            assert process.poll() is None, process.stderr.read()
+            pids = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
+            assert all(is_alive(pid) for pid in pids)
+            os.kill(process.pid, number)
+            _, errors = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
     assert process.returncode != 0, errors
     if number == signal.SIGTERM:
         assert process.returncode == 128 + number, errors
     assert not any(is_alive(pid) for pid in pids)
-    assert len(list(tmp_path.glob("*.pid"))) == 2
+    assert count_begun(tmp_path) == 2
 
 
 def test_a_sweep_leaves_the_handlers_of_signals_as_they_were(tmp_path, stand_ins):
