@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, Protocol
 
 import pyro.distributions as dist
@@ -172,7 +172,7 @@ class PackedFactor:
         for part in self.parts:
             shape = part.distribution.batch_shape + part.distribution.event_shape
             here = slice(start, start + shape.numel())
-            loc, scale = (value[here].reshape(shape) for value in (distribution.mean, distribution.stddev))
+            loc, scale = distribution.mean[here].reshape(shape), distribution.stddev[here].reshape(shape)
             normal = dist.Normal(loc, scale).to_event(len(part.distribution.event_shape))
             parts.append(replace(part, distribution=normal))
             start = here.stop
@@ -259,16 +259,16 @@ class JointNormalFactor:
         # One coordinate is a matter for the univariate rules, quadrature among them.
         reduce_root = self._reduce_alone if len(at) == 1 and not fixed else self._reduce_together
         root = reduce_root(reduced_blocks, priors, reduced_priors, how)
-
-        def posteriors() -> dict[str, Distribution]:
-            return {block.name: site_marginal(factor.statement, block) for block in self.blocks} | root.posteriors
-
-        factor = replace(
+        statement = cache(lambda: regress(self.distribution, at, root.statement))
+        return replace(
             root,
-            build_statement=lambda: regress(self.distribution, at, root.statement),
-            build_posteriors=posteriors,
+            build_statement=statement,
+            build_posteriors=lambda: self._marginals(statement()) | root.posteriors,
         )
-        return factor
+
+    def _marginals(self, joint: Distribution) -> dict[str, Distribution]:
+        """The posterior of each site, when the vector follows another distribution."""
+        return {block.name: site_marginal(joint, block) for block in self.blocks}
 
     def _reduce_alone(self, blocks: Sequence[Block], priors: Priors, reduced_priors: Priors, how: How) -> ReducedFactor:
         (block,) = blocks
@@ -281,9 +281,10 @@ class JointNormalFactor:
     def _reduce_together(
         self, blocks: Sequence[Block], priors: Priors, reduced_priors: Priors, how: How
     ) -> ReducedFactor:
-        p, r = (_in_coordinates(blocks, given) for given in (priors, reduced_priors))
+        posterior = marginal(self.distribution, _positions(blocks, self.distribution))
+        prior, reduced_prior = _in_coordinates(blocks, priors), _in_coordinates(blocks, reduced_priors)
         with naming(", ".join(block.name for block in blocks)):
-            reduced = evidence.reduce(marginal(self.distribution, _positions(blocks, self.distribution)), p, r, **how)
+            reduced = evidence.reduce(posterior, prior, reduced_prior, **how)
         return ReducedFactor(
             reduced.delta_evidence.sum(),
             lambda: reduced.posterior,
@@ -297,7 +298,7 @@ class JointNormalFactor:
         pieces = replace(self, blocks=blocks).reduce(p, r, how)
         return replace(
             pieces,
-            build_posteriors=lambda: {block.name: site_marginal(pieces.statement, block) for block in self.blocks},
+            build_posteriors=lambda: self._marginals(pieces.statement),
         )
 
     def _reduce_in_turn(self, priors: Priors, reduced_priors: Priors, fixed: Priors, how: How) -> ReducedFactor:
@@ -311,16 +312,13 @@ class JointNormalFactor:
         others = {name: prior for name, prior in reduced_priors.items() if name not in fixed}
         second = replace(self, distribution=conditional, blocks=_repack(free)).reduce(priors, others, how)
 
-        def statement() -> Distribution:
-            return Packed([(point, at), (second.statement, rest_at)], len(at) + len(rest_at))
-
-        factor = ReducedFactor(
+        statement = cache(lambda: Packed([(point, at), (second.statement, rest_at)], len(at) + len(rest_at)))
+        return ReducedFactor(
             first.delta_evidence + second.delta_evidence,
             statement,
-            lambda: {block.name: site_marginal(factor.statement, block) for block in self.blocks},
+            lambda: self._marginals(statement()),
             combine([first.accuracy, second.accuracy]),
         )
-        return factor
 
 
 def _positions(blocks: Sequence[Block], like: JointNormal) -> Tensor:

@@ -31,8 +31,8 @@ class FittedDraws:
 
     :param values: of each site drawn, chains and draws along the first two dimensions.
     :param model: the model.
-    :param args: the arguments that it is run with.
-    :param kwargs: likewise.
+    :param args: the positional arguments that it is run with.
+    :param kwargs: the keyword arguments that it is run with.
     :raises ReductionError: for draws that are not finite, too few, or not of the model's sites and their shapes.
     """
 

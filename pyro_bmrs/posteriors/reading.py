@@ -32,8 +32,8 @@ def read_posterior(
 
     :param source: what stands for the posterior.
     :param model: the model; an MCMC kernel and most guides know theirs.
-    :param args: arguments of the model; an MCMC run and autoguides remember theirs.
-    :param kwargs: likewise.
+    :param args: positional arguments of the model; an MCMC run and autoguides remember theirs.
+    :param kwargs: keyword arguments of the model, remembered as those are.
     :raises ReductionError: for what cannot be read, with what is missing.
     """
     if isinstance(source, AbstractMCMC):
@@ -67,8 +67,8 @@ def read_guide(
 
     :param guide: a Pyro autoguide, a GuideMessenger, or any callable with sample sites.
     :param model: the model, needed where the guide does not know it.
-    :param args: arguments of the model and the guide; for autoguides those of the first fit by default.
-    :param kwargs: likewise.
+    :param args: positional arguments of the model and the guide; for autoguides those of the first fit by default.
+    :param kwargs: keyword arguments of both, remembered as those are.
     :raises ReductionError: for a guide that is not fitted, or whose model or arguments are not known.
     """
     if not callable(guide):

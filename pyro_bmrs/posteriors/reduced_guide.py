@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -202,26 +203,39 @@ def _parameter_names(program: Callable[..., Any], args: tuple, kwargs: dict[str,
 
 
 def _copy_guide(guide: Any, model: Callable[..., Any]) -> Any:
-    """A guide with parameters of its own, that belongs to the reduced model."""
+    """
+    A guide with parameters of its own, that belongs to the reduced model.
+
+    Copied are a guide that is a module, the modules in it, and their parameters. Shared are the models that they know
+    and the traces of their first runs, which may hold the whole data and which no training changes. Of a messenger
+    that is no module, the traces of its last run become its own, and all else is shared. A function is shared: its
+    parameters are in the store alone, where they get names of their own.
+    """
     if not isinstance(guide, torch.nn.Module):
         return copy.copy(guide) if isinstance(guide, GuideMessenger) else guide
-    # Models and traces are shared, not copied; and autoguides drop their model and master when they are copied.
-    kept = {module: {name: vars(module).get(name) for name in ("_model", "master")} for module in guide.modules()}
-    shared = [state["_model"] for state in kept.values()]
-    shared += [vars(module).get("prototype_trace") for module in kept]
-    clone = copy.deepcopy(guide, {id(item): item for item in shared if item is not None})
-    for module, twin in zip(guide.modules(), clone.modules()):
-        for name, value in kept[module].items():
-            if name in vars(module):
-                object.__setattr__(module, name, value)
+    originals = list(guide.modules())
+    shared = [vars(module).get(name) for module in originals for name in ("_model", "prototype_trace")]
+    with _attributes_kept(originals, ("_model", "master")):
+        clone = copy.deepcopy(guide, {id(item): item for item in shared if item is not None})
+    for module, twin in zip(originals, clone.modules()):
         if isinstance(twin, PyroModule):
             # Its parameters have not been read under any name yet, so it may take a place in another module.
             twin._pyro_context.used = False
         if "_model" in vars(twin):
-            # A messenger runs the full model: its posteriors are made for the supports of the full priors.
-            anew = twin is clone and not isinstance(guide, GuideMessenger)
-            object.__setattr__(twin, "_model", (model,) if anew else kept[module]["_model"])
+            object.__setattr__(twin, "_model", vars(module)["_model"])
+    if "_model" in vars(clone) and not isinstance(guide, GuideMessenger):
+        # A messenger runs the full model: its posteriors are made for the supports of the full priors.
+        object.__setattr__(clone, "_model", (model,))
     return clone
+
+
+@contextmanager
+def _attributes_kept(modules: Sequence[torch.nn.Module], names: Sequence[str]) -> Iterator[None]:
+    """Puts attributes back, which autoguides drop, themselves and not only their copies, when they are copied."""
+    kept = [(module, name, vars(module)[name]) for module in modules for name in names if name in vars(module)]
+    yield
+    for module, name, value in kept:
+        object.__setattr__(module, name, value)
 
 
 def _packed_names(guide: Any, clone: Any) -> dict[str, str]:

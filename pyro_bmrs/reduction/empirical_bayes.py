@@ -96,15 +96,15 @@ def optimize_reduced_prior(
     :param constraints: what a hyperparameter has to satisfy, as in ``torch.distributions.constraints``; real numbers by
         default.
     :param model: the model, where the guide does not know it.
-    :param args: arguments of model and guide; autoguides and an MCMC run remember theirs.
-    :param kwargs: likewise.
-    :param method: as for :func:`~pyro_bmrs.reduce_model`.
-    :param num_samples: likewise.
+    :param args: positional arguments of model and guide; autoguides and an MCMC run remember theirs.
+    :param kwargs: keyword arguments of both, remembered as those are.
+    :param method: how Delta F is computed, as for :func:`~pyro_bmrs.reduce_model`.
+    :param num_samples: draws for importance sampling from a guide.
     :param max_steps: of L-BFGS.
     :param progress: whether to show a progress bar while drawing.
     :return: the :class:`OptimizedPrior`.
     :raises ReductionError: where ``init`` is empty, not finite or violates its constraint, where Delta F does not
-        depend on a hyperparameter, where a reduced prior on the way is none, and whatever
+        depend on a hyperparameter, where Delta F cannot be had at hyperparameters on the way, and whatever
         :func:`~pyro_bmrs.reduce_model` objects to.
     :warns ReductionWarning: where no maximum inside the domain was found, as when the evidence goes on rising while a
         scale goes to zero.

@@ -59,8 +59,9 @@ def reduce_model(
     :param reduced_prior: a distribution (where there is one latent site), a mapping from site name to distribution, or
         a Pyro program whose sample sites are the reduced priors. ``dist.Delta(x0)`` fixes a site at ``x0``.
     :param model: the model, where the guide does not know it.
-    :param args: arguments of model and guide, as given to ``svi.step``; autoguides and an MCMC run remember theirs.
-    :param kwargs: likewise.
+    :param args: positional arguments of model and guide, as given to ``svi.step``; autoguides and an MCMC run remember
+        theirs.
+    :param kwargs: keyword arguments of both, remembered as those are.
     :param method: ``"auto"`` takes the exact rule where there is one, else quadrature for one-dimensional elements,
         else importance sampling; ``"exact"``, ``"quadrature"`` and ``"importance"`` insist on one.
     :param num_samples: draws for importance sampling from a guide; of draws that are there already, all are used.

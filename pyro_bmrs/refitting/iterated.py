@@ -8,46 +8,24 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
-from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.posteriors.fitted_guide import FittedGuide
-from pyro_bmrs.posteriors.reading import read_guide
-from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide
-from pyro_bmrs.reduction.priors import ReducedPriorLike, match_prior, read_reduced_priors, reduced_model
-from pyro_bmrs.reduction.reduction import Reduction, reduce_posterior
+from pyro_bmrs.reduction.priors import ReducedPriorLike
 from pyro_bmrs.refitting.checkpoints import Checkpoint
-from pyro_bmrs.refitting.refit import Refit, follow, warn_not_converged
-from pyro_bmrs.refitting.training import Objective, Schedule, Training, own_random_numbers, set_seed
-from pyro_bmrs.refitting.unpinning import unpinned_guide
-from pyro_bmrs.search.groups import Groups, GroupsLike, read_groups
-from pyro_bmrs.search.search_models import search_models
-from pyro_bmrs.structure.layers import is_point
-from pyro_bmrs.structure.mixtures import mix
+from pyro_bmrs.refitting.refit import warn_not_converged
+from pyro_bmrs.refitting.rounds import Round, State, Task, advance, choose, read_task, repeat, search
+from pyro_bmrs.refitting.training import Schedule, Training, own_random_numbers, set_seed
+from pyro_bmrs.search.groups import GroupsLike
+from pyro_bmrs.search.model_space import ModelSpace
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _MOST_NAMED = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Round:
-    """
-    One round of an iterated reduction.
-
-    :param reduced: names of the groups that were reduced in it.
-    :param refit: what the reduction said, and what refitting made of it.
-    """
-
-    reduced: tuple[str, ...]
-    refit: Refit
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +132,8 @@ def reduce_iteratively(
     :param model: the full model.
     :param guide: a guide fitted to it, whose posterior of the reduced sites is independent or jointly normal.
     :param reduced_prior: the reduced priors, as for :func:`~pyro_bmrs.search_models`.
-    :param args: arguments of model and guide; autoguides remember those of their first run.
-    :param kwargs: likewise.
+    :param args: positional arguments of model and guide; autoguides remember those of their first run.
+    :param kwargs: keyword arguments of both, remembered as those are.
     :param groups: what is reduced together: ``"element"``, ``"site"``, or named groups.
     :param prior_log_odds: prior log odds of a group's reduction, in nats, one number or one for each group.
     :param checkpoint: a file to keep the state in, after each window of SVI steps.
@@ -191,172 +169,48 @@ def reduce_iteratively(
     store = Checkpoint(checkpoint)
     with own_random_numbers(), tqdm(desc="reducing iteratively", unit=" steps", disable=not progress) as bar:
         set_seed(schedule.seed)
-        work = _Work.begin(model, guide, reduced_prior, args, kwargs, groups, prior_log_odds, schedule)
-        task = work.task()
-        state = store.read(task) or {"rounds": [], "training": None, "finished": False}
-        for done in state["rounds"]:
-            work.repeat(done)
-        while not state["finished"]:
-            chosen = work.choose()
-            if chosen is None:
-                state = {**state, "finished": True}
-                store.write(task, state)
+        task, state, space = read_task(model, guide, reduced_prior, args, kwargs, groups, prior_log_odds, schedule)
+        signature = _signature(task, state, space)
+        kept = store.read(signature) or {"rounds": [], "training": None, "finished": False}
+        for done in kept["rounds"]:
+            state = repeat(task, state, done)
+        while not kept["finished"]:
+            choice = choose(state, search(task, state) if state.rounds else space)
+            if choice is None:
+                kept = {**kept, "finished": True}
+                store.write(signature, kept)
                 break
 
-            def keep(training: Training, state: dict[str, Any] = state) -> None:
-                store.write(task, {**state, "training": training.state()})
+            def keep(training: Training, kept: dict[str, Any] = kept) -> None:
+                store.write(signature, {**kept, "training": training.state()})
                 bar.update(training.num_steps - bar.n)
 
-            bar.set_postfix(round=len(work.rounds) + 1, reduced=int(work.reduced.sum()))
+            bar.set_postfix(round=len(state.rounds) + 1, reduced=int(state.reduced.sum()))
             bar.reset()
-            done = work.advance(chosen, keep, state["training"])
-            state = {"rounds": [*state["rounds"], done], "training": None, "finished": False}
-            store.write(task, state)
-    for finished in work.rounds:
+            state, done = advance(task, state, choice, keep, kept["training"])
+            kept = {"rounds": [*kept["rounds"], done], "training": None, "finished": False}
+            store.write(signature, kept)
+    for finished in state.rounds:
         if not finished.refit.converged:
             warn_not_converged(finished.refit.num_steps, stacklevel=3)
-    return work.result()
+    return IteratedReduction(
+        state.current.model,
+        state.current.guide,
+        task.groups.spread(state.reduced, False),
+        task.names(~state.reduced),
+        state.rounds,
+    )
 
 
-class _Work:
-    """
-    The state between rounds.
-
-    A point has no density to reduce again. So beside the reduced model and its guide stand a model in which the reduced
-    elements that are points have their full prior still, and a guide that gives them a density, independent of all
-    else, and every other element what the fit gave it. These are what a round reads; then the points are put back.
-    """
-
-    def __init__(
-        self, fitted: FittedGuide, stated: Mapping[str, Distribution], groups: Groups, log_odds: Tensor, how: Schedule
-    ) -> None:
-        self._open, self._stated, self._groups, self._log_odds, self._schedule = fitted, stated, groups, log_odds, how
-        self._points = {name for name, prior in stated.items() if is_point(prior)}
-        self.current = Objective(fitted.model, fitted.guide, how, fitted.args, fitted.kwargs)
-        self.reduced = torch.zeros(len(groups), dtype=torch.bool, device=log_odds.device)
-        self.rounds: list[Round] = []
-
-    @staticmethod
-    def begin(
-        model: Callable[..., Any],
-        guide: Any,
-        reduced_prior: ReducedPriorLike,
-        args: tuple,
-        kwargs: Mapping[str, Any] | None,
-        groups: GroupsLike,
-        prior_log_odds: float | Tensor,
-        schedule: Schedule,
-    ) -> _Work:
-        """Reads what the user states."""
-        if isinstance(guide, DrawsGuide):
-            raise ReductionError("weighted draws cannot be fitted further; fit a guide to the reduced model first")
-        fitted = read_guide(guide, model, args, kwargs)
-        stated = read_reduced_priors(reduced_prior, fitted.latent, fitted.args, fitted.kwargs)
-        # A search of the whole space first, since it knows what is wrong with the question.
-        space = search_models(
-            guide, reduced_prior, model=model, args=args, kwargs=kwargs, groups=groups, prior_log_odds=prior_log_odds
-        )
-        shapes = {name: delta.shape for name, delta in space.delta_evidence.items()}
-        device = next(iter(space.delta_evidence.values())).device
-        chosen = read_groups(groups, shapes, device)
-        log_odds = torch.as_tensor(prior_log_odds, dtype=torch.double, device=device).expand(len(chosen))
-        priors = {name: match_prior(name, stated.at(name, {}), fitted.prior(name)) for name in sorted(stated.sites)}
-        work = _Work(fitted, priors, chosen, log_odds, schedule)
-        work._first = space.delta_evidence
-        return work
-
-    _first: dict[str, Tensor]
-
-    def task(self) -> dict[str, Any]:
-        """What tells this task from another: its groups and settings, and what they give at first."""
-        settings = {f.name: getattr(self._schedule, f.name) for f in fields(self._schedule) if f.name != "loss"}
-        return {
-            "settings": {**settings, "learning_rates": list(self._schedule.learning_rates)},
-            "groups": list(self._groups.names),
-            "prior log odds": self._log_odds,
-            "loss": type(self._schedule.loss).__name__,
-            "model, guide or reduced priors": torch.cat([delta.double().reshape(-1) for delta in self._first.values()]),
-            "model, guide or arguments": torch.from_numpy(self.current.elbos(2)),
-        }
-
-    def choose(self) -> Tensor | None:
-        """Which groups the best model reduces beyond those that are reduced; None where there are none."""
-        left = (~self.reduced).nonzero().squeeze(-1)
-        if not len(left):
-            return None
-        numbers = torch.full((len(self._groups) + 1,), -1, device=left.device)
-        numbers[left] = torch.arange(len(left), device=left.device)
-        labels = {name: numbers[label] for name, label in self._groups.labels.items() if (numbers[label] >= 0).any()}
-        space = search_models(
-            self._open.guide,
-            {name: self._stated[name] for name in labels},
-            model=self._open.model,
-            args=self._open.args,
-            kwargs=self._open.kwargs,
-            groups=Groups(tuple(self._groups.names[place] for place in left.tolist()), labels),
-            prior_log_odds=self._log_odds[left],
-        )
-        best = space.top(1)
-        self._delta_evidence = float(best.delta_evidence)
-        chosen = torch.zeros_like(self.reduced)
-        chosen[left] = best.reduced[0]
-        return chosen if chosen.any() else None
-
-    _delta_evidence: float
-
-    def advance(
-        self, chosen: Tensor, tell: Callable[[Training], Any], state: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
-        """Does a round, and returns what :meth:`repeat` needs to do it again without the fit."""
-        set_seed(self._schedule.seed)
-        after, reduction = self._reduce(chosen)
-        sites = {name: self._groups.spread(chosen, False)[name] for name in self._stated}
-        names = tuple(name for name, reduced in sites.items() if reduced.any())
-        refitted = follow(self.current, after, self._delta_evidence, names, self._open, tell, state)
-        self._finish(chosen, after, reduction, refitted)
-        numbers = {f.name: getattr(refitted, f.name) for f in fields(Refit) if f.name not in ("model", "guide")}
-        parameters = [value.detach().clone() for value in after.parameters()]
-        return {"chosen": chosen, "parameters": parameters, "refit": numbers}
-
-    def repeat(self, done: Mapping[str, Any]) -> None:
-        """Does a round again that a checkpoint tells of."""
-        after, reduction = self._reduce(done["chosen"])
-        with torch.no_grad():
-            for parameter, value in zip(after.parameters(), done["parameters"], strict=True):
-                parameter.copy_(value)
-        refitted = Refit(**{**done["refit"], "model": after.model, "guide": after.guide})
-        self._finish(done["chosen"], after, reduction, refitted)
-
-    def _reduce(self, chosen: Tensor) -> tuple[Objective, Reduction]:
-        """The reduction of the groups chosen, with the points that there are already."""
-        now, all_of_them = (self._groups.spread(groups, False) for groups in (chosen, chosen | self.reduced))
-        reduced = {name: all_of_them[name] if name in self._points else now[name] for name in self._stated}
-        fitted = self._open
-        stated = {
-            name: mix(fitted.prior(name), self._stated[name], elements)
-            for name, elements in reduced.items()
-            if elements.any()
-        }
-        reduction = reduce_posterior(fitted, stated)
-        return Objective(reduction.model, reduction.new_guide(), self._schedule, fitted.args, fitted.kwargs), reduction
-
-    def _finish(self, chosen: Tensor, after: Objective, reduction: Reduction, refitted: Refit) -> None:
-        priors = reduction.reduced_priors
-        open_model = self._open.model
-        if priors.sites - self._points:
-            free = {name: partial(priors.at, name) for name in priors.sites - self._points}
-            stated = {name: at({}) for name, at in free.items()}
-            open_model = reduced_model(open_model, read_reduced_priors(stated, list(stated), (), {}))
-        guide: ReducedGuide = after.guide
-        self._open = read_guide(
-            unpinned_guide(guide, self._open, open_model), open_model, after.args, dict(after.kwargs)
-        )
-        self.current, self.reduced = after, self.reduced | chosen
-        names = tuple(self._groups.names[place] for place in chosen.nonzero().squeeze(-1).tolist())
-        self.rounds.append(Round(names, refitted))
-
-    def result(self) -> IteratedReduction:
-        """What it has come to."""
-        kept = tuple(self._groups.names[place] for place in (~self.reduced).nonzero().squeeze(-1).tolist())
-        reduced = self._groups.spread(self.reduced, False)
-        return IteratedReduction(self.current.model, self.current.guide, reduced, kept, tuple(self.rounds))
+def _signature(task: Task, first: State, space: ModelSpace) -> dict[str, Any]:
+    """What tells a task from another: its groups and settings, and what they give at first."""
+    settings = {f.name: getattr(task.schedule, f.name) for f in fields(Schedule) if f.name != "loss"}
+    changes = [delta.double().reshape(-1) for delta in space.delta_evidence.values()]
+    return {
+        "settings": {**settings, "learning_rates": list(task.schedule.learning_rates)},
+        "groups": list(task.groups.names),
+        "prior log odds": task.log_odds,
+        "loss": type(task.schedule.loss).__name__,
+        "model, guide or reduced priors": torch.cat(changes),
+        "model, guide or arguments": torch.from_numpy(first.current.elbos(2)),
+    }

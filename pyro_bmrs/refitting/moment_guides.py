@@ -33,8 +33,8 @@ def guide_at_moments(
     :param original: the guide that the draws came from.
     :param model: the model that the new guide is to be fitted to.
     :param draws: the weighted draws.
-    :param args: arguments of the model.
-    :param kwargs: likewise.
+    :param args: positional arguments of the model.
+    :param kwargs: keyword arguments of the model.
     :raises ReductionError: for a kind of guide that moments do not determine, and for draws too few to give any.
     """
     kind: Any = next((kind for kind in place.registry if kind is not object and type(original) is kind), None)
@@ -80,9 +80,9 @@ def place(guide: Any, draws: Mapping[str, Tensor], weights: Tensor) -> None:
 def _(guide: AutoNormal, draws: Mapping[str, Tensor], weights: Tensor) -> None:
     for name, values in draws.items():
         shape, event_dim = guide._get_loc_and_scale(name)[0].shape, guide._event_dims[name]
-        loc, scale = (moment.reshape(shape) for moment in _moments(values, weights))
-        deep_setattr(guide.locs, name, PyroParam(loc, constraints.real, event_dim))
-        deep_setattr(guide.scales, name, PyroParam(scale, guide.scale_constraint, event_dim))
+        loc, scale = _moments(values, weights)
+        deep_setattr(guide.locs, name, PyroParam(loc.reshape(shape), constraints.real, event_dim))
+        deep_setattr(guide.scales, name, PyroParam(scale.reshape(shape), guide.scale_constraint, event_dim))
 
 
 @place.register

@@ -145,8 +145,9 @@ def refit(
     :param progress: whether to show a progress bar.
     :return: the :class:`Refit`.
     :raises ReductionError: for another guide or model than the reduction's, a reduction of draws that no guide was
-        fitted to, a guide that cannot be begun at weighted draws, settings that are none, or an ELBO that is not
-        finite.
+        fitted to, a guide that cannot be begun at weighted draws, a loss that is no ELBO, learning rates that are not
+        positive, a window, ``max_steps``, ``num_particles`` or a seed that is no integer or too small, a negative
+        tolerance, or an ELBO that is not finite.
     :warns ReductionWarning: where ``max_steps`` were not enough.
 
     Example::
@@ -174,10 +175,8 @@ def refit(
     with own_random_numbers():
         set_seed(seed)
         begun = _start(full, reduction) if start is None else start
-        before, after = (
-            Objective(program, fitted, schedule, full.args, full.kwargs)
-            for program, fitted in ((full.model, full.guide), (reduction.model, begun))
-        )
+        before = Objective(full.model, full.guide, schedule, full.args, full.kwargs)
+        after = Objective(reduction.model, begun, schedule, full.args, full.kwargs)
         with tqdm(total=max_steps, desc="refitting", disable=not progress, leave=False) as bar:
             result = follow(
                 before,

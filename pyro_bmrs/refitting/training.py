@@ -42,7 +42,9 @@ class Schedule:
     """
     How long to train, and how. The parameters are those of :func:`pyro_bmrs.refit`.
 
-    :raises ReductionError: for settings that are none.
+    :raises ReductionError: if the loss is no ELBO, there are no learning rates or one is not positive and finite,
+        ``window`` or ``max_steps`` is no integer of at least 1, ``num_particles`` none of at least 2, the seed is
+        negative or no integer, or the tolerance is negative.
     """
 
     loss: Any = field(default_factory=Trace_ELBO)
@@ -106,9 +108,11 @@ class Objective:
     """
     The ELBO of a guide under a model.
 
+    :param model: the model.
+    :param guide: the guide.
     :param schedule: says which ELBO.
-    :param args: arguments that model and guide are run with.
-    :param kwargs: likewise.
+    :param args: positional arguments that model and guide are run with.
+    :param kwargs: keyword arguments that they are run with.
     """
 
     model: Callable[..., Any]
@@ -133,9 +137,8 @@ class Objective:
 
     def parameters(self) -> list[Tensor]:
         """The guide's own parameters, unconstrained, in the order of a run; without those of the model."""
-        own, models = (
-            self._parameters(program) for program in (self.guide, poutine.block(self.model, hide_types=["sample"]))
-        )
+        own = self._parameters(self.guide)
+        models = self._parameters(poutine.block(self.model, hide_types=["sample"]))
         return [value for name, value in own.items() if name not in models and value.requires_grad]
 
     def _parameters(self, program: Callable[..., Any]) -> dict[str, Tensor]:

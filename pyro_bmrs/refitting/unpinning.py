@@ -45,7 +45,7 @@ def unpin(now: Distribution, before: Distribution) -> Distribution:
 
     :param now: a point, a mixture by element with points, a packed vector with points, or any distribution without.
     :param before: a distribution without points over the same values; in a packed vector, a normal.
-    :return: likewise; a packed vector of which some part is no normal stays as it is.
+    :return: a distribution over the same values; a packed vector of which some part is no normal stays as it is.
 
     Example::
 

@@ -143,7 +143,7 @@ def read_normal_space(
             columns = _observations(block, priors[block.name], reduced_priors[block.name], label >= 0)
             at = torch.arange(block.positions.start, block.positions.stop, device=columns[0].device)
             observed.append([at[label >= 0], label[label >= 0], *columns])
-    at, label, *columns = (torch.cat(values) for values in zip(*observed))
+    at, label, *columns = map(torch.cat, zip(*observed))
     order = torch.argsort(label, stable=True)
     return NormalSpace(
         torch.cat([loc for loc, _ in parts]),
@@ -197,7 +197,8 @@ def _is_no_normal(site: str) -> ReductionError:
 def _observations(block: Block, prior: Distribution, reduced_prior: Distribution, grouped: Tensor) -> list[Tensor]:
     """Slope, noise, target and constant of each element of a site that belongs to a group."""
     with naming(block.name):
-        p, r = (elements(pull_back(given, block.transform)) for given in (prior, reduced_prior))
+        p = elements(pull_back(prior, block.transform))
+        r = elements(pull_back(reduced_prior, block.transform))
     if isinstance(r, dist.Delta) and p is not None:
         columns = _fixing(p, r.v)
     elif isinstance(p, Normal) and isinstance(r, Normal):
@@ -216,9 +217,8 @@ def _fixing(prior: Distribution, point: Tensor) -> list[Tensor]:
 
 
 def _narrowing(site: str, prior: Normal, reduced_prior: Normal, grouped: Tensor) -> list[Tensor]:
-    prior_loc, variance, reduced_loc, noise = (
-        value.double() for value in (prior.loc, prior.variance, reduced_prior.loc, reduced_prior.variance)
-    )
+    prior_loc, variance = prior.loc.double(), prior.variance.double()
+    reduced_loc, noise = reduced_prior.loc.double(), reduced_prior.variance.double()
     share = noise / variance
     # What is in no group keeps its prior, whatever the reduced one would be there.
     share = torch.where(grouped.reshape(share.shape), share, 0.5)

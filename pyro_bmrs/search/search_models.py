@@ -52,10 +52,11 @@ def search_models(
     unconstrained coordinates), or points.
 
     :param guide: a fitted guide, as for :func:`~pyro_bmrs.reduce_model`.
-    :param reduced_prior: the reduced priors, likewise. ``dist.Delta(x0)`` fixes an element at ``x0``.
+    :param reduced_prior: the reduced priors, as for :func:`~pyro_bmrs.reduce_model`. ``dist.Delta(x0)`` fixes an
+        element at ``x0``.
     :param model: the model, where the guide does not know it.
-    :param args: arguments of model and guide; autoguides remember those of their first run.
-    :param kwargs: likewise.
+    :param args: positional arguments of model and guide; autoguides remember those of their first run.
+    :param kwargs: keyword arguments of both, remembered as those are.
     :param groups: what switches together: ``"element"`` (each element by itself), ``"site"`` (each site as a whole), or
         a mapping from the name of a group to what is in it: a site, several sites, or a mapping from site to an index
         of its elements. Elements in no group keep their prior.

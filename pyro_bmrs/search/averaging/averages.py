@@ -27,7 +27,7 @@ class SwitchingAverage(TorchDistribution):
     elsewhere to length.
 
     :param full: distribution of the elements that keep their full prior, of batch shape ``label.shape``.
-    :param reduced: distribution of those that take their reduced prior, likewise.
+    :param reduced: distribution of those that take their reduced prior, of the same shape.
     :param label: the group of each element; -1 for elements that are always ``full``.
     :param inclusion: probability of each group to be ``full``.
 
@@ -73,7 +73,7 @@ class SwitchingAverage(TorchDistribution):
         return torch.where(chosen, self.full.sample(sample_shape), self.reduced.sample(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        full, reduced = (d.log_prob(value) for d in (self.full, self.reduced))
+        full, reduced = self.full.log_prob(value), self.reduced.log_prob(value)
         if is_point(self.reduced):
             # What has mass has no density beside it.
             full = torch.where(reduced > -torch.inf, -torch.inf, full)

@@ -107,7 +107,7 @@ class NormalPosterior:
                 stacklevel=3,
             )
         normals = reduced_normals(self.space, top.reduced)
-        loc, scale_tril = (values.to(self.dtype) for values in normals[:2])
+        loc, scale_tril = normals.loc.to(self.dtype), normals.scale_tril.to(self.dtype)
         probability = (top.probability / share).to(self.dtype)
         return _NormalModelAverage(NormalAverage(probability, loc, scale_tril, normals.fixed), self.space.blocks)
 
