@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +31,7 @@ from pyro_bmrs.pruning.compaction.surgery.blocks import remove_blocks
 from pyro_bmrs.pruning.compaction.surgery.folding import fold
 from pyro_bmrs.pruning.compaction.surgery.heads import remove_heads
 from pyro_bmrs.pruning.compaction.surgery.removal import remove_channels
-from pyro_bmrs.pruning.examples import Outputs, call, check_example_inputs, evaluation
+from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, run
 from pyro_bmrs.pruning.noise.attachment import KINDS, NoiseSite, detach_noise, noise_sites
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.noise.hooks import noise_hooks_in
@@ -252,12 +251,12 @@ def _check_weights(net: nn.Module) -> None:
 
 
 def _check_called(net: nn.Module, scales: Mapping[str, Scale], example_inputs: Any) -> None:
-    called = set()
-    with evaluation(net), torch.no_grad(), ExitStack() as hooks:
-        for name, scale in scales.items():
-            note = partial(lambda name, *_: called.add(name), name)
-            hooks.callback(scale.register_forward_hook(note).remove)
-        call(net, example_inputs)
+    called: set[str] = set()
+
+    def note(name: str, *_: Any) -> None:
+        called.add(name)
+
+    run(net, example_inputs, {scale: partial(note, name) for name, scale in scales.items()})
     missing = sorted(scales.keys() - called)
     if missing:
         raise ReductionError(
@@ -271,7 +270,7 @@ def _copy_modes(source: nn.Module, target: nn.Module) -> None:
     Training modes, required gradients and the order of images' dimensions in memory, by name; of what is new, those of
     the module that it is in or was.
     """
-    modules = dict(source.named_modules())
+    modules: dict[str, nn.Module] = dict(source.named_modules())
     known = dict(source.named_parameters())
 
     def nearest(name: str) -> nn.Module:
@@ -308,9 +307,23 @@ def _units(
         for unit, value in enumerate(gate.tolist()):
             elements = (Channel(places[name], "through", unit * size + element) for element in range(size))
             reason = next((done.left[element] for element in elements if element in done.left), "")
-            # What is in a residual branch goes with it.
-            fate = REMOVED if places[name] not in done.present else KEPT if value else MASKED if reason else REMOVED
-            rows.append((name, unit, value, fate, reason if fate == MASKED else "", evidence[unit]))
+            fate, why = _fate(value, reason, is_present=places[name] in done.present)
+            rows.append((name, unit, value, fate, why, evidence[unit]))
     columns = ["site", "unit", "gate", "fate", "reason", "delta_evidence"]
     table = pd.DataFrame(rows, columns=columns).set_index(["site", "unit"])
     return table if delta_evidence else table.drop(columns="delta_evidence")
+
+
+def _fate(gate: float, reason: str, *, is_present: bool) -> tuple[str, str]:
+    """
+    What becomes of a unit, and why if it is masked.
+
+    :param gate: the factor that it is multiplied by.
+    :param reason: why it is still there; empty if it is not.
+    :param is_present: whether what multiplies it is still there.
+    """
+    if not is_present:  # It went with the residual branch that it was in.
+        return REMOVED, ""
+    if gate:
+        return KEPT, ""
+    return (MASKED, reason) if reason else (REMOVED, "")

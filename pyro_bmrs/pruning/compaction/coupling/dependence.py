@@ -132,8 +132,8 @@ def _of_product(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
 
 def _of_choice(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
     """As elementwise, but of what is not chosen."""
-    condition, one, other = (operation.arguments[name] for name in ("condition", "self", "other"))
-    return of(condition) | torch.where(condition, of(one), of(other))
+    given = operation.arguments
+    return of(given["condition"]) | torch.where(given["condition"], of(given["self"]), of(given["other"]))
 
 
 def _of_filled(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
@@ -220,7 +220,8 @@ def _convolved(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
 
 def _multiplied(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
     """Each element of a product of matrices is of a row of one and a column of the other, and of what is added."""
-    one, other = (operation.arguments[name] for name in _MATRICES[operation.name])
+    first, second = _MATRICES[operation.name]
+    one, other = operation.arguments[first], operation.arguments[second]
     marks = of(one).any(-1, keepdim=True) | of(other).any(-2, keepdim=True)
     added = [tensor for tensor in operation.tensors if tensor is not one and tensor is not other]
     return reduce(torch.logical_or, map(of, added), marks)

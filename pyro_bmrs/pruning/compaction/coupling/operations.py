@@ -112,15 +112,15 @@ class Carried(TorchDispatchMode, ABC, Generic[Mark]):
     read: Mark
 
     def __init__(self) -> None:
-        super().__init__()
-        self._readers = _Readers(self._note_reading)
+        TorchDispatchMode.__init__(self)
+        self._readers: TorchFunctionMode = _Readers(self._note_reading)
 
     def __enter__(self) -> Any:
         self._readers.__enter__()
-        return super().__enter__()
+        return TorchDispatchMode.__enter__(self)
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        TorchDispatchMode.__exit__(self, *error)
         self._readers.__exit__(*error)
 
     def __torch_dispatch__(self, overload: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

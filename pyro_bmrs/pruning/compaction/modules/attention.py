@@ -153,7 +153,8 @@ class Attention(nn.Module):
 
     def _split(self, projected: Tensor) -> Tensor:
         """Of shape ``(batch, heads, length, head_dim)``."""
-        return projected.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        heads: Tensor = projected.unflatten(-1, (self.num_heads, self.head_dim))
+        return heads.transpose(1, 2)
 
     def _mask(self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, queries: Tensor) -> Tensor | None:
         """Both masks as what is added to the scores."""

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -21,7 +20,7 @@ from pyro_bmrs.pruning.compaction.coupling.ties import Channel
 from pyro_bmrs.pruning.compaction.modules.bypass import Bypass, Zeros
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled, scales_of, substitute
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
-from pyro_bmrs.pruning.examples import Outputs, call, evaluation
+from pyro_bmrs.pruning.examples import Outputs, run
 from pyro_bmrs.pruning.layers import channel_dim, layer_units
 
 
@@ -95,7 +94,7 @@ class _Branch:
             self._inputs[module] = args[0] if args else None
             versions[module] = getattr(result, "_version", 0)
 
-        self._call(note)
+        self._run(note)
         product = self._results[scale], versions[scale]
         self.end = next(m for m in net.modules() if self._results.get(m) is product[0] and versions[m] == product[1])
 
@@ -130,14 +129,11 @@ class _Branch:
             return result
 
         with Lineage() as lineage:
-            self._call(follow)
+            self._run(follow)
         return reached
 
-    def _call(self, hook: Any) -> None:
-        with evaluation(self._net), torch.no_grad(), ExitStack() as hooks:
-            for module in self._net.modules():
-                hooks.callback(module.register_forward_hook(hook).remove)
-            call(self._net, self._example_inputs)
+    def _run(self, hook: Callable[[nn.Module, Any, Any], Any]) -> None:
+        run(self._net, self._example_inputs, dict.fromkeys(self._net.modules(), hook))
 
 
 def _bypass(module: nn.Module, result: Any) -> Bypass:

@@ -115,7 +115,8 @@ class Written(nn.Module):
         return tokens.reshape(*tokens.shape[:2], self.num_heads, -1).transpose(1, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        queries, keys, values = (self._heads(layer(tokens)) for layer in (self.query, self.key, self.value))
+        queries, keys = self._heads(self.query(tokens)), self._heads(self.key(tokens))
+        values = self._heads(self.value(tokens))
         heads = (queries @ keys.transpose(-1, -2) / self.head_dim**0.5).softmax(-1) @ values
         width = tokens.shape[2] if self.all_head_size is None else self.all_head_size
         return self.out(heads.transpose(1, 2).reshape(*tokens.shape[:2], width))
