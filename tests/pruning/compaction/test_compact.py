@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro.nn import PyroModule
@@ -367,6 +368,18 @@ def test_takes_units_out_behind_inputs_that_become_indices() -> None:
     assert difference(with_noise_at(net, gates, columns), small(columns)) <= 1e-5
 
 
+class Autoencoder(nn.Module):
+    """The way back is by the weight of the way there, whose precision the input is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there, self.next, self.last = nn.Linear(5, 8), nn.Linear(5, 6), nn.Linear(6, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.there(inputs.to(self.there.weight.dtype)).relu()
+        return self.last(self.next(F.linear(hidden, self.there.weight.t())).relu())
+
+
 class Standardised(nn.Conv2d):
     """A convolution whose weight is computed at each call."""
 
@@ -393,6 +406,7 @@ class Halves(nn.Module):
     [
         (lambda: nn.Sequential(Standardised(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)), (2, 3, 6, 6)),
         (Halves, (2, 3, 4, 4)),
+        (Autoencoder, (3, 5)),
         (
             lambda: nn.Sequential(
                 *(nn.Linear(5, 16), nn.ReLU(), nn.Unflatten(1, (4, 4))),

@@ -63,6 +63,10 @@ class Scaled(nn.Module):
         self.module, self.scale, self.when = module, scale, when
         self.training = module.training
 
+    def __getattr__(self, name: str) -> Any:
+        # Networks ask their layers for more than a call: for the weight, say, or its precision.
+        return super().__getattr__(name) if name in ("module", "scale") else getattr(self.module, name)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.when == "input":
             return self.module(self.scale(args[0]), *args[1:], **kwargs)

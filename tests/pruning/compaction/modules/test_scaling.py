@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,16 @@ def test_before_or_after_a_module(when: str) -> None:
     other = torch.randn(4, 3)
     expected = module(scale(inputs), other) if when == "input" else scale(module(inputs, other))
     assert torch.equal(Scaled(module, scale, when)(inputs, other), expected)
+
+
+def test_has_the_attributes_of_what_it_multiplies() -> None:
+    layer = nn.Linear(2, 3)
+    scaled = Scaled(layer, Scale(torch.ones(3), -1), "output")
+    assert scaled.weight is layer.weight and scaled.out_features == 3
+    assert scaled.module is layer and scaled.when == "output"
+    with pytest.raises(AttributeError, match="no attribute 'kernel_size'"):
+        _ = scaled.kernel_size
+    assert torch.equal(copy.deepcopy(scaled).weight, layer.weight)
 
 
 @pytest.mark.parametrize("name", ["lenet-5", "resnet", "vit"])
