@@ -229,6 +229,23 @@ def weight_rows(layer: Any) -> Tensor:
     return by_group.transpose(1, 2).flatten(0, 1)
 
 
+def beside_weight(layer: Any, side: str, factors: Tensor) -> Tensor:
+    """
+    One factor for each of a layer's channels, in a shape that multiplies its weight.
+
+    :param layer: the layer.
+    :param side: ``"in"`` or ``"out"``.
+    :param factors: one for each channel on that side.
+    """
+    kind, weight = layer_kind(layer), layer.weight
+    kernel = [1] * (weight.dim() - 2)
+    if kind is None or (side == "out") != kind.is_transposed:
+        return factors.reshape(-1, 1, *kernel)
+    groups = num_groups(layer)
+    by_group = factors.reshape(groups, 1, -1).expand(groups, len(weight) // groups, -1)
+    return by_group.reshape(*weight.shape[:2], *kernel)
+
+
 def can_absorb(reader: Any) -> bool:
     """Whether a layer's bias can take over what it makes of constant input channels."""
     kind = layer_kind(reader)

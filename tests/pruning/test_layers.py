@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ from pyro_bmrs.pruning import (
     WeightNorm,
     attach_noise,
     compact,
+    compact_gated,
     compaction_report,
+    detach_noise,
     load_compact,
     noise_sites,
     prune,
@@ -104,14 +107,29 @@ def test_a_registered_layer_is_scored_pruned_and_taken_out(shape: tuple[int, ...
     with torch.no_grad():
         expected = poutine.condition(net, data=guide.mean_noise())(x)
         torch.testing.assert_close(smaller(x), expected, rtol=1e-12, atol=1e-12)
-    weights = {name: tuple(value.shape) for name, value in smaller.named_parameters() if name.endswith("weight")}
-    assert sorted(weights.values()) == sorted([(3, 4), (4, 4), (4, 2)])
+    assert [type(module) for module in smaller] == [Conv1D, nn.Tanh, Conv1D, nn.ReLU, Conv1D]  # all else is folded
+    assert [(layer.nx, layer.nf) for layer in smaller if isinstance(layer, Conv1D)] == [(3, 4), (4, 4), (4, 2)]
+    assert [tuple(smaller[i].weight.shape) for i in (0, 2, 4)] == [(3, 4), (4, 4), (4, 2)]
     assert compaction_report(smaller).units["fate"].value_counts().to_dict() == {"kept": 8, "removed": 3}
-    layers = [module for module in smaller.modules() if isinstance(module, Conv1D)]
-    assert [(layer.nx, layer.nf) for layer in layers] == [(3, 4), (4, 4), (4, 2)]
     save_compact(smaller, tmp_path / "net.pt")
     with torch.no_grad():
         torch.testing.assert_close(load_compact(tmp_path / "net.pt", fresh)(x), smaller(x), rtol=1e-14, atol=1e-14)
+
+
+def test_the_bias_of_a_registered_layer_takes_over_what_a_pruned_unit_leaves() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3).double()
+    net, guide = pruned(nn.Sequential(Conv1D(6, 3), nn.Identity(), nn.Sigmoid(), Conv1D(2, 6)), {"0": [1, 4]})
+    gates, site = {"0": guide.mean_noise()["0"]}, noise_sites(net)["0"]
+    assert site.place == "2"
+    # Behind the sigmoid a unit that goes leaves 0, before it one half.
+    before = {"0": replace(site, place="0")}
+    with torch.no_grad():
+        plain = detach_noise(deepcopy(net))
+        expected = plain[3](torch.sigmoid(plain[0](x) * gates["0"]))
+        smaller = compact_gated(net, gates, before, x)
+        torch.testing.assert_close(smaller(x), expected, rtol=1e-12, atol=1e-12)
+    assert [tuple(parameter.shape) for name, parameter in smaller.named_parameters()] == [(3, 4), (4,), (4, 2), (2,)]
 
 
 def test_a_registered_norm_loses_the_channels_of_the_layer_before() -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ from pyro_bmrs.pruning.compaction.surgery.elements import (
     same_along,
 )
 from pyro_bmrs.pruning.examples import Outputs, call, evaluation
+from pyro_bmrs.pruning.layers import beside_weight, channel_dim, is_registered, layer_kind
 
 
 def fold(net: nn.Module, example_inputs: Any, outputs: Outputs) -> tuple[nn.Module, dict[str, str]]:
@@ -71,12 +73,12 @@ class _Source:
     """
     The layer that a tensor is of.
 
-    :param parameters: its weight, and its bias if it has one.
-    :param dim: the dimension of the tensor that counts the rows of the weight.
+    :param parameters: its weight, and its bias if it has one; each with what arranges factors of the outputs beside it.
+    :param dim: the dimension of the tensor that counts the outputs.
     :param path: identities of the tensors from the layer's result to this one.
     """
 
-    parameters: tuple[nn.Parameter, ...]
+    parameters: tuple[tuple[nn.Parameter, Callable[[Tensor], Tensor]], ...]
     dim: int
     path: tuple[int, ...]
 
@@ -101,9 +103,15 @@ class _Flow(TorchFunctionMode):
         self._obstacles: dict[Scale, str] = {}
         self._columns: dict[Scale, list[tuple[nn.Parameter, Callable[[Tensor], Tensor], Tensor]]] = defaultdict(list)
         self._sources_of: dict[Scale, _Source] = {}
+        # A layer of a registered kind is followed as one step, whatever functions it calls.
+        self._is_inside = False
+        registered = [module for module in net.modules() if _is_one_step(module)]
         with evaluation(net), torch.no_grad(), ExitStack() as hooks:
             for scale in scales_of(net).values():
                 hooks.callback(scale.register_forward_hook(self._begin).remove)
+            for module in registered:
+                hooks.callback(module.register_forward_pre_hook(self._enter).remove)
+                hooks.callback(module.register_forward_hook(self._leave).remove)
             self._alive += [*net.parameters(), *net.buffers()]
             with self:
                 output = call(net, example_inputs)
@@ -122,10 +130,8 @@ class _Flow(TorchFunctionMode):
     def fold(self, scale: Scale) -> None:
         """Folds a multiplication, and takes it out of the network."""
         if self._has_own_weights(scale):
-            for parameter in self._sources_of[scale].parameters:
-                shape = [1] * parameter.dim()
-                shape[0] = -1
-                parameter.mul_(scale.factor.reshape(shape))
+            for parameter, arrange in self._sources_of[scale].parameters:
+                parameter.mul_(arrange(scale.factor))
         else:
             factors = torch.cat([scale.factor, scale.factor.new_ones(1)])
             for weight, arrange, indices in self._columns[scale]:
@@ -135,7 +141,10 @@ class _Flow(TorchFunctionMode):
     def _has_own_weights(self, scale: Scale) -> bool:
         """Whether what is multiplied comes from one layer alone, and goes nowhere else on its way."""
         source = self._sources_of.get(scale)
-        return source is not None and all(self._uses[key] == 1 for key in (*source.path, *map(id, source.parameters)))
+        if source is None:
+            return False
+        used = [*source.path, *(id(parameter) for parameter, _ in source.parameters)]
+        return all(self._uses[key] == 1 for key in used)
 
     def _begin(self, scale: Scale, args: Any, output: Tensor) -> None:
         indices = torch.arange(len(scale.factor), device=output.device)
@@ -143,6 +152,29 @@ class _Flow(TorchFunctionMode):
         source = self._sources.get(id(args[0]))
         if source is not None and (scale.dim is None or scale.dim % output.dim() == source.dim):
             self._sources_of[scale] = source
+
+    def _enter(self, layer: nn.Module, args: Any) -> None:
+        self._is_inside = True
+
+    def _leave(self, layer: Any, args: Any, output: Tensor) -> None:
+        """Notes the weights of a registered layer that its input's elements come to, and that its output is of."""
+        self._is_inside = False
+        bias = getattr(layer, "bias", None)
+        self._uses.update(map(id, [*args[:1], layer.weight, *([] if bias is None else [bias])]))
+        is_plain = all(isinstance(tensor, nn.Parameter) for tensor in (layer.weight, bias) if tensor is not None)
+        for scale, indices in self._indices.get(id(args[0]), {}).items():
+            try:
+                require(is_plain)
+                channels = _channels(indices, channel_dim(layer, args[0]))
+                self._columns[scale].append((layer.weight, partial(beside_weight, layer, "in"), channels))
+            except Mixed:
+                self._obstacles.setdefault(scale, f"{type(layer).__name__} comes between it and the next weights")
+        if is_plain:
+            parts = [(layer.weight, partial(beside_weight, layer, "out"))]
+            parts += [] if bias is None else [(bias, partial(_along_rows, bias))]
+            self._uses[id(output)] = 0
+            self._sources[id(output)] = _Source(tuple(parts), channel_dim(layer, output), (id(output),))
+            self._alive.append(output)
 
     def _follow(self, tensor: Tensor, scale: Scale, indices: Tensor) -> None:
         self._indices[id(tensor)][scale] = indices
@@ -154,6 +186,8 @@ class _Flow(TorchFunctionMode):
         """Calls the function, and follows the elements through it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if self._is_inside:
+            return result
         done = FunctionCall(function_name(func, kwargs), func, args, kwargs, result)
         if done.is_question:
             return result
@@ -206,8 +240,7 @@ def _columns(
     """The weights that a multiplication reaches, how to arrange factors beside them, and the index of each channel."""
     require(isinstance(weight, nn.Parameter))
     spatial = weight.dim() - 2
-    dim = indices.dim() - 1 - spatial
-    channels = same_along(indices, [other for other in range(indices.dim()) if other != dim]).flatten()
+    channels = _channels(indices, indices.dim() - 1 - spatial)
 
     def arrange(factors: Tensor) -> Tensor:
         if "transpose" in name:
@@ -220,6 +253,20 @@ def _columns(
     return weight, arrange, channels
 
 
+def _is_one_step(module: nn.Module) -> bool:
+    kind = layer_kind(module)
+    return kind is not None and is_registered(kind) and kind.has_units
+
+
+def _channels(indices: Tensor, dim: int) -> Tensor:
+    """The index of each channel, which are counted by one dimension."""
+    return same_along(indices, [other for other in range(indices.dim()) if other != dim]).flatten()
+
+
+def _along_rows(parameter: Tensor, factors: Tensor) -> Tensor:
+    return factors.reshape(-1, *[1] * (parameter.dim() - 1))
+
+
 def _source(done: FunctionCall) -> _Source | None:
     """The layer that a result is of, if a layer's it is."""
     parameters = tuple(tensor for tensor in done.tensors if isinstance(tensor, nn.Parameter))
@@ -230,8 +277,13 @@ def _source(done: FunctionCall) -> _Source | None:
         if [id(parameter) for parameter in parameters] != [id(tensor) for tensor in done.tensors[1:]]:
             return None
         dim = done.result.dim() - 1 if done.name == "linear" else done.result.dim() + 1 - parameters[0].dim()
-        return None if "transpose" in done.name else _Source(parameters, dim, (id(done.result),))
+        return None if "transpose" in done.name else _source_of_rows(parameters, dim, done.result)
     if done.name == "layer_norm" and parameters[0].dim() == 1:
-        return _Source(parameters, done.result.dim() - 1, (id(done.result),))
+        return _source_of_rows(parameters, done.result.dim() - 1, done.result)
     is_norm = done.name in ("batch_norm", "group_norm", "instance_norm")
-    return _Source(parameters, 1, (id(done.result),)) if is_norm else None
+    return _source_of_rows(parameters, 1, done.result) if is_norm else None
+
+
+def _source_of_rows(parameters: Sequence[nn.Parameter], dim: int, result: Tensor) -> _Source:
+    parts = tuple((parameter, partial(_along_rows, parameter)) for parameter in parameters)
+    return _Source(parts, dim, (id(result),))
