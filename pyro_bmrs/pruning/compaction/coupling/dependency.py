@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +20,9 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale
 from pyro_bmrs.pruning.examples import call, evaluation
 from pyro_bmrs.pruning.layers import is_registered, layer_kind, num_channels, num_groups, take_out
+
+# Once for each set of channels that come by: as many as there are parts of what is split, say.
+_MOST_VISITS = 100
 
 
 def dependency_graph(net: nn.Module, example_inputs: Any) -> Any:
@@ -46,6 +51,31 @@ def dependency_graph(net: nn.Module, example_inputs: Any) -> Any:
             )
         except Exception as error:  # of torch-pruning, on operations that it does not know
             raise ReductionError(f"torch-pruning cannot follow the network's channels: {error!r}") from error
+
+
+def pruning_group(graph: Any, scale: Scale, elements: Sequence[int]) -> Any:
+    """
+    What torch-pruning takes out with elements of a multiplication.
+
+    :param graph: the dependency graph.
+    :param scale: the multiplication.
+    :param elements: which.
+    :return: torch-pruning's group, which lists dependencies, each with the channels of what depends.
+    :raises ReductionError: where it would not come to an end, as it shifts channels by some number each time round.
+    """
+    visits: Counter[Any] = Counter()
+    for node in graph.module2node.values():
+        for dependency in node.dependencies:
+            dependency.is_triggered_by = partial(_is_triggered_by, type(dependency), visits, dependency)
+    return graph.get_pruning_group(scale, graph.get_pruner_of_module(scale).prune_out_channels, list(elements))
+
+
+def _is_triggered_by(kind: Any, visits: Counter[Any], dependency: Any, removal: Any) -> bool:
+    """What the method of a dependency says, which is asked once each time that the walk comes by."""
+    visits[id(dependency)] += 1
+    if visits[id(dependency)] > _MOST_VISITS:
+        raise ReductionError("it goes round in circles")
+    return bool(kind.is_triggered_by(dependency, removal))
 
 
 def _has_gradient(leaf: Any) -> bool:

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from pyro_bmrs.pruning.compaction.coupling.dependency import dependency_graph
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.compaction.coupling.dependency import dependency_graph, pruning_group
 from pyro_bmrs.pruning.compaction.modules.plain import make_plain
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scale_network, scales_of
 from pyro_bmrs.pruning.examples import check_example_inputs
@@ -175,6 +176,8 @@ def _known_dependents(graph: Any, net: nn.Module, scale: Scale) -> tuple[list[_D
     """What has channels that go with elements of a multiplication; none, and why, if torch-pruning loses its way."""
     try:
         dependents = list(_dependents(graph, net, scale))
+    except ReductionError as error:
+        return [], str(error)
     except Exception as error:  # of torch-pruning, on operations that it does not know
         return [], repr(error)
     for name, target, side, pairs in dependents:
@@ -193,10 +196,9 @@ def _num_channels(target: Any, side: str) -> int | None:
 def _dependents(graph: Any, net: nn.Module, scale: Scale) -> Iterator[_Dependent]:
     names: dict[Any, str] = {module: name for name, module in net.named_modules()}
     names.update((parameter, name) for name, parameter in net.named_parameters())
-    pruner = graph.get_pruner_of_module(scale)
     left = set(range(len(scale.factor)))
     while left:
-        group = _complete_group(graph, scale, pruner.prune_out_channels, sorted(left))
+        group = _complete_group(graph, scale, sorted(left))
         for item in group:
             target = item.dep.target.module
             if target in names or type(target).__name__ == "_OutputOp":
@@ -208,14 +210,14 @@ def _dependents(graph: Any, net: nn.Module, scale: Scale) -> Iterator[_Dependent
                 left -= set(item.idxs)
 
 
-def _complete_group(graph: Any, scale: Scale, removal: Any, elements: list[int]) -> Any:
+def _complete_group(graph: Any, scale: Scale, elements: list[int]) -> Any:
     """
     What goes with some of a multiplication's elements, each of them listed with all that goes with it.
 
     torch-pruning lists a channel with only the first of the elements that it goes with: begin with those alone.
     """
     while True:
-        group = graph.get_pruning_group(scale, removal, elements)
+        group = pruning_group(graph, scale, elements)
         first = min((set(item.root_idxs) for item in group), key=len)
         if len(first) == len(elements):
             return group

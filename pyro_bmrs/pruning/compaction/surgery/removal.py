@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.coupling.constants import constant_inputs
-from pyro_bmrs.pruning.compaction.coupling.dependency import dependency_graph
+from pyro_bmrs.pruning.compaction.coupling.dependency import dependency_graph, pruning_group
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel, TiedChannels, tied_channels
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scales_of
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
@@ -150,7 +150,7 @@ def _without(
     graph = dependency_graph(net, example_inputs)
     for scale, channels in roots.items():
         places = torch.searchsorted(elements[scale], torch.tensor(sorted(channels))).tolist()
-        group = graph.get_pruning_group(scale, graph.get_pruner_of_module(scale).prune_out_channels, places)
+        group = pruning_group(graph, scale, places)
         for dependency, indices in group:
             other = dependency.target.module
             if isinstance(other, Scale) and other.dim is not None:

@@ -103,6 +103,30 @@ class Unflattened(nn.Module):
         return self.last(self.next(self.first(inputs).relu().unflatten(1, (4, 4))).relu().flatten(1))
 
 
+class Rotated(nn.Module):
+    """Positions that turn pairs of channels, one in each half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 2)
+        self.register_buffer("angles", torch.rand(3, 8))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        features = self.first(tokens)
+        turned = torch.cat([-features[..., 4:], features[..., :4]], -1)
+        return self.last(features * self.angles.cos() + turned * self.angles.sin())
+
+
+def test_a_walk_that_goes_round_in_circles_comes_to_an_end() -> None:
+    net = nn.Sequential(Rotated(), Scale(torch.ones(2), -1), nn.Linear(2, 2))
+    net[0].first = nn.Sequential(nn.Linear(5, 8), Scale(torch.ones(8), -1))
+    ties = tied_channels(net, torch.randn(2, 3, 5))
+    turned = [tie for tie in ties if "0.first.1" in tie.of("through")]
+    assert len(turned) == 8 and all("round in circles" in str(tie.obstacle) for tie in turned)
+    # The others are found as ever.
+    assert [tie.obstacle for tie in ties if tie not in turned] == [None, None]
+
+
 @pytest.mark.parametrize("kind, shape", [(Chunked, (2, 3, 4, 4)), (Unflattened, (2, 5))])
 def test_of_channels_of_which_torch_pruning_loses_count_none_is_tied(
     kind: type[nn.Module], shape: tuple[int, ...]
