@@ -150,7 +150,8 @@ class _Step(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         xp = torch if isinstance(priors.ends, Tensor) else np
-        uniform, parameters = tensors if xp is torch else [tensor.detach().numpy() for tensor in tensors]
+        arrays: Any = tensors if xp is torch else [tensor.detach().numpy() for tensor in tensors]
+        uniform, parameters = arrays
         law = _law(xp, _cast(parameters, priors.ends), priors)
         probability = _cast(uniform, priors.ends) * (1 - 2 * _EDGE) + _EDGE
         value, ctx.by_value = _quantiles(xp, probability, law, parameters, priors)

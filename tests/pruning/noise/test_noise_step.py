@@ -21,7 +21,7 @@ def parameters(dtype=DOUBLE):
         [-1e3, -60.0, -21.0, -20.0, -19.9, -10.0, -0.3, -0.01, 0.0, 0.01, 0.2, 0.5, 5.0, 1e3], dtype=dtype
     )
     log_scales = torch.tensor([-9.0, -5.0, -3.0, -1.0, 0.0, 1.0, 2.0, 4.0], dtype=dtype)
-    loc, log_scale = (grid.flatten() for grid in torch.meshgrid(locs, log_scales, indexing="ij"))
+    loc, log_scale = torch.cartesian_prod(locs, log_scales).unbind(-1)
     return loc.requires_grad_(), log_scale.requires_grad_()
 
 
@@ -103,7 +103,8 @@ def test_draws_for_many_examples_share_the_parameters():
 def test_draws_and_gradients_are_finite_and_inside(dtype, probability):
     scales = torch.linspace(-40.0, 40.0, 41, dtype=dtype)
     locs = torch.tensor([-1e6, -1e3, -20.0, -1.0, 0.0, 1e-3, 1e3, 1e6], dtype=dtype)
-    loc, log_scale = (grid.flatten().requires_grad_() for grid in torch.meshgrid(locs, scales, indexing="ij"))
+    grid = torch.cartesian_prod(locs, scales)
+    loc, log_scale = grid[:, 0].clone().requires_grad_(), grid[:, 1].clone().requires_grad_()
     low, high = ends(loc).exp()
     values, divergences, *_ = step(torch.full(loc.shape, probability, dtype=DOUBLE), loc, log_scale)
     assert ((values[0] >= low) & (values[0] <= high)).all()
@@ -176,7 +177,7 @@ def test_weighted_divergences():
 
 def test_a_precision_that_numpy_has_not():
     half = torch.bfloat16
-    loc, log_scale = (torch.tensor(values, dtype=half) for values in ([-12.0, -3.0, -0.5, 0.0], [1.0, 0.0, -2.0, -5.0]))
+    loc, log_scale = torch.tensor([[-12.0, -3.0, -0.5, 0.0], [1.0, 0.0, -2.0, -5.0]], dtype=half)
     uniform = torch.tensor([0.1, 0.5, 0.3, 0.9])
     found, exact = step(uniform, loc, log_scale), step(uniform, loc.double(), log_scale.double())
     assert found.values[0].dtype == found.divergence.dtype == half

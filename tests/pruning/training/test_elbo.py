@@ -144,3 +144,43 @@ def test_a_network_that_fails_is_left_as_it_was():
     with pytest.raises(RuntimeError):
         elbo(torch.randn(6, 1, 9, 9), torch.randint(3, (6,)))
     assert set(poutine.trace(model.net).get_trace(torch.randn(6, 1, 6, 6)).stochastic_nodes) == {"0", "3"}
+
+
+class _Shifted(Classification):
+    """Does something before it runs its network."""
+
+    def forward(self, x, y=None):
+        return super().forward(x + 1, y)
+
+
+class _Other(AutoTruncatedLogNormal):
+    """Has posteriors of its own."""
+
+    def get_posterior(self, name, prior):
+        return super().get_posterior(name, prior)
+
+
+@pytest.mark.parametrize(
+    ("make", "guide", "options", "call"),
+    [
+        (_Shifted, AutoTruncatedLogNormal, {}, lambda elbo, x, y: elbo(x, y)),
+        (Classification, _Other, {}, lambda elbo, x, y: elbo(x, y)),
+        (Classification, AutoTruncatedLogNormal, {"num_particles": 2}, lambda elbo, x, y: elbo(x, y)),
+        (Classification, AutoTruncatedLogNormal, {}, lambda elbo, x, y: elbo(x, y=y)),
+        (Classification, AutoTruncatedLogNormal, {}, lambda elbo, x, y: elbo(x, None)),
+        (Classification, AutoTruncatedLogNormal, {}, lambda elbo, x, y: elbo(x)),
+    ],
+    ids=["model", "guide", "particles", "keywords", "no-targets", "no-argument"],
+)
+def test_the_short_cut_is_for_what_it_knows_alone(make, guide, options, call, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("the short cut")
+
+    monkeypatch.setattr(NoiseELBO, "_short_loss", refuse)
+    net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+    x, y = torch.randn(6, 3), torch.randint(2, (6,))
+    plain = Classification(net, 50)
+    with pytest.raises(AssertionError, match="the short cut"):
+        NoiseELBO()(plain, AutoTruncatedLogNormal(plain))(x, y)
+    model = make(net, 50)
+    assert call(NoiseELBO(**options)(model, guide(model)), x, y).isfinite()

@@ -65,7 +65,8 @@ def test_a_warm_up_rises_with_the_training_steps():
 @pytest.mark.parametrize("weight", ["layer_mean", {"0": 3.0, "2": 0.5}])
 def test_any_weight_can_warm_up(weight):
     """The last step's is the weight itself."""
-    whole, rising = (Classification(network(), NUM_EXAMPLES, kl_weight=w) for w in (weight, WarmUp(4, weight)))
+    whole = Classification(network(), NUM_EXAMPLES, kl_weight=weight)
+    rising = Classification(network(), NUM_EXAMPLES, kl_weight=WarmUp(4, weight))
     for site in ("0", "2"):
         assert rising.noise_weight(site) == pytest.approx(whole.noise_weight(site) / 4)
     rising.load_state_dict(rising.state_dict() | {"_extra_state": torch.tensor(7)})
