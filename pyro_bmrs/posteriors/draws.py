@@ -57,9 +57,10 @@ def log_density(distribution: Distribution, values: Tensor) -> Tensor:
     """
     parted = elements(distribution)
     bare: Any = distribution if parted is None else parted
-    inside = bare.support.check(values)
+    inside: Tensor = bare.support.check(values)
     if inside.all():
-        return bare.log_prob(values)
+        log_prob: Tensor = bare.log_prob(values)
+        return log_prob
     event_dim = len(bare.event_shape)
     # What is outside is put where there is a density, so that no NaN comes back through the gradient.
     stand_in = bare.sample().expand(values.shape)

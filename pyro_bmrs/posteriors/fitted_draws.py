@@ -42,7 +42,7 @@ class FittedDraws:
     factored = None
 
     def __init__(
-        self, values: Mapping[str, Tensor], model: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+        self, values: Mapping[str, Tensor], model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
         self.num_chains = _count_chains(values)
@@ -185,5 +185,6 @@ class _AtHome(Messenger):
 
 
 def _like(prior: Distribution, drawn: Tensor) -> Tensor:
-    like = prior.sample() if prior.support.is_discrete else tensor_of(prior)  # type: ignore[union-attr]
+    support: Any = prior.support
+    like = prior.sample() if support.is_discrete else tensor_of(prior)
     return drawn if like is None else drawn.to(like)

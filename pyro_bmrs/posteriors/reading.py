@@ -25,7 +25,10 @@ from pyro_bmrs.posteriors.traces import accepts, first_run
 
 
 def read_posterior(
-    source: Any, model: Callable[..., Any] | None = None, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    source: Any,
+    model: Callable[..., Any] | None = None,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
 ) -> Posterior:
     """
     Reads whatever stands for the posterior of a model: a fitted guide, a finished MCMC run, or an ArviZ posterior.
@@ -37,10 +40,11 @@ def read_posterior(
     :raises ReductionError: for what cannot be read, with what is missing.
     """
     if isinstance(source, AbstractMCMC):
-        samples = _samples(source)
-        model = getattr(source.kernel, "model", None) if model is None else model
+        run: Any = source
+        samples = _samples(run)
+        model = getattr(run.kernel, "model", None) if model is None else model
         if not args and not kwargs:
-            args, kwargs = source._args or (), source._kwargs  # type: ignore[attr-defined]
+            args, kwargs = run._args or (), run._kwargs
     elif arviz_adapter.has_posterior(source):
         samples = {name: torch.tensor(values) for name, values in arviz_adapter.posterior_draws(source).items()}
     else:
@@ -56,11 +60,15 @@ def read_posterior(
 def _samples(mcmc: Any) -> dict[str, Tensor]:
     if getattr(mcmc, "_samples", None) is None:
         raise ReductionError(f"{type(mcmc).__name__} has no samples: call its run() first (a streaming run keeps none)")
-    return mcmc.get_samples(group_by_chain=True)
+    samples: dict[str, Tensor] = mcmc.get_samples(group_by_chain=True)
+    return samples
 
 
 def read_guide(
-    guide: Any, model: Callable[..., Any] | None = None, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    guide: Any,
+    model: Callable[..., Any] | None = None,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
 ) -> FittedGuide:
     """
     Reads a fitted guide: its posterior, factor by factor, and the priors of the model that it was fitted to.
@@ -92,9 +100,9 @@ def read_guide(
     return FittedGuide(guide, model, args, kwargs)
 
 
-def _default_arguments(guide: Any) -> tuple[tuple, dict[str, Any]]:
+def _default_arguments(guide: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Those that a guide remembers: as ``default_arguments``, or, an autoguide, in the trace of its first run."""
-    remembered = getattr(guide, "default_arguments", None)
+    remembered: tuple[tuple[Any, ...], dict[str, Any]] | None = getattr(guide, "default_arguments", None)
     if remembered is not None:
         return remembered
     first: Any = first_run(guide)

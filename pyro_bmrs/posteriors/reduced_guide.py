@@ -133,7 +133,7 @@ class ReducedGuide(PyroModule):
         guide: Any,
         model: Callable[..., Any],
         statements: Mapping[str, Distribution],
-        arguments: tuple[tuple, dict[str, Any]],
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
     ) -> None:
         name = f"reduced_guide_{next(_serial)}"
         super().__init__(name=name)
@@ -185,7 +185,9 @@ class ReducedGuide(PyroModule):
             return self._fitted[0](*args, **kwargs)
 
 
-def _loose_parameters(guide: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, tuple[Tensor, Constraint]]:
+def _loose_parameters(
+    guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, tuple[Tensor, Constraint]]:
     """The guide's parameters that live in the parameter store alone, by name: value and constraint."""
     store = pyro.get_param_store()
     owned = {id(parameter) for parameter in guide.parameters()} if isinstance(guide, torch.nn.Module) else set()
@@ -196,7 +198,7 @@ def _loose_parameters(guide: Any, args: tuple, kwargs: dict[str, Any]) -> dict[s
     return {name: (store[name].detach().clone(), store._constraints[name]) for name in names}
 
 
-def _parameter_names(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> list[str]:
+def _parameter_names(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
     with poutine.block(), torch.no_grad():
         trace = poutine.trace(program, param_only=True).get_trace(*args, **kwargs)
     return [name for name in trace.nodes if name in pyro.get_param_store()]
@@ -287,7 +289,7 @@ class DrawsGuide:
         model: Callable[..., Any],
         draws: Mapping[str, Tensor],
         log_weights: Tensor,
-        default_arguments: tuple[tuple, dict[str, Any]] = ((), {}),
+        default_arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {}),
     ) -> None:
         self.model, self.draws, self.log_weights = model, draws, log_weights.detach()
         self.default_arguments = default_arguments

@@ -35,7 +35,7 @@ def upstream_sites(trace: poutine.Trace, names: Collection[str]) -> dict[str, fr
     return {name: _provenance(trace.nodes[name]) & frozenset(trace.nodes) for name in names}
 
 
-def track(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> poutine.Trace:
+def track(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
     """A trace of a program in which every value knows the sites that it was computed from."""
     with torch.no_grad(), pyro.validation_enabled(False), TrackProvenance():
         return poutine.trace(program).get_trace(*args, **kwargs)
@@ -66,7 +66,7 @@ class GuideRun:
 
     guide: Any
     model: Callable[..., Any]
-    args: tuple
+    args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     @cached_property
@@ -117,7 +117,7 @@ def replay_whole(model: Callable[..., Any], guide_trace: Any) -> Callable[..., A
     return poutine.replay(model, trace=values)
 
 
-def trace_guide(guide: Any, args: tuple, kwargs: dict[str, Any]) -> poutine.Trace:
+def trace_guide(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
     """A trace of a guide; a function whose parameters come to be only now has not been fitted."""
     store = pyro.get_param_store()
     before = set(store.keys())
@@ -132,7 +132,7 @@ def trace_guide(guide: Any, args: tuple, kwargs: dict[str, Any]) -> poutine.Trac
     return guide.get_traces()[1] if isinstance(guide, GuideMessenger) else trace
 
 
-def track_guide(guide: Any, args: tuple, kwargs: dict[str, Any]) -> poutine.Trace:
+def track_guide(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
     """A trace of a guide in which every value knows the sites that it was computed from."""
     tracked = track(guide, args, kwargs)
     return guide.get_traces()[1] if isinstance(guide, GuideMessenger) else tracked
@@ -153,7 +153,7 @@ def subsampled_plates(site: Mapping[str, Any]) -> list[tuple[int, int, int]]:
     return [(f.dim, f.size, f.full_size) for f in frames if f.full_size and f.full_size != f.size]
 
 
-def accepts(program: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> bool:
+def accepts(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a program can be called with these arguments."""
     target = program.forward if isinstance(program, torch.nn.Module) else program
     try:

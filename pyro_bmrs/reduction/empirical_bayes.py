@@ -74,7 +74,7 @@ def optimize_reduced_prior(
     *,
     constraints: Mapping[str, Constraint] | None = None,
     model: Callable[..., Any] | None = None,
-    args: tuple = (),
+    args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     method: str = "auto",
     num_samples: int = NUM_SAMPLES,

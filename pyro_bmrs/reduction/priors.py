@@ -106,7 +106,7 @@ class ReducedPriors(Messenger):
 
 
 def read_reduced_priors(
-    reduced_prior: ReducedPriorLike, latent: Collection[str], args: tuple, kwargs: dict[str, Any]
+    reduced_prior: ReducedPriorLike, latent: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> ReducedPriors:
     """
     The reduced priors that a user states: a distribution, a mapping from site to distribution, or a Pyro program.
@@ -145,7 +145,7 @@ def read_reduced_priors(
 
 
 def _read_program(
-    program: Callable[..., Any], latent: Collection[str], args: tuple, kwargs: dict[str, Any]
+    program: Callable[..., Any], latent: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> ReducedPriors:
     if not accepts(program, args, kwargs):
         args, kwargs = (), {}

@@ -39,7 +39,7 @@ def reduce_model(
     reduced_prior: ReducedPriorLike,
     *,
     model: Callable[..., Any] | None = None,
-    args: tuple = (),
+    args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     method: str = "auto",
     num_samples: int = NUM_SAMPLES,

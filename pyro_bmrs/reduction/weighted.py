@@ -35,7 +35,9 @@ class DrawnReduction(Estimated):
     :warns ReductionWarning: where the Pareto k of the weights is above 0.7.
     """
 
-    def __init__(self, draws: Draws, reduced_priors: ReducedPriors, arguments: tuple[tuple, dict[str, Any]]) -> None:
+    def __init__(
+        self, draws: Draws, reduced_priors: ReducedPriors, arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    ) -> None:
         self.draws, self._arguments = draws, arguments
         self._log_ratios = log_ratios(draws, reduced_priors)
         rows = [ratios.reshape(len(ratios), -1).sum(-1) for ratios in self._log_ratios.values()]
@@ -100,12 +102,14 @@ def _log_ratio(name: str, draws: Draws, reduced_priors: ReducedPriors) -> Tensor
     log_p = prior.log_prob
     # Where the elements of only one of the two are independent, theirs are added up.
     dims = min(log_p.dim(), log_r.dim())
-    return prior.scale * (sum_rightmost(log_r, log_r.dim() - dims) - sum_rightmost(log_p, log_p.dim() - dims))
+    log_ratio: Tensor = sum_rightmost(log_r, log_r.dim() - dims) - sum_rightmost(log_p, log_p.dim() - dims)
+    return prior.scale * log_ratio
 
 
 def _log_reduced(name: str, stated: Distribution, prior: Distribution, values: Tensor) -> Tensor:
     reduced_prior = match_prior(name, stated, prior)
-    if is_point(reduced_prior) and not prior.support.is_discrete:  # type: ignore[union-attr]
+    support: Any = prior.support
+    if is_point(reduced_prior) and not support.is_discrete:
         raise ReductionError(
             f"the reduced prior of site {name!r} is a point, which no draw hits, and the posterior's density "
             "there is not at hand; take a narrow normal instead"

@@ -83,7 +83,8 @@ class Checkpoint:
                     f"checkpoint {self._path} was kept for another task: its {name} differ; give the arguments that it "
                     "was begun with, or another path"
                 )
-        return content["state"]
+        state: dict[str, Any] = content["state"]
+        return state
 
 
 def _equal(one: Any, other: Any) -> bool:

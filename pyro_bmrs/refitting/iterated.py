@@ -110,7 +110,7 @@ def reduce_iteratively(
     guide: Any,
     reduced_prior: ReducedPriorLike,
     *,
-    args: tuple = (),
+    args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     groups: GroupsLike = "element",
     prior_log_odds: float | Tensor = 0.0,

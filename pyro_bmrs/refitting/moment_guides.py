@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal, init_to_value
-from pyro.infer.autoguide.guides import deep_setattr
+from pyro.infer.autoguide.utils import deep_setattr
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import biject_to, constraints
@@ -25,7 +25,7 @@ _serial = itertools.count(1)
 
 
 def guide_at_moments(
-    original: Any, model: Callable[..., Any], draws: DrawsGuide, args: tuple, kwargs: Mapping[str, Any]
+    original: Any, model: Callable[..., Any], draws: DrawsGuide, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     """
     A guide of the original's kind at the mean and the spread of weighted draws, in unconstrained coordinates.
@@ -89,7 +89,9 @@ def _(guide: AutoNormal, draws: Mapping[str, Tensor], weights: Tensor) -> None:
 def _(guide: AutoDiagonalNormal, draws: Mapping[str, Tensor], weights: Tensor) -> None:
     loc, scale = _moments(torch.cat(list(draws.values()), -1), weights)
     guide.loc.copy_(loc)
-    guide.scale = scale  # type: ignore[assignment]
+    # A value for the parameter of that name, which it has declared.
+    declared: Any = guide
+    declared.scale = scale
 
 
 @place.register

@@ -118,7 +118,7 @@ class Objective:
     model: Callable[..., Any]
     guide: Any
     schedule: Schedule
-    args: tuple
+    args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
     def elbos(self, num_particles: int) -> np.ndarray:
@@ -149,7 +149,8 @@ class Objective:
 
     def backward(self) -> float:
         """One estimate of the loss, with its gradient left in the parameters."""
-        return self.schedule.loss.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
+        loss: float = self.schedule.loss.loss_and_grads(self.model, self.guide, *self.args, **self.kwargs)
+        return loss
 
     def units(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """

@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.reduced_guide import ReducedGuide
 from pyro_bmrs.structure.coordinates import elements, flatten, is_normal_vector
-from pyro_bmrs.structure.layers import is_point
+from pyro_bmrs.structure.layers import is_point, to_event
 from pyro_bmrs.structure.packed import Packed
 
 
@@ -58,8 +58,7 @@ def unpin(now: Distribution, before: Distribution) -> Distribution:
         return before
     mixture: Any = elements(now)
     if isinstance(mixture, dist.MaskedMixture) and is_point(mixture.component1):
-        free = mixture.component0.expand(mixture.batch_shape)
-        return free.to_event(len(now.event_shape)) if now.event_shape else free
+        return to_event(mixture.component0.expand(mixture.batch_shape), len(now.event_shape))
     return _unpin_parts(now, before) if isinstance(now, Packed) else now
 
 

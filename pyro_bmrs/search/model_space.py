@@ -49,7 +49,8 @@ class Candidates(NamedTuple):
     def example(self) -> Tensor:
         """A value of one of the sites, for its device and dtype."""
         nodes: Any = self.fitted.traces[1].nodes
-        return nodes[next(iter(self.priors))]["value"]
+        value: Tensor = nodes[next(iter(self.priors))]["value"]
+        return value
 
 
 class ModelSpace:

@@ -65,7 +65,7 @@ class IndependentModels:
 
     @property
     def num_models(self) -> int:
-        return 2 ** len(self.alone)
+        return 1 << len(self.alone)
 
     @property
     def _score(self) -> Tensor:

@@ -33,7 +33,7 @@ def search_models(
     reduced_prior: ReducedPriorLike,
     *,
     model: Callable[..., Any] | None = None,
-    args: tuple = (),
+    args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     groups: GroupsLike = "element",
     strategy: str = "auto",

@@ -65,5 +65,5 @@ def _condition(space: NormalSpace, observed: Tensor) -> Normals:
 
 def square_root(rows: Tensor) -> Tensor:
     """Lower Cholesky factor of ``rows @ rows.T``, by QR, which does not square the condition number."""
-    upper = torch.linalg.qr(rows.mT).R
+    upper: Tensor = torch.linalg.qr(rows.mT).R
     return (upper * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT

@@ -124,8 +124,8 @@ class Sweep:
         if block.shape[-1] == 1:
             pivot = block[..., 0, 0]
             return constants - 0.5 * (pivot.abs().log() + error[..., 0].square() / pivot)
-        log_det = torch.linalg.slogdet(block).logabsdet
-        weights = torch.linalg.solve(block, error)
+        log_det: Tensor = torch.linalg.slogdet(block).logabsdet
+        weights: Tensor = torch.linalg.solve(block, error)
         return constants - 0.5 * (log_det + (error * weights).sum(-1))
 
     def best_pair(self) -> tuple[float, int, int]:
