@@ -10,6 +10,8 @@ constraint and a bijection for each of these, but none for a tensor of ends that
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,7 +82,7 @@ class _ExtendedInterval(constraints.interval):
 
 
 # Named as PyTorch names its constraints.
-extended_interval = _ExtendedInterval
+extended_interval: Callable[[Tensor, Tensor], _ExtendedInterval] = _ExtendedInterval
 
 
 class ExtendedIntervalTransform(Transform):
@@ -132,7 +134,7 @@ class ExtendedIntervalTransform(Transform):
     __hash__ = Transform.__hash__
 
     def forward_shape(self, shape: _size) -> torch.Size:
-        return torch.broadcast_shapes(shape, self.low.shape, self.high.shape)
+        return torch.Size(torch.broadcast_shapes(shape, self.low.shape, self.high.shape))
 
     def inverse_shape(self, shape: _size) -> torch.Size:
         return self.forward_shape(shape)
@@ -168,7 +170,9 @@ class ExtendedIntervalTransform(Transform):
         return torch.where(bounded, inside, outside)
 
 
-@biject_to.register(extended_interval)
-@transform_to.register(extended_interval)
 def _transform_to_extended_interval(constraint: _ExtendedInterval) -> ExtendedIntervalTransform:
     return ExtendedIntervalTransform(constraint.lower_bound, constraint.upper_bound)
+
+
+biject_to.register(_ExtendedInterval, _transform_to_extended_interval)
+transform_to.register(_ExtendedInterval, _transform_to_extended_interval)

@@ -53,15 +53,6 @@ class _IntervalNormal:
         return (width / 2, width * width / 3) if self.is_uniform else moments(*self.about[1:], order=2)
 
 
-@register_kl(TruncatedNormal, TruncatedNormal)
-@register_kl(TruncatedNormal, Normal)
-@register_kl(TruncatedNormal, HalfNormal)
-@register_kl(TruncatedNormal, Uniform)
-@register_kl(Normal, TruncatedNormal)
-@register_kl(HalfNormal, TruncatedNormal)
-@register_kl(HalfNormal, Uniform)
-@register_kl(Uniform, TruncatedNormal)
-@register_kl(Uniform, HalfNormal)
 def _kl_interval_normals(p: Distribution, q: Distribution) -> Tensor:
     of_p, of_q = _IntervalNormal(p), _IntervalNormal(q)
     about_p, about_q = of_p.about, of_q.about
@@ -72,3 +63,17 @@ def _kl_interval_normals(p: Distribution, q: Distribution) -> Tensor:
     excess = energy(offset, about_q.slope, about_q.precision) + slope * first + 0.5 * curvature * second
     outside = leaves(of_p.low, of_p.high, of_q.low, of_q.high)
     return torch.where(outside, torch.inf, excess + of_q.log_mass() - of_p.log_mass())
+
+
+for _pair in (
+    (TruncatedNormal, TruncatedNormal),
+    (TruncatedNormal, Normal),
+    (TruncatedNormal, HalfNormal),
+    (TruncatedNormal, Uniform),
+    (Normal, TruncatedNormal),
+    (HalfNormal, TruncatedNormal),
+    (HalfNormal, Uniform),
+    (Uniform, TruncatedNormal),
+    (Uniform, HalfNormal),
+):
+    register_kl(*_pair)(_kl_interval_normals)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pyro.distributions import TransformedDistribution
 from torch import Tensor
@@ -23,7 +25,7 @@ class LogIntervalDistribution(TransformedDistribution):
 
     :param base_dist: the distribution of the logarithm.
     :param low: lower end of the variable itself, of the base distribution's shape.
-    :param high: upper end of the variable itself, likewise.
+    :param high: its upper end, of the same shape.
     """
 
     has_rsample = True
@@ -34,9 +36,11 @@ class LogIntervalDistribution(TransformedDistribution):
         super().__init__(base_dist, ExpTransform(), validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: LogIntervalDistribution | None = None) -> LogIntervalDistribution:
-        new = self._get_checked_instance(LogIntervalDistribution, _instance)
+        checked: Callable[..., LogIntervalDistribution] = self._get_checked_instance
+        new = checked(LogIntervalDistribution, _instance)
         new.low, new.high = self.low.expand(batch_shape), self.high.expand(batch_shape)
-        return super().expand(batch_shape, _instance=new)
+        expanded: LogIntervalDistribution = super().expand(batch_shape, _instance=new)
+        return expanded
 
     def __repr__(self) -> str:
         values = {name: getattr(self, name) for name in self.arg_constraints}
@@ -82,4 +86,5 @@ class LogIntervalDistribution(TransformedDistribution):
         return self.stddev.square()
 
     def entropy(self) -> Tensor:
-        return self.base_dist.entropy() + self.base_dist.mean
+        entropy: Tensor = self.base_dist.entropy() + self.base_dist.mean
+        return entropy

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -82,7 +84,8 @@ class TruncatedNormal(TorchDistribution):
                     )
 
     def expand(self, batch_shape: _size, _instance: TruncatedNormal | None = None) -> TruncatedNormal:
-        new = self._get_checked_instance(TruncatedNormal, _instance)
+        checked: Callable[..., TruncatedNormal] = self._get_checked_instance
+        new = checked(TruncatedNormal, _instance)
         batch_shape = torch.Size(batch_shape)
         for name in self.arg_constraints:
             setattr(new, name, getattr(self, name).expand(batch_shape))

@@ -71,9 +71,12 @@ def push_forward(distribution: Distribution, transform: Transform | None) -> Dis
         return distribution
     if isinstance(distribution, dist.Delta):
         return dist.Delta(transform(distribution.v), distribution.log_density, event_dim=distribution.event_dim)
+    pushed: Distribution
     if type(distribution) is dist.Normal and isinstance(transform, transforms.ExpTransform):
-        return dist.LogNormal(distribution.loc, distribution.scale)
-    return dist.TransformedDistribution(distribution, [transform])
+        pushed = dist.LogNormal(distribution.loc, distribution.scale)
+    else:
+        pushed = dist.TransformedDistribution(distribution, [transform])
+    return pushed
 
 
 def pull_back(distribution: Distribution, transform: Transform | None) -> Distribution:
@@ -96,9 +99,10 @@ def pull_back(distribution: Distribution, transform: Transform | None) -> Distri
         if not transform.codomain.check(point.v).all():
             raise ReductionError("the point of the reduced prior is outside the prior's support; move it inside")
         return dist.Delta(transform.inv(point.v), point.log_density, event_dim=point.event_dim)
+    pulled: Distribution = dist.TransformedDistribution(distribution, [transform.inv])
     if isinstance(distribution, TransformedDistribution) and _compose(distribution.transforms) == transform:
-        return distribution.base_dist
-    return dist.TransformedDistribution(distribution, [transform.inv])
+        pulled = distribution.base_dist
+    return pulled
 
 
 def elements(distribution: Distribution) -> Distribution | None:
@@ -115,7 +119,7 @@ def elements(distribution: Distribution) -> Distribution | None:
     if not distribution.event_shape:
         return distribution
     peeled = peel(distribution)
-    core = peeled.core
+    core: Any = peeled.core
     if core.event_shape:
         return None
     if type(core) is dist.TransformedDistribution:
@@ -145,12 +149,17 @@ def flatten(distribution: Distribution, shape: torch.Size) -> Distribution:
         return dist.Delta(point.v.expand(shape).reshape(-1), density, event_dim=1)
     base = elements(distribution)
     if isinstance(base, torch.distributions.Normal):
-        return dist.Normal(base.loc.expand(shape).reshape(-1), base.scale.expand(shape).reshape(-1)).to_event(1)
+        return _normal_vector(base.loc.expand(shape).reshape(-1), base.scale.expand(shape).reshape(-1))
     if isinstance(distribution, torch.distributions.MultivariateNormal) and shape[-1:] == distribution.event_shape:
         factors = distribution.scale_tril.expand(shape + shape[-1:]).reshape((-1,) + 2 * tuple(shape[-1:]))
         loc = distribution.loc.expand(shape).reshape(size)
         return dist.MultivariateNormal(loc, scale_tril=torch.block_diag(*factors))
     return Packed([(distribution.expand(shape[: len(shape) - len(distribution.event_shape)]), slice(0, size))], size)
+
+
+def _normal_vector(loc: Tensor, scale: Tensor) -> Distribution:
+    vector: Distribution = dist.Normal(loc, scale).to_event(1)
+    return vector
 
 
 def is_normal_vector(part: Distribution) -> bool:
@@ -161,10 +170,11 @@ def is_normal_vector(part: Distribution) -> bool:
 def concatenate(parts: Sequence[Any]) -> Distribution:
     """The joint distribution of independent vectors, end to end: a normal where all are, a point where all are."""
     if len(parts) == 1:
-        return parts[0]
+        only: Distribution = parts[0]
+        return only
     if all(map(is_normal_vector, parts)):
         loc = torch.cat([part.base_dist.loc for part in parts])
-        return dist.Normal(loc, torch.cat([part.base_dist.scale for part in parts])).to_event(1)
+        return _normal_vector(loc, torch.cat([part.base_dist.scale for part in parts]))
     if all(map(is_point, parts)):
         density = torch.stack([part.log_density for part in parts]).sum()
         return dist.Delta(torch.cat([part.v for part in parts]), density, event_dim=1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, transforms
 
 from pyro_bmrs.structure.coordinates import Block, is_normal_vector, marginals, push_forward
+from pyro_bmrs.structure.layers import to_event
 from pyro_bmrs.structure.packed import Packed, RegressedNormal, Slice
 
 JointNormal: TypeAlias = MultivariateNormal | LowRankMultivariateNormal
@@ -38,7 +39,7 @@ def marginal(normal: JointNormal, at: Tensor) -> JointNormal:
 
 def _square_root(rows: Tensor) -> Tensor:
     """Lower Cholesky factor of ``rows @ rows.T``, by QR, which does not square the condition number."""
-    upper = torch.linalg.qr(rows.mT).R
+    upper: Tensor = torch.linalg.qr(rows.mT).R
     return (upper * upper.diagonal().sign().unsqueeze(-1)).mT
 
 
@@ -81,7 +82,7 @@ def _normal_factor(root: Distribution) -> Tensor | None:
     return None
 
 
-def _marginal_of(joint: Any, at: Tensor) -> Distribution:
+def _marginal_of(joint: Any, at: Tensor) -> Any:
     """The marginal of some coordinates of any distribution over a vector, in closed form where there is one."""
     if isinstance(joint, (MultivariateNormal, LowRankMultivariateNormal)):
         return marginal(joint, at)
@@ -109,8 +110,11 @@ def _unpack(vector: Distribution, shape: torch.Size) -> Distribution:
         return dist.Delta(vector.v.reshape(shape), event_dim=len(shape))
     if is_normal_vector(vector) or shape.numel() == 1 and isinstance(vector, MultivariateNormal):
         normal = dist.Normal(vector.mean.reshape(shape), vector.stddev.reshape(shape))
-        return normal.to_event(len(shape)) if shape else normal
-    return dist.TransformedDistribution(vector, [transforms.ReshapeTransform(vector.event_shape, shape)])
+        return to_event(normal, len(shape))
+    reshaped: Distribution = dist.TransformedDistribution(
+        vector, [transforms.ReshapeTransform(vector.event_shape, shape)]
+    )
+    return reshaped
 
 
 def site_marginal(joint: Distribution, block: Block) -> Distribution:

@@ -174,5 +174,6 @@ def as_point(distribution: Distribution) -> dist.Delta | None:
     if not isinstance(peeled.core, dist.Delta):
         return None
     peeled.check_unmasked()
-    point: Any = to_event(peeled.whole(), peeled.event_dims)
+    point = to_event(peeled.whole(), peeled.event_dims)
+    assert isinstance(point, dist.Delta)
     return point

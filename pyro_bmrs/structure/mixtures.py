@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from pyro_bmrs.structure.coordinates import Block, elements
+from pyro_bmrs.structure.layers import to_event
 from pyro_bmrs.structure.parameters import is_leaf, map_parameters
 
 
@@ -42,7 +43,8 @@ def mix(prior: Distribution, reduced_prior: Distribution, reduced: Tensor) -> Di
         p, r = prior, reduced_prior
     p, r = p.expand(reduced.shape), r.expand(reduced.shape)
     mixed: Any = _of_one_type(p, r, reduced) if type(p) is type(r) and is_leaf(p) else dist.MaskedMixture(reduced, p, r)
-    return mixed.to_event(len(prior.event_shape) - len(mixed.event_shape))
+    whole: Distribution = mixed.to_event(len(prior.event_shape) - len(mixed.event_shape))
+    return whole
 
 
 def _of_one_type(prior: Distribution, reduced_prior: Distribution, reduced: Tensor) -> Distribution:
@@ -83,7 +85,7 @@ def part(
     :param reduced_priors: reduced prior of each.
     """
     pieces: list[Block] = []
-    p, r = ({name: given[name] for name in reduced_priors} for given in (priors, reduced_priors))
+    p, r = {name: priors[name] for name in reduced_priors}, dict(reduced_priors)
     for block in blocks:
         if block.name not in r or not is_mixed(r[block.name]):
             pieces.append(block)
@@ -98,8 +100,8 @@ def part(
             pieces.append(
                 replace(block, name=name, positions=slice(start + low, start + high), shape=torch.Size([high - low]))
             )
-            own, other = (_cut(d, block.shape, low, high) for d in (prior, sides[bool(mask[low])]))
-            p[name] = own
+            other = _cut(sides[bool(mask[low])], block.shape, low, high)
+            p[name] = own = _cut(prior, block.shape, low, high)
             if not _same(own, other):
                 r[name] = other
     return tuple(pieces), p, r
@@ -108,8 +110,8 @@ def part(
 def _cut(distribution: Any, shape: torch.Size, low: int, high: int) -> Distribution:
     """Some of the elements of a distribution, laid out flat, as one event."""
     whole = distribution.expand(shape)
-    cut: Any = map_parameters(whole, lambda path, value, *_: value.expand(shape).reshape(-1)[low:high])
-    return cut.to_event(1)
+    cut = map_parameters(whole, lambda path, value, *_: value.expand(shape).reshape(-1)[low:high])
+    return to_event(cut, 1)
 
 
 def _same(one: Distribution, other: Distribution) -> bool:

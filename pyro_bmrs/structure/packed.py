@@ -92,7 +92,7 @@ class Packed(TorchDistribution):
             return self._assemble([_flat(part.sample(shape), part) for part, _ in self.parts], shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        total: Any = 0.0
+        total = value.new_zeros(value.shape[:-1])
         for part, positions in self.parts:
             density = part.log_prob(_unflat(value[..., positions], part))
             total = total + sum_rightmost(density, len(part.batch_shape))
@@ -113,10 +113,11 @@ class Packed(TorchDistribution):
 
 def _covariance(root: Distribution) -> Tensor:
     if isinstance(root, Empirical):
-        weights = (root.log_weights - root.log_weights.logsumexp(-1)).exp()
-        centred = root.enumerate_support() - root.mean
+        weights: Tensor = (root.log_weights - root.log_weights.logsumexp(-1)).exp()
+        centred: Tensor = root.enumerate_support() - root.mean
         return (centred * weights.unsqueeze(-1)).mT @ centred
-    return getattr(root, "covariance_matrix", root.variance.diag())
+    covariance: Tensor = getattr(root, "covariance_matrix", root.variance.diag())
+    return covariance
 
 
 class RegressedNormal(TorchDistribution):
@@ -174,7 +175,8 @@ class RegressedNormal(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         root = value[..., self.root_at]
-        return self.root.log_prob(root) + self.rest(root).log_prob(value[..., self.rest_at])
+        rest: Tensor = self.rest(root).log_prob(value[..., self.rest_at])
+        return self.root.log_prob(root) + rest
 
     @property
     def mean(self) -> Tensor:

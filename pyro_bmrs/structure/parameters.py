@@ -78,7 +78,8 @@ def map_parameters(distribution: Distribution, function: ParameterMap, prefix: s
     """
     extra = getattr(distribution, "_map_parameters", None)
     if extra is not None:
-        return extra(function, prefix)
+        mapped: Distribution = extra(function, prefix)
+        return mapped
     if isinstance(distribution, torch.distributions.Independent):
         count = distribution.reinterpreted_batch_ndims
 
@@ -112,7 +113,8 @@ def map_parameters(distribution: Distribution, function: ParameterMap, prefix: s
         return type(distribution)(**arguments)
     if isinstance(distribution, torch.distributions.TransformedDistribution):
         base = map_parameters(distribution.base_dist, function, prefix)
-        return dist.TransformedDistribution(base, distribution.transforms)
+        mapped = dist.TransformedDistribution(base, distribution.transforms)
+        return mapped
     raise NotImplementedError(f"{type(distribution).__name__} cannot be rebuilt from its parameters")
 
 

@@ -72,7 +72,7 @@ def log_squared_variation(slope: Tensor, precision: Tensor, left: Tensor, right:
     """
     about = torch.broadcast_tensors(slope, precision, left, right)
     difference = log_exponential_moment(2.0, *about) - 2 * log_exponential_moment(1.0, *about)
-    nodes, weights = (slope.new_tensor(values) for values in gauss_legendre(_NUM_NODES))
+    nodes, weights = map(slope.new_tensor, gauss_legendre(_NUM_NODES))
     orders = torch.stack([1 - nodes, 1 + nodes]).reshape((2, _NUM_NODES) + (1,) * slope.dim())
     variances = mean_and_variance(*_tilted(orders, *about)[1:])[1].sum(0)
     integral = torch.tensordot(weights * (1 - nodes), variances, dims=1)

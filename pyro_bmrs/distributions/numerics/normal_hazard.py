@@ -32,7 +32,8 @@ def hazard(z: Tensor) -> Tensor:
         >>> hazard(torch.tensor([0.0, 3.0, 1e6]))
         tensor([7.9788e-01, 3.2831e+00, 1.0000e+06])
     """
-    return torch.special.erfcx(z * _ROOT_HALF).reciprocal_().mul_(_ROOT_2_OVER_PI)
+    values: Tensor = torch.special.erfcx(z * _ROOT_HALF).reciprocal_().mul_(_ROOT_2_OVER_PI)
+    return values
 
 
 def _excess(z: Tensor, hazard_there: Tensor) -> Tensor:

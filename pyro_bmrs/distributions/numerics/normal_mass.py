@@ -27,6 +27,7 @@ All functions broadcast, and are differentiable to any order in all of their ten
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -87,7 +88,7 @@ def log_mass(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor) -> T
         where ``right`` is 0.
     :param precision: curvature of the exponent; may be 0 or negative on a bounded interval.
     :param left: distance from the mode to the low end, may be inf where the density is integrable.
-    :param right: distance from the mode to the high end, likewise.
+    :param right: distance from the mode to the high end, may be inf on the same condition.
     :return: log of the integral, in nats, of the broadcast shape; -inf for an interval of no length.
 
     Example::
@@ -100,7 +101,7 @@ def log_mass(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor) -> T
         tensor(-13.8155)
     """
     arguments = _aligned(slope, precision, left, right)
-    return _LogMass.apply(*arguments) if _needs_graph(arguments) else _log_mass(*arguments)
+    return _differentiable_log_mass(*arguments) if _needs_graph(arguments) else _log_mass(*arguments)
 
 
 def moments(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor, order: int) -> tuple[Tensor, ...]:
@@ -123,7 +124,7 @@ def moments(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor, order
     """
     arguments = _aligned(slope, precision, left, right)
     if _needs_graph(arguments):
-        return _Moments.apply(*arguments, order).unbind(0)
+        return _differentiable_moments(*arguments, order).unbind(0)
     slope, precision, left, right = arguments
     return _moments(slope, precision, left, right, order).unbind(0)
 
@@ -313,3 +314,7 @@ class _Moments(torch.autograd.Function):
             grads[2] = grads[2] + upstream * ((-low_end) ** k - moment) * low_density
             grads[3] = grads[3] + upstream * (high_end**k - moment) * high_density
         return *grads, None
+
+
+_differentiable_log_mass: Callable[..., Tensor] = _LogMass.apply
+_differentiable_moments: Callable[..., Tensor] = _Moments.apply

@@ -59,7 +59,7 @@ def gauss_legendre(num_nodes: int) -> tuple[tuple[float, ...], tuple[float, ...]
 @cache
 def _rule(order: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Nodes, and weights times the powers 0 .. ``order`` of the nodes, one row each."""
-    nodes, weights = (torch.tensor(values, dtype=torch.float64) for values in gauss_legendre(_NUM_NODES))
+    nodes, weights = torch.tensor(gauss_legendre(_NUM_NODES), dtype=torch.float64)
     powers = torch.stack([weights * nodes**k for k in range(order + 1)])
     return nodes.to(device, dtype), powers.to(device, dtype)
 
@@ -110,11 +110,13 @@ def quadrature_moments(
 
     unit = torch.maximum(*reaches)
     unit = torch.where(unit == 0, torch.ones_like(unit), unit)
-    first, second = (
-        _unit_integrals(piece * reach, 0.5 * (precision * reach) * reach, order)
-        * torch.stack([(reach / unit) ** (k + 1) for k in range(order + 1)])
-        for piece, reach in zip(slopes, reaches)
-    )
+
+    def of_piece(slope: Tensor, reach: Tensor) -> Tensor:
+        """The integrals over a piece, with distances from where it begins."""
+        powers = torch.stack([(reach / unit) ** (k + 1) for k in range(order + 1)])
+        return _unit_integrals(slope * reach, 0.5 * (precision * reach) * reach, order) * powers
+
+    first, second = map(of_piece, slopes, reaches)
 
     origin = torch.where(turned, right / unit, torch.zeros_like(unit))
     weight = torch.where(turned, torch.exp(-right * (slope + 0.5 * precision * right)), torch.ones_like(unit))

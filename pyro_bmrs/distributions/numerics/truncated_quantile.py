@@ -23,6 +23,7 @@ form.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pyro_bmrs.distributions.numerics.normal_hazard import cumulative_hazard, hazard, hazard_rise
-from pyro_bmrs.distributions.numerics.normal_mass import about_mode, energy, log_mass
+from pyro_bmrs.distributions.numerics.normal_mass import AboutMode, about_mode, energy, log_mass
 
 __all__ = ["truncated_cdf", "truncated_quantile"]
 
@@ -67,7 +68,7 @@ def truncated_quantile(u: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high:
         >>> truncated_quantile(u, loc, scale, torch.tensor(0.0), torch.tensor(1.0))  # log 2 / 40, and a little less
         tensor(0.0173)
     """
-    return _TruncatedQuantile.apply(u, loc, scale, low, high)
+    return _quantile(u, loc, scale, low, high)
 
 
 def truncated_cdf(value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ def truncated_cdf(value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: 
         >>> truncated_cdf(value, loc, scale, torch.tensor(0.0), torch.tensor(1.0))
         tensor(0.4997)
     """
-    return _TruncatedCdf.apply(value, loc, scale, low, high)
+    return _cdf(value, loc, scale, low, high)
 
 
 class _TruncatedQuantile(torch.autograd.Function):
@@ -124,12 +125,10 @@ class _TruncatedCdf(torch.autograd.Function):
     def forward(ctx: Any, value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
         precision = scale.reciprocal().square()
         whole = about_mode(loc, precision, low, high)
+        total = log_mass(*whole[1:])
         # Each piece from its own mode, so that both probabilities keep their relative accuracy down to 0.
-        pieces = about_mode(loc, precision, low, value), about_mode(loc, precision, value, high)
-        below, above = (
-            log_mass(*piece[1:]) - energy(piece.mode - whole.mode, whole.slope, precision) - log_mass(*whole[1:])
-            for piece in pieces
-        )
+        below = _log_mass_of_piece(about_mode(loc, precision, low, value), whole) - total
+        above = _log_mass_of_piece(about_mode(loc, precision, value, high), whole) - total
         ctx.save_for_backward(value, loc, scale, low, high, below, above)
         return below.exp()
 
@@ -148,6 +147,15 @@ class _TruncatedCdf(torch.autograd.Function):
             spacing = _put(rest, spacing, scale_rest * tail.spacing(t))
         density = 1 / spacing
         return _gradients(ctx, grad, (value, loc, scale, low, high), (density, *(-density * slope for slope in slopes)))
+
+
+_quantile: Callable[..., Tensor] = _TruncatedQuantile.apply
+_cdf: Callable[..., Tensor] = _TruncatedCdf.apply
+
+
+def _log_mass_of_piece(piece: AboutMode, whole: AboutMode) -> Tensor:
+    """The log mass of a part of an interval, in terms of the density at the mode of the whole."""
+    return log_mass(*piece[1:]) - energy(piece.mode - whole.mode, whole.slope, whole.precision)
 
 
 def _rest(bulk: _Bulk, shape: torch.Size) -> Tensor | None:
@@ -175,7 +183,20 @@ def _gradients(
 
 
 class _Slopes(NamedTuple):
-    """The derivatives of a quantile in the parameters of the distribution."""
+    r"""
+    The derivatives of a quantile x in the parameters of the distribution, at a given probability F of less than x.
+
+    With :math:`z = (x - \mathrm{loc}) / \mathrm{scale}` and the ends :math:`z_l, z_h` in the same units,
+    :math:`F = (\Phi(z) - \Phi(z_l)) / (\Phi(z_h) - \Phi(z_l))` is constant if
+
+    .. math:: \frac{dx}{d\,\mathrm{low}} = (1 - F) \frac{\varphi(z_l)}{\varphi(z)}, \qquad
+        \frac{dx}{d\,\mathrm{high}} = F \frac{\varphi(z_h)}{\varphi(z)}.
+
+    What moves location and ends together moves x as far, and what stretches both about the location stretches x:
+
+    .. math:: \frac{dx}{d\,\mathrm{loc}} = 1 - \frac{dx}{d\,\mathrm{low}} - \frac{dx}{d\,\mathrm{high}}, \qquad
+        \frac{dx}{d\,\mathrm{scale}} = z - z_l \frac{dx}{d\,\mathrm{low}} - z_h \frac{dx}{d\,\mathrm{high}}.
+    """
 
     loc: Tensor
     scale: Tensor
@@ -210,7 +231,8 @@ class _Bulk(NamedTuple):
         # Sums of positive terms: the smaller of the two keeps its relative accuracy far into the tail.
         below = torch.addcmul(self.beyond[0], u, self.mass)
         above = torch.addcmul(self.beyond[1], torch.rsub(u, 1), self.mass)
-        return torch.special.ndtri(torch.minimum(below, above).mul_(0.5)).copysign_(below - above)
+        quantile: Tensor = torch.special.ndtri(torch.minimum(below, above).mul_(0.5)).copysign_(below - above)
+        return quantile
 
     def slopes(self, log_below: Tensor, log_above: Tensor, z: Tensor) -> _Slopes:
         """Derivatives at ``z``, in scales from the location, given the log probabilities of less and of more."""
@@ -273,7 +295,16 @@ class _Tail(NamedTuple):
         return torch.where(is_right, t, -t)
 
     def slopes(self, log_below: Tensor, log_above: Tensor, t: Tensor) -> _Slopes:
-        """Derivatives at the displacement ``t`` from the mode, given the log probabilities of less and of more."""
+        r"""
+        Derivatives at the displacement ``t`` from the mode, given the log probabilities of less and of more.
+
+        Densities and masses are those of the half normals beyond the mode, by the hazard h and its integral H from the
+        mode. For the end n on the quantile's side and the end f on the other, in the formulas of :class:`_Slopes`,
+
+        .. math:: \frac{\varphi(n)}{\varphi(t)} = \frac{h(n)}{h(t)} e^{H(t) - H(n)}, \qquad
+            (1 - F) \frac{\varphi(f)}{\varphi(t)} = \frac{1 - e^{H(t) - H(n)}}{(1 - e^{-H(n)}) + (1 - e^{-H(f)})}
+            \frac{h(f) e^{-H(f)}}{h(t)}.
+        """
         is_right = t >= 0
         start = self.slope.abs()
         start_hazard = hazard(start)
@@ -312,9 +343,9 @@ class _Tail(NamedTuple):
         start = self.slope.abs()
         start_hazard = hazard(start)
         places = torch.stack([t.abs(), self.left, self.right])
-        cumulative, (there, *_) = cumulative_hazard(start, start_hazard, places)
+        cumulative, hazards = cumulative_hazard(start, start_hazard, places)
         mass = -torch.expm1(-cumulative[1:]).sum(0)
-        return mass * torch.exp(cumulative[0]) / there
+        return mass * torch.exp(cumulative[0]) / hazards[0]
 
 
 def _quadratic_step(ratio: Tensor, curvature: Tensor) -> Tensor:
@@ -344,4 +375,4 @@ def _narrow_slopes(start: Tensor, t: Tensor, near: Tensor, far: Tensor) -> tuple
 
 def _narrow_limit(dtype: torch.dtype) -> float:
     """The half width times the slope up to which the expansion loses fewer digits than the closed form."""
-    return (25 * torch.finfo(dtype).eps) ** (1 / 5)
+    return float((25 * torch.finfo(dtype).eps) ** (1 / 5))

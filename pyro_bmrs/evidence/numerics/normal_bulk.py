@@ -109,17 +109,20 @@ def _restricted(q: IntervalNormal, p: UniformMember, r: UniformMember, out: Tens
     small = again = (mass < _LEAST_SUM).nonzero().squeeze(-1)
     if len(small):
         # In the tail of q both error functions are near 1: scaled ones keep their difference.
-        left, right, root, mass_q, width = (
-            tensor.expand_as(mass).index_select(0, small) for tensor in (left, right, root, mass_q, high - low)
-        )
+        left, right, root, mass_q = [_rows_of(tensor, mass, small) for tensor in (left, right, root, mass_q)]
         start = torch.minimum(left, right).neg_().mul_(root)
-        tail, fall = scaled_tail(start, width.mul_(root))
+        tail, fall = scaled_tail(start, _rows_of(high - low, mass, small).mul_(root))
         fraction.index_copy_(0, small, tail.div_(mass_q))
         again = small[(mass_q < _LEAST_SUM) | (fall < 1)]
     torch.log(fraction, out=out).add_(p.log_mass - r.log_mass)
     if len(small):
         out.index_add_(0, small, start.square_(), alpha=-1)
     return again
+
+
+def _rows_of(tensor: Tensor, like: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a tensor that all elements may share."""
+    return tensor.expand_as(like).index_select(0, rows)
 
 
 def _half_root_precision(scale: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ extended here to truncated members.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -118,55 +118,111 @@ def product_of_members(q: Member, p: Member, r: Member) -> NormalProduct:
     disjoint = low >= high
     if disjoint.any():  # any interval will do, so that no NaN reaches the gradients of the other elements
         low, high = torch.where(disjoint, 0.0, low), torch.where(disjoint, 1.0, high)
-    members = (q, p, r)
-
-    def each(of: Callable[..., Tensor], *values: list[Tensor | None]) -> list[Tensor | None]:
-        """What is said of each normal; None for a uniform, which adds nothing to the parabola."""
-        return [of(m, *rest) if isinstance(m, NormalMember) else None for m, *rest in zip(members, *values)]
-
-    def tangent(x: Tensor) -> Tensor:
-        return _signed_sum(*each(lambda m: m.precision * (x - m.loc)))
-
-    if all(isinstance(m, UniformMember) for m in members):
+    exponent = _Exponent(*(member if isinstance(member, NormalMember) else None for member in (q, p, r)))
+    loc = precision = None
+    if all(normal is None for normal in exponent):
         value = ((high - low).log() - r.log_mass) - (q.log_mass - p.log_mass)
-        return NormalProduct(torch.where(disjoint, -torch.inf, value), None, None, low, high)
-
-    precision = _signed_sum(*each(lambda m: m.precision))
-    # How far the stationary point of the parabola lies from each location.
-    end = diverges = None
-    if isinstance(p, NormalMember) and (precision <= 0).any():
-        # Where it does not open upwards its lowest point is an end: that takes the place of the stationary point.
-        falls = precision <= 0
-        end, diverges = lower, _ = _lower_end(precision, tangent, low, high)
-        opening = torch.where(falls, 1.0, precision)
-        shifts = each(lambda m: torch.where(falls, lower - m.loc, -tangent(m.loc) / opening))
     else:
-        shifts = each(lambda m: -tangent(m.loc) / precision)
+        precision = exponent.precision()
+        # Two normals, or a uniform prior, leave a parabola that opens upwards.
+        falls = isinstance(p, NormalMember) and bool((precision <= 0).any())
+        lowest = (_lowest_if_falling if falls else _lowest)(exponent, precision, low, high)
+        loc = lowest.stationary
+        mass = log_mass(lowest.slope, precision, lowest.left, lowest.right)
+        value = (mass - r.log_mass) - (q.log_mass - p.log_mass) - exponent.rise(lowest, low, high)
+        if lowest.diverges is not None:
+            value = torch.where(lowest.diverges, torch.inf, value)
+    if disjoint.any():
+        value = torch.where(disjoint, -torch.inf, value)
+    return NormalProduct(value, loc, precision, low, high)
 
+
+class _Lowest(NamedTuple):
+    """
+    The point of an interval at which the exponent T is lowest.
+
+    :param stationary: where T would be stationary, were there no ends: the location of the product.
+    :param shifts: how far it, or an end that takes its place, lies from the location of q, p and r; None for uniforms.
+    :param left: distance of the lowest point from the low end.
+    :param right: its distance from the high end.
+    :param slope: that of T there, 0 inside the interval.
+    :param diverges: where T falls to minus infinity on the interval; None where it does nowhere.
+    """
+
+    stationary: Tensor
+    shifts: tuple[Tensor | None, ...]
+    left: Tensor
+    right: Tensor
+    slope: Tensor
+    diverges: Tensor | None = None
+
+
+class _Exponent(NamedTuple):
+    """T = E_q - E_p + E_r by its normals. A uniform is a parabola of precision 0, which adds nothing: None."""
+
+    q: NormalMember | None
+    p: NormalMember | None
+    r: NormalMember | None
+
+    def precision(self) -> Tensor:
+        """The curvature of T."""
+        return _signed_sum(*(None if normal is None else normal.precision for normal in self))
+
+    def tangent(self, x: Tensor) -> Tensor:
+        """The slope of T at x."""
+        return _signed_sum(*(None if normal is None else normal.precision * (x - normal.loc) for normal in self))
+
+    def rise(self, lowest: _Lowest, low: Tensor, high: Tensor) -> Tensor:
+        """T at its lowest point on [``low``, ``high``]."""
+        rises: list[Tensor | None] = [None, None, None]
+        for role, (normal, shift) in enumerate(zip(self, lowest.shifts)):
+            if normal is not None and shift is not None:
+                offset = shift.clamp(low - normal.loc, high - normal.loc)
+                rises[role] = _rise(normal, offset, lowest.left, lowest.right, low, high)
+        return _signed_sum(*rises)
+
+
+def _lowest(exponent: _Exponent, precision: Tensor, low: Tensor, high: Tensor) -> _Lowest:
+    """Of a parabola that opens upwards: its stationary point, or the end that is nearest to it."""
+    shifts = [None if normal is None else -exponent.tangent(normal.loc) / precision for normal in exponent]
+    return _between(exponent, shifts, precision, low, high)
+
+
+def _lowest_if_falling(exponent: _Exponent, precision: Tensor, low: Tensor, high: Tensor) -> _Lowest:
+    """Of parabolas of which some do not open upwards: for these, the end towards which they fall."""
+    falls = precision <= 0
+    end, diverges = _lower_end(precision, exponent.tangent, low, high)
+    opening = torch.where(falls, 1.0, precision)
+    shifts = [
+        None if normal is None else torch.where(falls, end - normal.loc, -exponent.tangent(normal.loc) / opening)
+        for normal in exponent
+    ]
+    lowest = _between(exponent, shifts, precision, low, high)
+    return lowest._replace(
+        left=torch.where(falls, end - low, lowest.left),
+        right=torch.where(falls, high - end, lowest.right),
+        slope=torch.where(falls, exponent.tangent(end), lowest.slope),
+        diverges=diverges,
+    )
+
+
+def _between(
+    exponent: _Exponent, shifts: Sequence[Tensor | None], precision: Tensor, low: Tensor, high: Tensor
+) -> _Lowest:
+    """The lowest point between the ends, by how far the stationary point lies from each location."""
     # How far it lies from the ends is best measured from the location nearest to it.
     (loc, shift), *others = [
-        (m.loc, s) for m, s in zip(members, shifts) if isinstance(m, NormalMember) and s is not None
+        (normal.loc, shift) for normal, shift in zip(exponent, shifts) if normal is not None and shift is not None
     ]
     for other_loc, other in others:
         nearer = other.abs() <= shift.abs()
         loc, shift = torch.where(nearer, other_loc, loc), torch.where(nearer, other, shift)
     from_low, from_high = (loc - low) + shift, (high - loc) - shift
-    # The lowest point lies between the ends. At an end itself, relu and clamp pass the gradient of an interior point.
-    left, right = (distance.clamp(min=0).clamp(max=high - low) for distance in (from_low, from_high))
+    # At an end itself, relu and clamp pass the gradient of an interior point.
+    width = high - low
+    left, right = from_low.clamp(min=0).clamp(max=width), from_high.clamp(min=0).clamp(max=width)
     slope = precision * ((-from_low).relu() - (-from_high).relu())
-    if end is not None:
-        falls = precision <= 0
-        left, right = torch.where(falls, end - low, left), torch.where(falls, high - end, right)
-        slope = torch.where(falls, tangent(end), slope)
-
-    energies = each(lambda m, s: _rise(m, s.clamp(low - m.loc, high - m.loc), left, right, low, high), shifts)
-    mass = log_mass(slope, precision, left, right)
-    value = (mass - r.log_mass) - (q.log_mass - p.log_mass) - _signed_sum(*energies)
-    if diverges is not None:
-        value = torch.where(diverges, torch.inf, value)
-    if disjoint.any():
-        value = torch.where(disjoint, -torch.inf, value)
-    return NormalProduct(value, loc + shift, precision, low, high)
+    return _Lowest(loc + shift, tuple(shifts), left, right, slope)
 
 
 def _signed_sum(q: Tensor | None, p: Tensor | None, r: Tensor | None) -> Tensor:

@@ -32,12 +32,10 @@ class Line:
         low, high = [torch.as_tensor(bound, dtype=centre.dtype, device=centre.device) for bound in bounds]
         self._bijection = ExtendedIntervalTransform(*torch.broadcast_tensors(low, high))
         self.bounded = low.isfinite(), high.isfinite()
-        self._bounds = tuple(torch.where(has, bound, 0.0) for has, bound in zip(self.bounded, (low, high)))
+        low, high = self._bounds = torch.where(self.bounded[0], low, 0.0), torch.where(self.bounded[1], high, 0.0)
         with torch.no_grad():
-            self._steps = tuple(
-                torch.nextafter(bound, torch.full_like(bound, inwards)) - bound
-                for bound, inwards in zip(self._bounds, (torch.inf, -torch.inf))
-            )
+            upwards = torch.nextafter(low, torch.full_like(low, torch.inf)) - low
+            self._steps = upwards, torch.nextafter(high, torch.full_like(high, -torch.inf)) - high
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """x, and the log of dx/dt, at t; x is strictly inside the interval."""
@@ -49,25 +47,25 @@ class Line:
 
     def find(self, x: Tensor) -> Tensor:
         """The t at which x is."""
-        return ((self.unconstrained(x) - self.centre) / self.width).asinh().asinh()
+        return self._coordinate(self.unconstrained(x))
+
+    def _coordinate(self, u: Tensor) -> Tensor:
+        return ((u - self.centre) / self.width).asinh().asinh()
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """The least and the largest t whose x, and the squares of x, do not overflow."""
         info = torch.finfo(self.centre.dtype)
         # Near a bound, u is the logarithm of the distance from it; away from one bound, of x; without bounds, it is x.
-        near, far, free = (
-            torch.full_like(self.centre, reach)
-            for reach in (0.95 * math.log(info.max), 0.45 * math.log(info.max), info.max**0.45)
-        )
+        near, far, free = 0.95 * math.log(info.max), 0.45 * math.log(info.max), info.max**0.45
         has_low, has_high = self.bounded
         none = ~(has_low | has_high)
-        low = torch.where(has_low, near, torch.where(none, free, far))
-        high = torch.where(has_high, near, torch.where(none, free, far))
-        return tuple(((end - self.centre) / self.width).asinh().asinh() for end in (-low, high))  # type: ignore
+        away = torch.full_like(self.centre, far).masked_fill(none, free)
+        return self._coordinate(-away.masked_fill(has_low, near)), self._coordinate(away.masked_fill(has_high, near))
 
     def unconstrained(self, x: Tensor) -> Tensor:
         """The u at which x is."""
-        return self._bijection.inv(x)
+        u: Tensor = self._bijection.inv(x)
+        return u
 
     def _inside(self, x: Tensor) -> Tensor:
         # Rounding may put x on a bound, where densities are 0 or infinite: the nearest number inside stands for it.
@@ -77,8 +75,8 @@ class Line:
 
     def just_inside(self, steps: float) -> tuple[Tensor, Tensor]:
         """The points a number of units in the last place inside the bounds; meaningless where there is no bound."""
-        low, high = (bound + steps * step for bound, step in zip(self._bounds, self._steps))
-        return low, high
+        (low, high), (upwards, downwards) = self._bounds, self._steps
+        return low + steps * upwards, high + steps * downwards
 
     def at_bound(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Where x is no further inside than the number next to the low, and to the high bound."""

@@ -146,34 +146,43 @@ def _evaluate_at_once(log_density: LogDensity, left: Tensor, right: Tensor) -> P
 
 
 def _urgency(panels: Panels, settled: Tensor, tolerance: float) -> Tensor:
-    """The log of how much a panel's error matters; minus infinity where it need not be halved."""
-    total = panels.total
-    least = total + math.log(tolerance / 20)
-    width = panels.right - panels.left
-    # A peak may hide between the end of a narrow panel and the first node of the wide panel next to it: then the
-    # density differs between the two nodes nearest to the common end.
-    order = panels.order()
-    widths, edges = width.gather(0, order), panels.log_edges.gather(1, order.expand_as(panels.log_edges))
-    broken = panels.broken.gather(0, order)
-    wide = torch.full_like(widths, -torch.inf)
-    differ = ~((edges[1, :-1] - edges[0, 1:]).abs() < 0.5)
-    # What cannot be evaluated may go on as far as it likes; else what hides is no wider than the panel.
-    log_widths = torch.where(broken, 0.0, widths.log())
-    spill_up, spill_down = edges[1, :-1] + log_widths[1:], edges[0, 1:] + log_widths[:-1]
-    wide[1:] = torch.where((differ & (widths[1:] > 2.5 * widths[:-1])) | broken[1:], spill_up, wide[1:])
-    wide[:-1] = torch.where(
-        (differ & (widths[:-1] > 2.5 * widths[1:])) | broken[:-1], torch.maximum(spill_down, wide[:-1]), wide[:-1]
-    )
-    wide = torch.empty_like(wide).scatter(0, order, wide)
-    settled = settled | (panels.log_error < panels.log_noise)
-    error = torch.where(settled, -torch.inf, panels.log_error)
-    # Where a part cannot be evaluated, part it from what can.
-    error = torch.where(panels.broken, torch.maximum(error, panels.log_mass), error)
-    urgency = torch.maximum(error, wide) - total
+    """
+    The log of how much a panel may be wrong, relative to the whole; minus infinity where it need not be halved.
+
+    A panel is halved while what its nodes miss, or what may hide beside its neighbours, is above a twentieth of the
+    tolerance, and there are numbers between its ends. What is missed is the error bound, unless rounding is larger
+    or halving no longer helped; of a panel that cannot be evaluated everywhere it is all that it holds.
+    """
+    total, width = panels.total, panels.right - panels.left
+    done = settled | (panels.log_error < panels.log_noise)
+    missed = torch.where(done, -torch.inf, panels.log_error)
+    missed = torch.where(panels.broken, torch.maximum(missed, panels.log_mass), missed)
+    wrong = torch.maximum(missed, _hidden(panels))
     floor = torch.finfo(width.dtype).eps * 8 * torch.maximum(panels.left.abs(), panels.right.abs())
-    return torch.where(
-        (torch.maximum(error, wide) > least) & (width > floor), urgency, torch.full_like(urgency, -torch.inf)
-    )
+    matters = (wrong > total + math.log(tolerance / 20)) & (width > floor)
+    return torch.where(matters, wrong - total, -torch.inf)
+
+
+def _hidden(panels: Panels) -> Tensor:
+    """
+    The log of the mass that may hide between a panel's ends and its nodes; minus infinity where none is to be feared.
+
+    A peak may hide between the end of a narrow panel and the first node of the wide panel next to it. Then the density
+    differs, by half a nat or more, between the two nodes nearest to the common end, and the wide panel is more than one
+    halving behind. What hides is no higher than at the neighbour's node and no wider than the
+    panel; what cannot be evaluated may go on as far as it likes.
+    """
+    order = panels.order()
+    width = (panels.right - panels.left).gather(0, order)
+    edges, broken = panels.log_edges.gather(1, order.expand_as(panels.log_edges)), panels.broken.gather(0, order)
+    log_width = torch.where(broken, 0.0, width.log())
+    differ = ~((edges[1, :-1] - edges[0, 1:]).abs() < 0.5)
+    hidden = torch.full_like(width, -torch.inf)
+    above = (differ & (width[1:] > 2.5 * width[:-1])) | broken[1:]
+    hidden[1:] = torch.where(above, edges[1, :-1] + log_width[1:], hidden[1:])
+    below = (differ & (width[:-1] > 2.5 * width[1:])) | broken[:-1]
+    hidden[:-1] = torch.where(below, torch.maximum(edges[0, 1:] + log_width[:-1], hidden[:-1]), hidden[:-1])
+    return torch.empty_like(hidden).scatter(0, order, hidden)
 
 
 @cache
@@ -186,6 +195,6 @@ def _legendre() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _rule(dtype: torch.dtype, device: torch.device, dims: int) -> tuple[Tensor, Tensor, Tensor]:
     """Nodes and weights on [-1, 1], to broadcast with ``dims`` more, and the last two Legendre coefficients."""
-    points, weights, last = (torch.as_tensor(array, dtype=dtype, device=device) for array in _legendre())
+    points, weights, last = [torch.as_tensor(array, dtype=dtype, device=device) for array in _legendre()]
     shape = (ORDER,) + (1,) * dims
     return points.reshape(shape), weights.reshape(shape), last

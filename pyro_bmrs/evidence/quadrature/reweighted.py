@@ -22,7 +22,7 @@ from torch.types import _size
 
 from pyro_bmrs.errors import ReductionWarning
 from pyro_bmrs.evidence.accuracy import Accuracy
-from pyro_bmrs.evidence.quadrature.integrand import Integrand
+from pyro_bmrs.evidence.quadrature.integrand import Integrand, find_integrand
 from pyro_bmrs.evidence.quadrature.panels import nodes
 from pyro_bmrs.evidence.registry import Reduced
 from pyro_bmrs.evidence.support import common_interval
@@ -51,7 +51,7 @@ def reduce_by_quadrature(posterior: Distribution, prior: Distribution, reduced_p
         >>> reduced.method, reduced.delta_evidence
         ('quadrature', tensor(0.2799))
     """
-    integrand = Integrand(posterior, prior, reduced_prior)
+    integrand = find_integrand(posterior, prior, reduced_prior)
     error = integrand.panels.error
     doubtful = error > max(ACCURACY, 2 * integrand.tolerance)
     if doubtful.any():
@@ -119,9 +119,8 @@ class ReweightedDistribution(TorchDistribution):
     def expand(self, batch_shape: _size, _instance: Any = None) -> ReweightedDistribution:
         """The same distribution, of a larger batch shape."""
         shape = torch.Size(batch_shape)
-        posterior, prior, reduced_prior = (d.expand(shape) for d in (self.posterior, self.prior, self.reduced_prior))
-        evidence = self.log_evidence.expand(shape)
-        new = ReweightedDistribution(posterior, prior, reduced_prior, evidence, validate_args=False)
+        q, p, r = self.posterior.expand(shape), self.prior.expand(shape), self.reduced_prior.expand(shape)
+        new = ReweightedDistribution(q, p, r, self.log_evidence.expand(shape), validate_args=False)
         new._validate_args = self._validate_args
         return new
 
@@ -130,10 +129,13 @@ class ReweightedDistribution(TorchDistribution):
         def fixed(path: str, *described: Any) -> Tensor:
             return function(path + "_fixed", *described)
 
-        names = ("posterior", "prior", "reduced_prior")
-        q, p, r = (map_parameters(getattr(self, name), fixed, f"{prefix}{name}_") for name in names)
-        evidence = fixed(prefix + "log_evidence", self.log_evidence, constraints.real, 0)
-        return ReweightedDistribution(q, p, r, evidence, validate_args=False)
+        return ReweightedDistribution(
+            map_parameters(self.posterior, fixed, prefix + "posterior_"),
+            map_parameters(self.prior, fixed, prefix + "prior_"),
+            map_parameters(self.reduced_prior, fixed, prefix + "reduced_prior_"),
+            fixed(prefix + "log_evidence", self.log_evidence, constraints.real, 0),
+            validate_args=False,
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density."""
@@ -185,7 +187,7 @@ class ReweightedDistribution(TorchDistribution):
 
     @cached_property
     def _integrand(self) -> Integrand:
-        return Integrand(self.posterior, self.prior, self.reduced_prior)
+        return find_integrand(self.posterior, self.prior, self.reduced_prior)
 
     def _weighted_nodes(self) -> tuple[Tensor, Tensor]:
         log_mass, x = self._integrand.nodes()

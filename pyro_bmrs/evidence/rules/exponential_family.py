@@ -99,13 +99,18 @@ class Family:
                 return member
         return member
 
+    def natural(self, distribution: Distribution) -> Natural:
+        """The natural parameters of a distribution of this family."""
+        return self.member(distribution).natural(distribution)
+
     def reduce(self, posterior: Any, prior: Any, reduced_prior: Any) -> Reduced:
         """The rule of this family."""
         triple = (posterior, prior, reduced_prior)
         for name in self.in_common:
             if any(_differ(getattr(d, name), getattr(posterior, name)) for d in triple[1:]):
-                return NotImplemented
-        q, p, r = (self.member(distribution).natural(distribution) for distribution in triple)
+                unlike: Reduced = NotImplemented
+                return unlike
+        q, p, r = map(self.natural, triple)
         difference = _log_difference if self.has_zeros else torch.sub
         step, data = tuple(map(difference, r, p)), tuple(map(difference, q, p))
         s = tuple(map(_add_smaller_last, q, r, step, data))
@@ -131,7 +136,7 @@ class Family:
 def _differ(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return bool((torch.as_tensor(one) != torch.as_tensor(other)).any())
-    return one != other
+    return bool(one != other)
 
 
 def _log_difference(one: Tensor, other: Tensor) -> Tensor:

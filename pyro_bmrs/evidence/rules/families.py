@@ -37,7 +37,7 @@ def _gamma_growth(before: Natural, after: Natural, step: Natural) -> Tensor:
 
 def _dirichlet_growth(before: Natural, after: Natural, step: Natural) -> Tensor:
     (a0,), (a1,), (da,) = before, after, step
-    n0, n1, dn = (x.sum(-1) for x in (a0, a1, da))
+    n0, n1, dn = a0.sum(-1), a1.sum(-1), da.sum(-1)
     shares = _log_gamma_growth(a0, a1, da, n1.unsqueeze(-1)).sum(-1)
     return shares - _log_gamma_growth(n0, n1, dn, n1)
 
@@ -62,7 +62,8 @@ def _von_mises_growth(before: Natural, after: Natural, step: Natural) -> Tensor:
     k0, k1 = _norm(*before), _norm(*after)
     # |after|^2 - |before|^2 = step · (before + after), from which the large concentrations have cancelled.
     lengthening = (step[0] * (before[0] + after[0]) + step[1] * (before[1] + after[1])) / (k0 + k1)
-    return lengthening + torch.special.i0e(k1).log() - torch.special.i0e(k0).log()
+    growth: Tensor = lengthening + torch.special.i0e(k1).log() - torch.special.i0e(k0).log()
+    return growth
 
 
 def _norm(x: Tensor, y: Tensor) -> Tensor:
@@ -89,13 +90,19 @@ def _wishart_growth(before: Natural, after: Natural, step: Natural) -> Tensor:
     halves = 0.5 * torch.arange(n, dtype=p0.dtype, device=p0.device)
     shape0, shape1, dshape = a0.unsqueeze(-1) - halves, a1.unsqueeze(-1) - halves, da.unsqueeze(-1)
     gammas = _log_gamma_growth(shape0, shape1, dshape, torch.ones_like(shape1)).sum(-1) - n * da
-    log_det0, log_det1 = (2 * torch.linalg.cholesky(p).diagonal(dim1=-2, dim2=-1).log().sum(-1) for p in (p0, p1))
+    log_det0, log_det1 = _log_det(p0), _log_det(p1)
     return gammas + da * (n * math.log(2) - log_det1) - a0 * (log_det1 - log_det0)
+
+
+def _log_det(precision: Tensor) -> Tensor:
+    factor: Tensor = torch.linalg.cholesky(precision)
+    return 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
 def _wishart_valid(natural: Natural) -> Tensor:
     shape, precision = natural
-    return (shape > 0.5 * (precision.shape[-1] - 1)) & (torch.linalg.cholesky_ex(precision).info == 0)
+    failed: Tensor = torch.linalg.cholesky_ex(precision).info
+    return (shape > 0.5 * (precision.shape[-1] - 1)) & (failed == 0)
 
 
 def _log(x: Tensor) -> Tensor:

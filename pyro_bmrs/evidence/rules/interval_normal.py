@@ -87,7 +87,8 @@ def reduce_interval_normals(posterior: Distribution, prior: Distribution, reduce
         named = _named_posterior(normal_product(q, p, r))
         if named is None:
             return ReweightedDistribution(posterior, prior, reduced_prior, delta_evidence)
-        return named.expand(shape)
+        expanded: Distribution = named.expand(shape)
+        return expanded
 
     return Reduced(delta_evidence, build_posterior)
 
@@ -129,13 +130,15 @@ def _named_posterior(product: NormalProduct) -> Distribution | None:
             f"There is no reduced posterior at {int(empty.sum())} of {empty.numel()} elements: posterior and reduced "
             "prior share no interval."
         )
+    named: Distribution
     if loc is None or precision is None:
-        return dist.Uniform(low, high, validate_args=False)
-    if not (precision > 0).all():
+        named = dist.Uniform(low, high, validate_args=False)
+    elif not (precision > 0).all():
         return None
-    scale = precision.rsqrt()
-    if (low == -torch.inf).all() and (high == torch.inf).all():
-        return dist.Normal(loc, scale, validate_args=False)
-    if (low == 0).all() and (high == torch.inf).all() and (loc == 0).all():
-        return dist.HalfNormal(scale, validate_args=False)
-    return TruncatedNormal(loc, scale, low, high, validate_args=False)
+    elif (low == -torch.inf).all() and (high == torch.inf).all():
+        named = dist.Normal(loc, precision.rsqrt(), validate_args=False)
+    elif (low == 0).all() and (high == torch.inf).all() and (loc == 0).all():
+        named = dist.HalfNormal(precision.rsqrt(), validate_args=False)
+    else:
+        named = TruncatedNormal(loc, precision.rsqrt(), low, high, validate_args=False)
+    return named

@@ -54,7 +54,8 @@ def reduce_multivariate_normal(posterior: Distribution, prior: Distribution, red
     """
     triple = (posterior, prior, reduced_prior)
     if not all(map(_is_normal, triple)):
-        return NotImplemented
+        other: Reduced = NotImplemented
+        return other
     if isinstance(posterior, LowRankMultivariateNormal) and all(isinstance(d, Independent) for d in triple[1:]):
         return _reduce_in_rank(posterior, _factor(prior), _factor(reduced_prior))
     return _reduce_in_full(*map(_factor, triple))
@@ -77,7 +78,8 @@ class _Factor:
     def whiten(self, columns: Tensor) -> Tensor:
         if self.is_diagonal:
             return columns / self.scale.unsqueeze(-1)
-        return solve_triangular(self.scale, columns, upper=False)
+        whitened: Tensor = solve_triangular(self.scale, columns, upper=False)
+        return whitened
 
     def log_det(self) -> Tensor:
         diagonal = self.scale if self.is_diagonal else self.scale.diagonal(dim1=-2, dim2=-1)
@@ -101,7 +103,8 @@ def _reduce_in_full(q: _Factor, p: _Factor, r: _Factor) -> Reduced:
     # In the coordinates that whiten q·r, a reduced prior of any narrowness leaves a well-conditioned matrix; the
     # precision itself would lose the broad directions in the narrow ones.
     root = torch.linalg.qr(torch.cat(torch.broadcast_tensors(q.whiten(eye), r.whiten(eye)), -2)).R
-    reduced_root, prior_root = (solve_triangular(root, d.whiten(eye), upper=True, left=False) for d in (r, p))
+    reduced_root = solve_triangular(root, r.whiten(eye), upper=True, left=False)
+    prior_root = solve_triangular(root, p.whiten(eye), upper=True, left=False)
     inner, info = cholesky_ex(eye - prior_root.mT @ prior_root)
     _check_definite(info)
 

@@ -37,7 +37,7 @@ def reduce_normals(posterior: Normal, prior: Normal, reduced_prior: Normal) -> R
         >>> reduced.delta_evidence, reduced.posterior.mean
         (tensor(0.3143), tensor(0.4854))
     """
-    q, p, r = (distribution.scale**-2 for distribution in (posterior, prior, reduced_prior))
+    q, p, r = posterior.scale**-2, prior.scale**-2, reduced_prior.scale**-2
     # The difference that cancels is taken first.
     precision = (q - p) + r
     # A scale of infinity is no normal's; what is wrong with the parameters is then said before this.
