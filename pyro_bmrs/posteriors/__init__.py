@@ -11,6 +11,7 @@ from pyro_bmrs.posteriors.guide_factors import read_factors
 from pyro_bmrs.posteriors.posterior import FactoredPosterior, Posterior
 from pyro_bmrs.posteriors.reading import read_guide, read_posterior
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide, packed_statement
+from pyro_bmrs.posteriors.traces import GuideRun
 
 __all__ = [
     "Draws",
@@ -19,6 +20,7 @@ __all__ = [
     "FactoredPosterior",
     "FittedDraws",
     "FittedGuide",
+    "GuideRun",
     "JointNormalFactor",
     "PackedFactor",
     "Posterior",

@@ -295,11 +295,11 @@ def summarise(reduction: Reduction) -> pd.DataFrame:
     """The table behind :meth:`pyro_bmrs.Reduction.summary`."""
     import pandas as pd
 
-    tables = []
+    tables, fitted_posterior, posterior = [], reduction.fitted_posterior, reduction.posterior
     for name in reduction.reduced_sites:
         delta = reduction.elementwise[name].detach()
-        mean, sd = moments(reduction.fitted_posterior.get(name), delta.shape)
-        reduced_mean, reduced_sd = moments(reduction.posterior.get(name), delta.shape)
+        mean, sd = moments(fitted_posterior.get(name), delta.shape)
+        reduced_mean, reduced_sd = moments(posterior.get(name), delta.shape)
         columns = {
             "mean": mean,
             "sd": sd,

@@ -37,8 +37,9 @@ def guide_at_moments(
     :param kwargs: keyword arguments of the model.
     :raises ReductionError: for a kind of guide that moments do not determine, and for draws too few to give any.
     """
-    kind: Any = next((kind for kind in place.registry if kind is not object and type(original) is kind), None)
-    if kind is None:
+    kind = type(original)
+    # A subclass may be another family, or made of other arguments: it registers itself.
+    if kind not in place.registry:
         raise ReductionError(
             f"a {type(original).__name__} cannot be begun at weighted draws, whose moments do not determine it; pass "
             "start=, a guide of your own for reduction.model"
@@ -68,6 +69,9 @@ def _is_latent(msg: Any) -> bool:
 def place(guide: Any, draws: Mapping[str, Tensor], weights: Tensor) -> None:
     """
     Puts a guide at the moments of draws.
+
+    Another kind is registered with ``place.register``, as in :func:`functools.singledispatch`. New guides of it are
+    made by ``kind(model, init_loc_fn=...)``.
 
     :param guide: a new guide, which has run once.
     :param draws: the unconstrained values of each site, flat, shape ``(num_draws, size)``.

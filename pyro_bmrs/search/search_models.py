@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 from pyro_bmrs import evidence
 from pyro_bmrs.errors import ReductionError, name_of_unknown, naming
 from pyro_bmrs.evidence.registry import Reduced
+from pyro_bmrs.posteriors.factors import parted
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.reading import read_guide
 from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, match_prior, read_reduced_priors
@@ -24,7 +25,6 @@ from pyro_bmrs.search.model_space import Candidates, ModelSpace
 from pyro_bmrs.search.models import IndependentModels
 from pyro_bmrs.search.observations import is_joint, read_normal_space
 from pyro_bmrs.search.strategies.normal_search import MAX_MODELS, STRATEGIES, search_normal
-from pyro_bmrs.structure.coordinates import elements, marginals
 from pyro_bmrs.structure.parameters import map_parameters
 
 
@@ -164,9 +164,7 @@ def _switched(
     name: str, posterior: Distribution, prior: Distribution, reduced_prior: Distribution
 ) -> tuple[Distribution, Reduced]:
     """A site's posterior and its reduction, element by element where its elements can be parted."""
-    q, p, r = marginals(posterior), elements(prior), elements(reduced_prior)
-    if q is None or p is None or r is None:
-        q, p, r = posterior, prior, reduced_prior
+    q, p, r = parted(posterior, prior, reduced_prior)
     with naming(name):
         reduced = evidence.reduce(q, p, r)
     return _detached(q).expand(reduced.delta_evidence.shape), reduced

@@ -34,13 +34,13 @@ def marginal(normal: JointNormal, at: Tensor) -> JointNormal:
         return normal
     # The rows of the Cholesky factor give the marginal covariance without forming the whole.
     rows = normal.scale_tril[at]
-    return dist.MultivariateNormal(normal.loc[at], scale_tril=_square_root(rows))
+    return dist.MultivariateNormal(normal.loc[at], scale_tril=square_root(rows))
 
 
-def _square_root(rows: Tensor) -> Tensor:
-    """Lower Cholesky factor of ``rows @ rows.T``, by QR, which does not square the condition number."""
+def square_root(rows: Tensor) -> Tensor:
+    """Lower Cholesky factor of ``rows @ rows.mT``, by QR, which does not square the condition number."""
     upper: Tensor = torch.linalg.qr(rows.mT).R
-    return (upper * upper.diagonal().sign().unsqueeze(-1)).mT
+    return (upper * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT
 
 
 def regress(normal: JointNormal, at: Tensor, root: Distribution) -> Distribution:
@@ -56,7 +56,7 @@ def regress(normal: JointNormal, at: Tensor, root: Distribution) -> Distribution
     # With the root coordinates first, the Cholesky factor of the joint covariance holds the regression in its blocks.
     order = torch.cat([at, rest_at])
     loc = normal.mean[order]
-    tril = _square_root(normal.scale_tril[order])
+    tril = square_root(normal.scale_tril[order])
     k = len(at)
     slope = torch.linalg.solve_triangular(tril[:k, :k], tril[k:, :k], upper=False, left=False)
     noise = tril[k:, k:]
@@ -71,7 +71,7 @@ def regress(normal: JointNormal, at: Tensor, root: Distribution) -> Distribution
     back = torch.empty_like(order)
     back[order] = torch.arange(size, device=order.device)
     mean = torch.cat([root.mean, intercept + slope @ root.mean])
-    return dist.MultivariateNormal(mean[back], scale_tril=_square_root(rows[back]))
+    return dist.MultivariateNormal(mean[back], scale_tril=square_root(rows[back]))
 
 
 def _normal_factor(root: Distribution) -> Tensor | None:

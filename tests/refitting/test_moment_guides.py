@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, Aut
 from pyro_bmrs import ReductionError
 from pyro_bmrs.posteriors.reading import read_guide
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
-from pyro_bmrs.refitting.moment_guides import guide_at_moments
+from pyro_bmrs.refitting.moment_guides import guide_at_moments, place
 
 
 def model():
@@ -63,3 +63,19 @@ def test_all_the_weight_on_one_draw_gives_no_spread():
     log_weights[3] = 0.0
     with pytest.raises(ReductionError, match="all the weight is on one"):
         guide_at_moments(AutoNormal(model), model, draws(log_weights), (), {})
+
+
+def test_a_kind_of_ones_own_is_placed_once_it_is_registered():
+    class Shifted(AutoDiagonalNormal):
+        """Of a scale that is held, so that only its mean is to be placed."""
+
+    given = draws(torch.zeros(50))
+    with pytest.raises(ReductionError, match="a Shifted cannot be begun at weighted draws"):
+        guide_at_moments(Shifted(model), model, given, (), {})
+
+    @place.register
+    def _(guide: Shifted, unconstrained, weights):
+        guide.loc.copy_(weights @ torch.cat(list(unconstrained.values()), -1))
+
+    guide = guide_at_moments(Shifted(model), model, given, (), {})
+    torch.testing.assert_close(guide.loc[0], given.draws["rate"].log().mean())

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 from torch.distributions.constraints import Constraint
 
-from pyro_bmrs.search.averaging.conditioning import square_root
 from pyro_bmrs.structure.coordinates import Block, push_forward
+from pyro_bmrs.structure.joint_normal import square_root
 from pyro_bmrs.structure.layers import is_point
 
 

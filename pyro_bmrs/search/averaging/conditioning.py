@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmrs.search.observations import NormalSpace
+from pyro_bmrs.structure.joint_normal import square_root
 
 # Numbers in the matrices of the models that are computed together.
 _BATCH = 2**22
@@ -61,9 +62,3 @@ def _condition(space: NormalSpace, observed: Tensor) -> Normals:
     noise[:, space.at, torch.arange(len(space.at), device=rows.device)] += fixed[:, space.at].to(noise)
     loc[:, space.at] = torch.where(fixed[:, space.at], space.target, loc[:, space.at])
     return Normals(loc, square_root(torch.cat([left, noise], -1)), fixed)
-
-
-def square_root(rows: Tensor) -> Tensor:
-    """Lower Cholesky factor of ``rows @ rows.T``, by QR, which does not square the condition number."""
-    upper: Tensor = torch.linalg.qr(rows.mT).R
-    return (upper * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT
