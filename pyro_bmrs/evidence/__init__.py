@@ -4,7 +4,7 @@
 """The change in log evidence when one prior takes the place of another, and the posterior that goes with it."""
 
 from pyro_bmrs.evidence import rules  # noqa: F401 - registers them
-from pyro_bmrs.evidence.accuracy import Accuracy
+from pyro_bmrs.evidence.accuracy import Accuracy, Estimated
 from pyro_bmrs.evidence.dispatch import log_evidence_change, reduce, reduced_posterior
 from pyro_bmrs.evidence.importance import ImportanceEstimate, importance_estimate
 from pyro_bmrs.evidence.quadrature import ReweightedDistribution
@@ -12,6 +12,7 @@ from pyro_bmrs.evidence.registry import Reduced, register_reduction
 
 __all__ = [
     "Accuracy",
+    "Estimated",
     "ImportanceEstimate",
     "Reduced",
     "ReweightedDistribution",

@@ -62,7 +62,17 @@ class Accuracy:
 
 
 class Estimated:
-    """What has an :class:`Accuracy`, each part of which can be asked for by name."""
+    """
+    What has an :class:`Accuracy`, each part of which can be asked for by name.
+
+    Example::
+
+        >>> import pyro.distributions as dist
+        >>> from pyro_bmrs.evidence import reduce
+        >>> reduced = reduce(dist.LogNormal(0., 0.1), dist.HalfCauchy(1.), dist.Gamma(3., 5.))
+        >>> reduced.method, reduced.standard_error
+        ('quadrature', None)
+    """
 
     accuracy: Accuracy
 
