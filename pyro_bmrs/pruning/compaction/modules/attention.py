@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_bmrs.errors import ReductionError
-
 
 class Attention(nn.Module):
     """
@@ -30,6 +28,8 @@ class Attention(nn.Module):
     :param bias: whether the projections have biases.
     :param dropout: probability that an attention weight is dropped in training.
     :param batch_first: whether examples are in dimension 0, and not in dimension 1.
+    :param add_bias_kv: whether there is a key with a value, both learned, beside those that are given.
+    :param add_zero_attn: whether there is a key with a value of zeros beside them.
 
     Example::
 
@@ -55,10 +55,12 @@ class Attention(nn.Module):
         bias: bool = True,
         dropout: float = 0.0,
         batch_first: bool = False,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
     ) -> None:
         super().__init__()
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, head_dim
-        self.dropout, self.batch_first = dropout, batch_first
+        self.dropout, self.batch_first, self.add_zero_attn = dropout, batch_first, add_zero_attn
         # Masks for each head count the heads that there were.
         self.num_mask_heads, self.mask_heads = num_heads, tuple(range(num_heads))
         width = num_heads * head_dim
@@ -66,19 +68,12 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(embed_dim if kdim is None else kdim, width, bias)
         self.v_proj = nn.Linear(embed_dim if vdim is None else vdim, width, bias)
         self.out_proj = nn.Linear(width, embed_dim, bias)
+        self.bias_k = nn.Parameter(torch.zeros(width)) if add_bias_kv else None
+        self.bias_v = nn.Parameter(torch.zeros(width)) if add_bias_kv else None
 
     @classmethod
     def of(cls, attention: nn.MultiheadAttention) -> Attention:
-        """
-        The same attention, with copies of the weights.
-
-        :raises ReductionError: for one that adds keys of its own (``add_bias_kv``, ``add_zero_attn``).
-        """
-        if attention.bias_k is not None or attention.add_zero_attn:
-            raise ReductionError(
-                "an nn.MultiheadAttention with add_bias_kv or add_zero_attn has no plain counterpart; write it with "
-                "query, key and value projections"
-            )
+        """The same attention, with copies of the weights."""
         bias = attention.in_proj_bias is not None
         weights = (
             attention.in_proj_weight.chunk(3)
@@ -96,6 +91,8 @@ class Attention(nn.Module):
                 bias=bias,
                 dropout=attention.dropout,
                 batch_first=attention.batch_first,
+                add_bias_kv=attention.bias_k is not None,
+                add_zero_attn=attention.add_zero_attn,
             )
         plain = plain.to_empty(device=weights[0].device).to(weights[0].dtype)
         projections = (plain.q_proj, plain.k_proj, plain.v_proj)
@@ -105,15 +102,23 @@ class Attention(nn.Module):
                 projection.weight.copy_(weight)
                 if offset is not None:
                     projection.bias.copy_(offset)
+            for own, given in ((plain.bias_k, attention.bias_k), (plain.bias_v, attention.bias_v)):
+                if own is not None and given is not None:
+                    own.copy_(given.flatten())
         plain.out_proj.load_state_dict(attention.out_proj.state_dict())
         return plain.train(attention.training)
 
     def keep_heads(self, kept: Tensor) -> None:
         """
-        Counts the heads that are left; the rows of the projections are another's to remove.
+        Counts the heads that are left, and keeps their part of the learned key; the rows of the projections are
+        another's to remove.
 
         :param kept: which of the present heads stay, boolean.
         """
+        if self.bias_k is not None and self.bias_v is not None:
+            elements = kept.repeat_interleave(self.head_dim).to(self.bias_k.device)
+            self.bias_k = nn.Parameter(self.bias_k.detach()[elements], self.bias_k.requires_grad)
+            self.bias_v = nn.Parameter(self.bias_v.detach()[elements], self.bias_v.requires_grad)
         self.mask_heads = tuple(head for head, stays in zip(self.mask_heads, kept.tolist()) if stays)
         self.num_heads = len(self.mask_heads)
 
@@ -135,7 +140,7 @@ class Attention(nn.Module):
         elif not self.batch_first:
             query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
         queries = self._split(self.q_proj(query))
-        keys, values = self._split(self.k_proj(key)), self._split(self.v_proj(value))
+        keys, values = self._with_own(self.k_proj(key), self.bias_k), self._with_own(self.v_proj(value), self.bias_v)
         mask = self._mask(attn_mask, key_padding_mask, queries)
         dropout = self.dropout if self.training else 0.0
         weights = None
@@ -150,6 +155,12 @@ class Attention(nn.Module):
         if not batched:
             return output.squeeze(0), None if weights is None else weights.squeeze(0)
         return output if self.batch_first else output.transpose(0, 1), weights
+
+    def _with_own(self, projected: Tensor, own: Tensor | None) -> Tensor:
+        """Keys or values, those that the attention adds behind those that are given, split."""
+        if own is not None:
+            projected = torch.cat([projected, own.expand(len(projected), 1, -1)], 1)
+        return self._split(F.pad(projected, (0, 0, 0, 1)) if self.add_zero_attn else projected)
 
     def _split(self, projected: Tensor) -> Tensor:
         """Of shape ``(batch, heads, length, head_dim)``."""
@@ -166,7 +177,8 @@ class Attention(nn.Module):
         if key_padding_mask is not None:
             padding = _additive(key_padding_mask, queries).reshape(len(queries), 1, 1, -1)
             mask = padding if mask is None else mask + padding
-        return mask
+        num_own = int(self.bias_k is not None) + int(self.add_zero_attn)
+        return mask if mask is None else F.pad(mask, (0, num_own))
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, num_heads={self.num_heads}, head_dim={self.head_dim}"

@@ -16,11 +16,11 @@ from pyro_bmrs.pruning.compaction.modules.scaling import substitute
 
 def make_plain(net: nn.Module) -> None:
     """
-    Puts an :class:`~pyro_bmrs.pruning.Attention` in the place of each ``nn.MultiheadAttention`` that has no keys of its
-    own, and weights in the place of their parametrizations, such as weight normalisation; in place.
+    Puts an :class:`~pyro_bmrs.pruning.Attention` in the place of each ``nn.MultiheadAttention``, and weights in the
+    place of their parametrizations, such as weight normalisation; in place.
     """
     for module in list(net.modules()):
-        if type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn:
+        if type(module) is nn.MultiheadAttention:
             substitute(net, module, Attention.of(module))
         if isinstance(module, nn.TransformerEncoder):
             # Nested tensors are for the fused path only.

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning import Attention, attach_noise, compaction_report, noise_sites
+from pyro_bmrs.pruning import Attention, attach_noise, compaction_report, load_compact, noise_sites, save_compact
 from pyro_bmrs.pruning.compaction.compact import compact_gated
 from tests.pruning.compaction.gated import difference, with_noise_at
 
@@ -36,7 +37,13 @@ def masks(kind: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["none", "boolean", "float", "by head", "padding", "both"])
-@pytest.mark.parametrize("options", [{}, {"bias": False}, {"kdim": 8, "vdim": 10}, {"batch_first": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({}, {"bias": False}, {"kdim": 8, "vdim": 10}, {"batch_first": True}, {"add_bias_kv": True}),
+        *({"add_zero_attn": True}, {"add_bias_kv": True, "add_zero_attn": True, "batch_first": True}),
+    ],
+)
 @pytest.mark.parametrize("weights", [{"need_weights": False}, {}, {"average_attn_weights": False}])
 @pytest.mark.filterwarnings("ignore:Support for mismatched")
 def test_is_torchs(kind: str, options: dict[str, Any], weights: dict[str, bool]) -> None:
@@ -61,12 +68,6 @@ def test_one_example_alone() -> None:
         assert torch.allclose(output, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}])
-def test_keys_of_its_own_are_refused(options: dict[str, bool]) -> None:
-    with pytest.raises(ReductionError, match="add_bias_kv or add_zero_attn"):
-        Attention.of(nn.MultiheadAttention(WIDTH, HEADS, **options))
-
-
 class Decoder(nn.Module):
     """Attention to another sequence, with a mask for each head."""
 
@@ -89,6 +90,21 @@ def test_loses_heads(kind: str, gates: list[float]) -> None:
     assert small.attention.num_heads == sum(gate > 0 for gate in gates)
     assert small.attention.q_proj.out_features == small.attention.num_heads * WIDTH // HEADS
     assert difference(with_noise_at(net, values, *inputs), small(*inputs)) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", ["boolean", "by head"])
+@pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}])
+def test_loses_heads_with_keys_of_its_own(kind: str, options: dict[str, bool], tmp_path: Path) -> None:
+    decoder = Decoder(batch_first=True, **options).double().eval()
+    net = attach_noise(copy.deepcopy(decoder))
+    inputs = (torch.randn(BATCH, QUERIES, WIDTH).double(), torch.randn(BATCH, KEYS, WIDTH).double())
+    inputs = (*inputs, masks(kind)["attn_mask"])
+    values = {"attention": torch.tensor([0.7, 0.0, 0.2])}
+    small = compact_gated(net, values, noise_sites(net), inputs)
+    assert small.attention.num_heads == 2 and small.attention.out_proj.in_features == 2 * WIDTH // HEADS
+    assert difference(with_noise_at(net, values, *inputs), small(*inputs)) <= 1e-12
+    save_compact(small, tmp_path / "net.pt")
+    assert torch.equal(load_compact(tmp_path / "net.pt", decoder)(*inputs), small(*inputs))
 
 
 def test_keeps_its_best_head() -> None:

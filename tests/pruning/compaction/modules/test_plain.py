@@ -29,7 +29,16 @@ def test_parametrized_weights(parametrization: object) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"add_bias_kv": True}, {"add_zero_attn": True}])
-def test_attention_without_keys_of_its_own(options: dict[str, bool]) -> None:
+def test_attention(options: dict[str, bool]) -> None:
     net = nn.Sequential(nn.MultiheadAttention(4, 2, **options))
     make_plain(net)
-    assert type(net[0]) is (nn.MultiheadAttention if options else Attention)
+    assert type(net[0]) is Attention
+
+
+def test_attention_of_a_class_of_its_own_may_compute_something_else() -> None:
+    class Other(nn.MultiheadAttention):
+        pass
+
+    net = nn.Sequential(Other(4, 2))
+    make_plain(net)
+    assert type(net[0]) is Other
