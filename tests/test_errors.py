@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 
 from pyro_bmrs import ReductionError, reduce_model
+from pyro_bmrs.errors import name_of_unknown, naming
 from tests.programs import NARROW
 
 
@@ -22,3 +23,26 @@ def test_an_unknown_site_names_the_nearest(guide):
 def test_an_observed_site_is_not_latent(guide):
     with pytest.raises(ReductionError, match="no latent site 'coin'"):
         reduce_model(guide, {"coin": dist.Bernoulli(0.1)})
+
+
+def test_several_near_names_are_offered_and_none_that_is_far():
+    message = str(name_of_unknown("weight", {"weights", "weight_0", "intercept"}, "the model"))
+    assert message.startswith("the model has no latent site 'weight'")
+    assert "['intercept', 'weight_0', 'weights']" in message
+    hint = message.split("did you mean ")[1]
+    assert "'weights'" in hint and "'weight_0'" in hint and "intercept" not in hint
+    assert "did you mean" not in str(name_of_unknown("zzz", {"weights"}, "the model"))
+
+
+def test_what_a_rule_says_gets_the_name_of_the_site():
+    cause = ReductionError("the reduced prior is broader")
+    with pytest.raises(ReductionError, match=r"^site 'w': the reduced prior is broader$") as caught:
+        with naming("w"):
+            raise cause
+    assert caught.value.__cause__ is cause
+
+
+def test_mistakes_of_another_kind_pass_as_they_are():
+    with pytest.raises(ZeroDivisionError, match="^division by zero$"):
+        with naming("w"):
+            1 / 0  # noqa: B018

@@ -11,7 +11,10 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import (
+    AutoMultivariateNormal,
+)
 from torch import Tensor
 
 from tests.exact_guides import put_posterior
@@ -84,3 +87,17 @@ def exact_guide(x: Tensor, y: Tensor) -> AutoMultivariateNormal:
 def every_model(count: int) -> np.ndarray:
     """Which of so many groups are reduced in each of the 2^count models; bit i of a model's index is group i."""
     return (np.arange(2**count)[:, None] >> np.arange(count)) & 1 == 1
+
+
+ZERO = torch.tensor(0.0, dtype=torch.double)
+
+
+PRIORS = [dist.Delta(ZERO), dist.Normal(ZERO, 1e-3), dist.Normal(ZERO + 0.1, 0.3)]
+
+
+def fitted(guide, problem, steps=30):
+    pyro.clear_param_store()
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    for _ in range(steps):
+        svi.step(problem.x, problem.y)
+    return guide
