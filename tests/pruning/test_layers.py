@@ -74,9 +74,9 @@ register_layer(LayerKind((Conv1D,), inputs="nx", outputs="nf", is_transposed=Tru
 register_layer(LayerKind((FrozenNorm,), inputs="width", outputs="width", sides=("through",), has_units=False))
 
 
-def pruned(net: nn.Module, sites: dict[str, list[int]]) -> tuple[nn.Module, AutoTruncatedLogNormal]:
+def pruned(net: nn.Module, sites: dict[str, list[int]], **chosen: Any) -> tuple[nn.Module, AutoTruncatedLogNormal]:
     """A network with noise whose units went by the decision of a criterion, all but the given ones."""
-    net = attach_noise(net.double().eval())
+    net = attach_noise(net.double().eval(), **chosen)
     guide = AutoTruncatedLogNormal(net)
     with torch.no_grad():
         for name, (loc, log_scale) in {name: guide.noise_parameters[:, part] for name, part in parts(guide)}.items():
@@ -170,6 +170,38 @@ def test_heads_of_an_attention_of_registered_layers_are_taken_out() -> None:
         torch.testing.assert_close(smaller(x), expected, rtol=1e-12, atol=1e-12)
     projection = next(module for name, module in smaller.named_modules() if name.endswith("c_attn"))
     assert projection.weight.shape == (12, 24) and smaller[0].num_heads == 2
+
+
+@pytest.mark.parametrize(
+    ("chosen", "site", "gone", "hidden", "rows"),
+    [({"modules": "*.c_fc"}, "0.h.0.mlp.c_fc", [3, 5, 47], 45, 36), ({"kinds": ["heads"]}, "0.h.0.attn", [1], 48, 24)],
+    ids=["units", "heads"],
+)
+def test_gpt_2_itself(chosen: Any, site: str, gone: list[int], hidden: int, rows: int) -> None:
+    """The released code of GPT-2, which was not written for any of this."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 20, "n_positions": 8, "n_embd": 12, "n_layer": 1, "n_head": 3}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, use_cache=False)
+    kind = transformers.pytorch_utils.Conv1D
+    register_layer(LayerKind((kind,), inputs="nx", outputs="nf", is_transposed=True))
+    torch.manual_seed(0)
+    net = nn.Sequential(transformers.GPT2Model(config), LastState(), nn.Linear(12, 2))
+    net, guide = pruned(net, {site: gone}, **chosen)
+    tokens = torch.randint(20, (2, 6))
+    smaller = compact(net, guide, tokens)
+    with torch.no_grad():
+        expected = poutine.condition(net, data=guide.mean_noise())(tokens)
+        torch.testing.assert_close(smaller(tokens), expected, rtol=1e-12, atol=1e-12)
+    block = smaller[0].h[0]
+    assert block.mlp.c_fc.weight.shape == (12, hidden) and block.mlp.c_proj.weight.shape == (hidden, 12)
+    assert block.attn.c_attn.weight.shape == (12, rows) and block.attn.c_proj.weight.shape == (rows // 3, 12)
+
+
+class LastState(nn.Module):
+    """The average of what a transformer returns of each token."""
+
+    def forward(self, output: Any) -> Tensor:
+        return output.last_hidden_state.mean(1)
 
 
 LAYERS = {
