@@ -26,11 +26,11 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, tor
 
 def call(net: Callable[..., Any], example_inputs: Any) -> Any:
     """The network's output: of one tensor, of a sequence of positional arguments, or of a mapping of keyword ones."""
-    if isinstance(example_inputs, Mapping):
-        return net(**example_inputs)
-    if isinstance(example_inputs, tuple | list):
-        return net(*example_inputs)
-    return net(example_inputs)
+    # Copies, as some networks write to what they are given.
+    inputs = tree_map_only(Tensor, Tensor.clone, example_inputs)
+    if isinstance(inputs, Mapping):
+        return net(**inputs)
+    return net(*inputs) if isinstance(inputs, tuple | list) else net(inputs)
 
 
 @contextmanager

@@ -368,6 +368,18 @@ def test_takes_units_out_behind_inputs_that_become_indices() -> None:
     assert difference(with_noise_at(net, gates, columns), small(columns)) <= 1e-5
 
 
+def test_a_network_that_writes_to_its_input() -> None:
+    class Scaling(nn.Sequential):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images.div_(255.0))
+
+    net, images = Scaling(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 2)).double(), 255 * torch.rand(3, 4).double()
+    before, sites = images.clone(), noise_sites(attach_noise(net))
+    small = compact_gated(net, {"0": torch.arange(8) % 2}, sites, images)
+    assert torch.equal(images, before) and small[0].out_features == 4
+    assert difference(with_noise_at(net, {"0": torch.arange(8) % 2}, before.clone()), small(images)) <= 1e-12
+
+
 class Autoencoder(nn.Module):
     """The way back is by the weight of the way there, whose precision the input is given."""
 

@@ -10,14 +10,14 @@ take over. That is found by calling the network once, and following what depends
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Set
 from contextlib import ExitStack
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pyro_bmrs.pruning.compaction.coupling.dependence import Dependence
 from pyro_bmrs.pruning.examples import call, evaluation
@@ -52,17 +52,32 @@ def constant_inputs(net: nn.Module, readers: Collection[str], example_inputs: An
 
         return hook
 
-    # Copies, as the network may write to what it is given.
-    inputs = tree_map_only(Tensor, Tensor.clone, example_inputs)
     # Attention as products of matrices, whichever other kernels there are.
     with evaluation(net), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), ExitStack() as stack:
         dependence = stack.enter_context(Dependence())
-        for tensor in filter(torch.is_tensor, tree_leaves(inputs)):
+        for tensor in _tensors(example_inputs):
             dependence.mark(tensor)
         for name in readers:
             stack.callback(net.get_submodule(name).register_forward_pre_hook(note(name)).remove)
-        call(net, inputs)
+        call(net, example_inputs)
     return {name: _constant(torch.cat(channels, -1)) for name, channels in seen.items()}
+
+
+def _tensors(inputs: Any) -> Iterator[Tensor]:
+    """All tensors in a structure of whatever classes; a graph or a tokenizer's batch is an object of its own."""
+    left, seen = [inputs], set()
+    while left:
+        value = left.pop()
+        if id(value) in seen or isinstance(value, type | ModuleType):
+            continue
+        seen.add(id(value))
+        if torch.is_tensor(value):
+            yield value
+        elif isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, list | tuple | Set):
+            left += value
+        left += getattr(value, "__dict__", {}).values()
 
 
 def _constant(channels: Tensor) -> Tensor:

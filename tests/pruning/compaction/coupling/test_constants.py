@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -77,6 +78,36 @@ def test_tokens_have_no_nan_and_are_no_constants() -> None:
     net = nn.Sequential(nn.Embedding(5, 2), Scale(torch.tensor([0.0, 1.0]), -1), nn.Linear(2, 1))
     found = constant_inputs(net, ["2"], torch.tensor([[1, 1]]))["2"]
     assert torch.equal(found.isnan(), torch.tensor([False, True]))
+
+
+class Batch(UserDict[str, Tensor]):
+    """Inputs as a tokenizer returns them."""
+
+
+class Graph:
+    """Inputs as attributes of an object."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        self.store = [tensors]
+        self.itself = self
+
+    @property
+    def nodes(self) -> Tensor:
+        return self.store[0]["nodes"]
+
+
+@pytest.mark.parametrize("inputs", [{"nodes": torch.ones(2, 3)}, Batch(nodes=torch.ones(2, 3)), [torch.ones(2, 3)]])
+def test_inputs_of_any_kind_are_no_constants(inputs: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(3, 1)
+
+        def forward(self, nodes: Any) -> Tensor:
+            return self.last(nodes.nodes if isinstance(nodes, Graph) else nodes)
+
+    assert constant_inputs(Net(), ["last"], inputs)["last"].isnan().all()
+    assert constant_inputs(Net(), ["last"], Graph(nodes=torch.ones(2, 3)))["last"].isnan().all()
 
 
 @pytest.mark.parametrize(
