@@ -134,11 +134,12 @@ def test_densities_of_a_site_are_computed_when_they_are_asked_for() -> None:
             asked.append(value)
             return super().log_prob(value)
 
-    fn = Counting(NoisePosteriors(units(), parameters()), "a")
+    posteriors = NoisePosteriors(units(), parameters())
+    fn = Counting(posteriors, "a")
     value = fn.rsample()
     site = LazyDensities({"fn": fn, "value": value, "scale": 0.5, "mask": None})
     assert "log_prob" in site and "log_prob_sum" in site and "other" not in site and not asked
-    expected = (fn._together.at("a").log_prob(value)).sum()
+    expected = posteriors.at("a").log_prob(value).sum()
     torch.testing.assert_close(site["log_prob_sum"], 0.5 * expected, rtol=RTOL, atol=0)
     torch.testing.assert_close(site["unscaled_log_prob"], expected, rtol=RTOL, atol=0)
     assert len(asked) == 1
