@@ -128,7 +128,10 @@ def _map_mixture(mixture: Any, batch_shape: torch.Size, function: ParameterMap, 
 
 def tensor_of(distribution: Distribution) -> Tensor | None:
     """One of the floating point tensors in a distribution, for its dtype and device; None where there is none."""
-    beneath = list(layers(distribution))
-    core = next(filter(is_leaf, beneath), beneath[-1])
-    held = (value for value in vars(core).values() if isinstance(value, Tensor) and value.is_floating_point())
-    return next(held, None)
+    for layer in layers(distribution):
+        for value in vars(layer).values():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return value
+        if isinstance(layer, dist.MaskedMixture):
+            return tensor_of(layer.component0)
+    return None
