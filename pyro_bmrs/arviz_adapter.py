@@ -71,14 +71,23 @@ def _smooth(draws: np.ndarray, relative_efficiency: float) -> float:
 
 
 def _psislw(draws: np.ndarray, relative_efficiency: float) -> tuple[np.ndarray, np.ndarray]:
-    import arviz
-
+    arviz = _arviz()
+    smoothed: tuple[np.ndarray, np.ndarray]
     with np.errstate(over="ignore"):  # on its way to weights that are 0
         if "psislw" in vars(arviz):
-            return arviz.psislw(draws, reff=relative_efficiency)
-        from arviz_stats.base import array_stats
+            smoothed = arviz.psislw(draws, reff=relative_efficiency)
+        else:
+            from arviz_stats.base import array_stats
 
-        return array_stats.psislw(-draws, r_eff=relative_efficiency)  # takes log likelihoods, the weights' reciprocals
+            smoothed = array_stats.psislw(-draws, r_eff=relative_efficiency)  # takes log likelihoods: the reciprocals
+    return smoothed
+
+
+def _arviz() -> Any:
+    """ArviZ, whichever version there is: to a type checker, which sees one of them only, it is anything."""
+    import arviz
+
+    return arviz
 
 
 def relative_efficiency(values: np.ndarray) -> np.ndarray:
@@ -99,8 +108,7 @@ def relative_efficiency(values: np.ndarray) -> np.ndarray:
         >>> bool(relative_efficiency(np.cumsum(noise, 1)) < 0.1)
         True
     """
-    import arviz
-
+    arviz = _arviz()
     columns: np.ndarray = values.reshape(*values.shape[:2], -1)
     count = columns[:, :, 0].size
     # Not ArviZ's relative=True, which is the number of draws itself where all values are alike.
@@ -122,8 +130,7 @@ def to_arviz(groups: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
         >>> to_arviz({"posterior": {"weights": np.zeros((4, 100, 3))}})["posterior"]["weights"].shape
         (4, 100, 3)
     """
-    import arviz
-
+    arviz = _arviz()
     nested: dict[str, Any] = {group: dict(variables) for group, variables in groups.items()}
     if "InferenceData" in vars(arviz):  # merely to ask for the attribute makes ArviZ 1.x warn
         return arviz.from_dict(**nested)

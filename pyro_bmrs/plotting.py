@@ -133,6 +133,7 @@ def plot_model_space(
     inclusion = {site: probability.cpu() for site, probability in space.inclusion_probability.items()}
     names = _names(inclusion, space.element_labels, labels)
     size = (10.0, _height(max(len(names), 10)))
+    figure: Figure
     figure, (left, right) = _pyplot().subplots(1, 2, figsize=size, width_ratios=(2, 3), layout="constrained")
 
     top = space.top(num_models)
