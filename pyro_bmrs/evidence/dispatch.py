@@ -19,7 +19,7 @@ from pyro_bmrs.evidence.accuracy import choose
 from pyro_bmrs.evidence.importance import reduce_by_importance
 from pyro_bmrs.evidence.quadrature.reweighted import reduce_by_quadrature
 from pyro_bmrs.evidence.registry import Reduced, find_rules
-from pyro_bmrs.evidence.support import ROLES, support_interval
+from pyro_bmrs.evidence.support import ROLES, is_discrete, support_interval
 from pyro_bmrs.evidence.wrappers import Triple, shared_bijection, transform_posterior, unwrap
 from pyro_bmrs.structure.layers import layers
 
@@ -222,9 +222,9 @@ def _check_comparable(triple: Triple) -> None:
     for distribution, role in zip(triple[1:], ROLES[1:]):
         if isinstance(distribution, ImproperUniform):
             raise ReductionError(f"The {role} is improper, so evidence under it is arbitrary. Give a proper prior.")
-    if len({d.support.is_discrete for d in triple}) > 1:  # type: ignore[union-attr]
+    if len(set(map(is_discrete, triple))) > 1:
         kinds = ", ".join(
-            f"the {role} ({type(d).__name__}) is {'discrete' if d.support.is_discrete else 'continuous'}"  # type: ignore[union-attr]
+            f"the {role} ({type(d).__name__}) is {'discrete' if is_discrete(d) else 'continuous'}"
             for d, role in zip(triple, ROLES)
         )
         raise ReductionError(f"Discrete and continuous distributions cannot be compared: {kinds}.")

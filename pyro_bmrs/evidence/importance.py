@@ -24,7 +24,7 @@ from pyro_bmrs.arviz_adapter import smooth_log_weights
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.evidence.accuracy import Accuracy
 from pyro_bmrs.evidence.registry import Reduced
-from pyro_bmrs.evidence.support import check_within, support_interval
+from pyro_bmrs.evidence.support import check_within, contains, support_interval
 
 LARGEST_K = 0.7
 
@@ -134,14 +134,14 @@ def reduce_by_importance(
     with torch.no_grad():
         draws = posterior.expand(shape).sample(torch.Size([num_samples]))
         likely = reduced_prior.expand(shape).sample(torch.Size([num_samples]))
-    leaves = (~prior.support.check(likely)).any(0)  # type: ignore[union-attr]
+    leaves = (~contains(prior, likely)).any(0)
     bounds, own_bounds = support_interval(prior), support_interval(reduced_prior)
     if bounds is not None and own_bounds is not None:
         leaves = leaves & own_bounds.outside(bounds)
     check_within(leaves, "reduced prior")
     # The prior's density is asked for at each of these, so that not even rounding may take one outside.
-    check_within((~prior.support.check(draws)).any(0), "posterior")  # type: ignore[union-attr]
-    inside = reduced_prior.support.check(draws)  # type: ignore[union-attr]
+    check_within((~contains(prior, draws)).any(0), "posterior")
+    inside = contains(reduced_prior, draws)
     reachable = torch.where(inside.reshape(inside.shape + (1,) * len(posterior.event_shape)), draws, likely)
     log_ratio = reduced_prior.log_prob(reachable) - prior.log_prob(draws)
     score = posterior.log_prob(draws)

@@ -84,6 +84,19 @@ def support_interval(distribution: Distribution) -> Interval | None:
     return declared if image is None else declared.intersection(image)
 
 
+def contains(distribution: Distribution, value: Tensor) -> Tensor:
+    """Whether values are in the support of a distribution, each event as a whole."""
+    support: Any = distribution.support
+    inside: Tensor = support.check(value)
+    return inside
+
+
+def is_discrete(distribution: Distribution) -> bool:
+    """Whether a distribution is one of counts or categories."""
+    support: Any = distribution.support
+    return bool(support.is_discrete)
+
+
 def check_within(outside: Tensor, role: str) -> None:
     """
     That a support lies within the prior's.

@@ -86,12 +86,12 @@ def unwrap(posterior: Distribution, prior: Distribution, reduced_prior: Distribu
     :raises ReductionError: where batch shapes do not broadcast, or where a mask leaves the site without a posterior or
         a reduced prior.
     """
-    peeled = [peel(distribution) for distribution in (posterior, prior, reduced_prior)]
-    event_dims = min(p.event_dims for p in peeled)
-    bare = tuple(p.joined(event_dims) for p in peeled)
-    shapes = {p.shape[: len(p.shape) - (p.event_dims - event_dims)] for p in peeled}
+    q, p, r = peel(posterior), peel(prior), peel(reduced_prior)
+    event_dims = min(q.event_dims, p.event_dims, r.event_dims)
+    bare = q.joined(event_dims), p.joined(event_dims), r.joined(event_dims)
+    shapes = {peeled.shape[: len(peeled.shape) - (peeled.event_dims - event_dims)] for peeled in (q, p, r)}
     shape = shapes.pop() if len(shapes) == 1 else torch.broadcast_shapes(*shapes)
-    return bare, Layers(shape, event_dims, _site_mask(*(p.mask for p in peeled)))  # type: ignore[return-value]
+    return bare, Layers(shape, event_dims, _site_mask(q.mask, p.mask, r.mask))
 
 
 def _site_mask(posterior: Tensor | bool, prior: Tensor | bool, reduced_prior: Tensor | bool) -> Tensor | bool:
@@ -116,10 +116,10 @@ def shared_bijection(
     :return: the three distributions before it and the list of its transforms; None where there is none. Different
         spellings of a transform (a composition of one, an identity, an independent view) are the same transform.
     """
-    triple = (posterior, prior, reduced_prior)
-    if not all(isinstance(d, TransformedDistribution) for d in triple):
+    transformed = [d for d in (posterior, prior, reduced_prior) if isinstance(d, TransformedDistribution)]
+    if len(transformed) < 3:
         return None
-    flat = [flat_transforms(d.transforms) for d in triple]  # type: ignore[attr-defined]
+    flat = [flat_transforms(d.transforms) for d in transformed]
     count = 0
     for last in zip(*(reversed(transforms) for transforms in flat)):
         if not (last[0].bijective and _same(last[0], last[1]) and _same(last[0], last[2])):
@@ -128,8 +128,8 @@ def shared_bijection(
     if not count and any(flat):
         return None
     before = [
-        dist.TransformedDistribution(d.base_dist, own[: len(own) - count]) if len(own) > count else d.base_dist  # type: ignore[attr-defined]
-        for d, own in zip(triple, flat)
+        dist.TransformedDistribution(d.base_dist, own[: len(own) - count]) if len(own) > count else d.base_dist
+        for d, own in zip(transformed, flat)
     ]
     return (before[0], before[1], before[2]), flat[0][len(flat[0]) - count :]
 

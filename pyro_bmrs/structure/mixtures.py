@@ -90,9 +90,10 @@ def part(
         if block.name not in r or not is_mixed(r[block.name]):
             pieces.append(block)
             continue
-        prior, mixed = elements(p.pop(block.name)), elements(r.pop(block.name))
-        sides = {False: mixed.component0, True: mixed.component1}  # type: ignore[union-attr]
-        mask = mixed.mask.expand(block.shape).reshape(-1)  # type: ignore[union-attr]
+        prior = elements(p.pop(block.name))
+        mixed: Any = elements(r.pop(block.name))
+        sides = {False: mixed.component0, True: mixed.component1}
+        mask = mixed.mask.expand(block.shape).reshape(-1)
         ends = [0, *(mask.diff().nonzero().squeeze(-1) + 1).tolist(), len(mask)]
         for low, high in zip(ends, ends[1:]):
             start = block.positions.start

@@ -13,7 +13,7 @@ from torch.distributions import constraints, transforms
 from pyro_bmrs import ReductionError
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal, TruncatedNormal
 from pyro_bmrs.evidence import reduce
-from pyro_bmrs.evidence.support import Interval, check_within, common_interval, support_interval
+from pyro_bmrs.evidence.support import Interval, check_within, common_interval, contains, is_discrete, support_interval
 
 
 @pytest.mark.parametrize(
@@ -145,3 +145,14 @@ def test_the_common_interval_of_three() -> None:
         common_interval(dist.Normal(0.0, 1.0), dist.Poisson(1.0), dist.Normal(0.0, 1.0))
     with pytest.raises(ReductionError, match="do not overlap at 1 of 1"):
         common_interval(dist.Uniform(0.0, 1.0), dist.Normal(0.0, 1.0), dist.Uniform(2.0, 3.0))
+
+
+def test_values_are_in_a_support_event_by_event() -> None:
+    shares = torch.tensor([[0.5, 0.5], [0.7, 0.5]])
+    assert contains(dist.Dirichlet(torch.ones(2)), shares).tolist() == [True, False]
+    assert contains(dist.Gamma(1.0, 1.0), torch.tensor([-1.0, 1.0])).tolist() == [False, True]
+
+
+def test_counts_and_categories_are_discrete() -> None:
+    assert is_discrete(dist.Poisson(1.0)) and is_discrete(dist.Categorical(torch.ones(2)).to_event(0))
+    assert not is_discrete(dist.Beta(1.0, 1.0))

@@ -192,7 +192,8 @@ def _negative(natural: Natural) -> Tensor:
 
 
 def _finite(natural: Natural) -> Tensor:
-    return torch.isfinite(sum(natural))  # type: ignore[arg-type]
+    finite = torch.isfinite(natural[0])
+    return finite & torch.isfinite(natural[1]) if len(natural) > 1 else finite
 
 
 GAMMA = Family(

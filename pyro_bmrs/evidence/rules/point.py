@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.evidence.registry import Reduced, register_reduction
+from pyro_bmrs.evidence.support import ROLES, contains
 
 
 @register_reduction(Distribution, Distribution, Delta)
@@ -40,14 +41,14 @@ def reduce_to_point(posterior: Distribution, prior: Distribution, reduced_prior:
     if torch.any(reduced_prior.log_density != 0):
         raise ReductionError("A Delta with a log_density is no normalised prior. Leave its log_density at 0.")
     point = reduced_prior.v
-    for distribution, role in ((posterior, "posterior"), (prior, "prior")):
+    for distribution, role in zip((posterior, prior), ROLES):
         _check_inside(distribution, point, role)
     delta_evidence = posterior.log_prob(point) - prior.log_prob(point)
     return Reduced(delta_evidence, lambda: reduced_prior.expand(delta_evidence.shape))
 
 
 def _check_inside(distribution: Distribution, point: Tensor, role: str) -> None:
-    inside = distribution.support.check(point)  # type: ignore[union-attr]
+    inside = contains(distribution, point)
     if not inside.all():
         raise ReductionError(
             f"The point of the Delta reduced prior is outside the {role}'s support at {int((~inside).sum())} of "
