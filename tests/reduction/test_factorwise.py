@@ -67,6 +67,38 @@ def test_a_point_outside_the_support(guide):
         reduce_model(guide, {"scale": dist.Delta(torch.tensor(-1.0))})
 
 
+@pytest.mark.parametrize(
+    "point",
+    [
+        dist.Delta(torch.tensor(0.0)),
+        dist.Delta(torch.zeros(2)),
+        dist.Delta(torch.zeros(2)).to_event(1),
+        dist.Delta(torch.zeros(2), event_dim=1),
+        dist.Delta(torch.tensor(0.0)).expand([2]).to_event(1),
+    ],
+    ids=["a number", "a batch", "a batch, declared dependent", "an event", "expanded"],
+)
+def test_a_joint_site_of_a_written_guide_is_put_on_a_point_however_it_is_spelled(point):
+    x, y = conjugate.data(num_columns=2)
+    prior_loc, prior_scale = torch.zeros(2), torch.ones(2)
+    posterior = conjugate.exact_posterior(x, y, prior_loc, prior_scale)
+
+    def regression():
+        b = pyro.sample("b", dist.Normal(prior_loc, prior_scale).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ b, conjugate.NOISE), obs=y)
+
+    def written():
+        pyro.sample("b", posterior)
+
+    reduction = reduce_model(written, {"b": point}, model=regression)
+    nothing = conjugate.log_evidence(x, y, prior_loc, torch.zeros(2))
+    exact = nothing - conjugate.log_evidence(x, y, prior_loc, prior_scale)
+    torch.testing.assert_close(reduction.delta_evidence, exact, rtol=1e-9, atol=1e-9)
+    assert reduction.method == "exact"
+    assert (pyro.poutine.trace(reduction.guide).get_trace().nodes["b"]["value"] == 0).all()
+
+
 def test_a_second_reduction_of_a_point(guide):
     reduction = reduce_model(guide, {"bias": dist.Delta(torch.tensor(0.0))})
     with pytest.raises(ReductionError):
