@@ -22,6 +22,7 @@ ROOMS = (
     "structure",
     "evidence",
     "posteriors | pruning",
+    "integration",
     "reduction",
     "search",
     "refitting",

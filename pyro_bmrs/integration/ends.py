@@ -1,0 +1,180 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The evidence of a model, in the coordinates in which it is best integrated, from draws that are near its posterior.
+
+Both ends of a reduction are such models. A model whose sites have priors that depend on other sites is integrated in
+two kinds of coordinates, the sites' own and standardised ones. The one whose draws count for more gives the estimate,
+and both have to agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_bmrs.integration.adaptive import LogIntegral, effective_share, log_integral
+from pyro_bmrs.integration.log_joint import LogJoint
+
+Values = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LogEvidence:
+    """
+    The log evidence of a model, with how far it is to be trusted.
+
+    :param integral: the integral of the model's joint density.
+    :param other: the same in other coordinates; None where there are none.
+    :param log_joint: the joint density, in the coordinates of ``integral``.
+    """
+
+    integral: LogIntegral
+    other: LogIntegral | None
+    log_joint: LogJoint
+
+    @property
+    def value(self) -> float:
+        """The log evidence in nats."""
+        return self.integral.value
+
+    @property
+    def standard_error(self) -> float:
+        """Of :attr:`value`, in nats."""
+        return self.integral.standard_error
+
+    @property
+    def pareto_k(self) -> float:
+        """Shape of the tail of the importance weights; above 0.7 the estimate is not to be trusted."""
+        return self.integral.pareto_k
+
+    @property
+    def effective_share(self) -> float:
+        """Effective sample size over the number of draws."""
+        return self.integral.effective_share
+
+    @property
+    def effective_sample_size(self) -> float:
+        """How many independent draws of the model's posterior the weighted ones are worth."""
+        return self.integral.effective_share * len(self.integral.points)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the weights say that the estimate holds, and one in other coordinates says nothing else."""
+        if not self.integral.trusted:
+            return False
+        if self.other is None or not self.other.trusted:
+            return True
+        # An integral in coordinates that suit the posterior less may be the one that is wrong.
+        if self.other.effective_share < 0.5 * self.integral.effective_share:
+            return True
+        allowed = 4 * math.hypot(self.integral.standard_error, self.other.standard_error)
+        return abs(self.integral.value - self.other.value) <= max(allowed, 0.1)
+
+    def draws(self, num_draws: int) -> dict[str, Tensor]:
+        """Draws from the model's posterior, by site, along the first dimension."""
+        return self.log_joint.values(self.integral.resample(num_draws))
+
+    def __repr__(self) -> str:
+        doubt = "" if self.trusted else ", not to be trusted"
+        return (
+            f"LogEvidence({self.value:.2f} ± {self.standard_error:.2g} nats, Pareto k {self.pareto_k:.2f}, "
+            f"{self.effective_share:.0%} of the draws count{doubt})"
+        )
+
+
+def integrate_model(
+    model: Callable[..., Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    starts: Sequence[Values],
+    *,
+    num_draws: int | None = None,
+) -> LogEvidence:
+    """
+    The log evidence of a model.
+
+    :param model: the model.
+    :param args: its arguments.
+    :param kwargs: its keyword arguments.
+    :param starts: sets of draws near the posterior, each by site along the first dimension; the best is begun at.
+    :param num_draws: draws a round.
+    :raises ReductionError: for a model without a density at hand, or one that is 0 wherever it is looked for.
+    """
+    example = {name: values[0] for name, values in starts[0].items()}
+    own = LogJoint(model, args, kwargs, example=example)
+    joints = [own]
+    if own.has_hierarchy:
+        joints.append(LogJoint(model, args, kwargs, example=example, standardised=True))
+    integrals = [_integrate(joint, starts, num_draws) for joint in joints]
+    best = max(range(len(joints)), key=lambda place: integrals[place].effective_share)
+    other = integrals[1 - best] if len(joints) > 1 else None
+    return LogEvidence(integrals[best], other, joints[best])
+
+
+def _integrate(log_joint: LogJoint, starts: Sequence[Values], num_draws: int | None) -> LogIntegral:
+    begins = [moments(log_joint.coordinates(values)) for values in starts]
+    shares = [effective_share(log_joint, *begin) for begin in begins] if len(begins) > 1 else [1.0]
+    first = log_integral(log_joint, *begins[max(range(len(begins)), key=shares.__getitem__)], num_draws=num_draws)
+    # Most of what one round more of draws cannot mend, four times as many can.
+    return first if first.trusted else log_integral(log_joint, *first.moments(), num_draws=4 * len(first.points))
+
+
+def moments(coordinates: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Mean and covariance of draws, in double precision; never singular, so that it can be drawn from.
+
+    :param coordinates: shape ``(num_draws, dim)``.
+    """
+    draws = coordinates.double()
+    draws = draws[draws.isfinite().all(-1)]
+    covariance = torch.atleast_2d(torch.cov(draws.mT)) if draws.shape[1] else draws.new_zeros(0, 0)
+    variance = covariance.diagonal()
+    floor = 1e-6 * torch.where(variance > 0, variance, 1.0)
+    return draws.mean(0), covariance + floor.diag()
+
+
+def conditioned(
+    full: LogEvidence, model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], num: int
+) -> Values | None:
+    """
+    Draws near the posterior of a reduced model, by conditioning a normal approximation of the full one.
+
+    :param full: the evidence of the full model.
+    :param model: the reduced model, some of whose coordinates may be fixed.
+    :param args: arguments of both.
+    :param kwargs: keyword arguments of both.
+    :param num: how many draws.
+    :return: None where the two do not have the same coordinates.
+    """
+    near = full.draws(num)
+    example = {name: values[0] for name, values in near.items()}
+    before = LogJoint(full.log_joint.model, args, kwargs, example=example)
+    after = LogJoint(model, args, kwargs, example=example)
+    kept: list[Tensor] = []
+    for name, place in after.places.items():
+        whole = before.places.get(name)
+        if whole is None or whole.shape != place.shape or whole.free is not None:
+            return None
+        positions = torch.arange(whole.positions.start, whole.positions.stop)
+        kept.append(positions if place.free is None else positions[place.free.flatten()])
+    at = torch.cat(kept) if kept else torch.zeros(0, dtype=torch.long)
+    loc, covariance = moments(before.coordinates(near))
+    # Where the reduced model's sites are if its own coordinates are at 0: only what it fixes is looked at.
+    points = before.coordinates(after.values(loc.new_zeros(1, after.dim)))[0].double()
+    is_fixed = torch.ones(before.dim, dtype=torch.bool)
+    is_fixed[at] = False
+    fixed = (is_fixed & points.isfinite()).nonzero().squeeze(-1)
+    gain = torch.linalg.solve(covariance[fixed][:, fixed], covariance[fixed][:, at]).mT
+    loc_of_rest = loc[at] + gain @ (points[fixed] - loc[fixed])
+    covariance_of_rest = covariance[at][:, at] - gain @ covariance[fixed][:, at]
+    if not len(at):
+        return after.values(loc.new_zeros(num, 0))
+    return after.values(dist.MultivariateNormal(loc_of_rest, covariance_of_rest).sample(torch.Size([num])))

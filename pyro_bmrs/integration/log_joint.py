@@ -1,0 +1,276 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The joint density of a model's data and latent sites, as a function on a plain vector space.
+
+Each latent site goes to unconstrained coordinates by a bijection, whose Jacobian is counted. Coordinates that nothing
+is integrated over (of a point prior, of masked elements) are left out. Many points are evaluated at once, by
+:func:`torch.func.vmap`, where the model's code allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.integration.coordinates import Place, fixed_elements, is_standardisable, site_transform
+from pyro_bmrs.integration.enumeration import SumProduct, enumerated
+from pyro_bmrs.posteriors.traces import latent_nodes, subsampled_plates, track, upstream_sites
+from pyro_bmrs.structure.coordinates import is_point
+
+# Elements of all sites together that one vectorised evaluation holds.
+_MOST_ELEMENTS = 20_000_000
+
+
+class LogJoint:
+    """
+    The log density of a model's data and latent sites at points of an unconstrained space.
+
+    Sites with finitely many values are summed out.
+
+    :param model: the model.
+    :param args: its positional arguments.
+    :param kwargs: its keyword arguments.
+    :param example: values of latent sites to look at the model at first; by default it draws them from its priors.
+    :param standardised: whether the coordinates of sites whose prior has a location or a scale are relative to these.
+    :raises ReductionError: for a model without a density at hand: one that draws subsamples, or latent sites with
+        infinitely many discrete values.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model():
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     pyro.sample("y", dist.Normal(0.0, scale), obs=torch.tensor(1.0))
+        >>> log_joint = LogJoint(model)
+        >>> log_joint.dim, log_joint(torch.tensor([[0.0], [0.5]]))
+        (1, tensor([-2.1447, -2.6878]))
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        example: Mapping[str, Tensor] | None = None,
+        standardised: bool = False,
+    ) -> None:
+        self.model, self._seen = model, _Standing(example or {})(model)
+        self._args, self._kwargs, self._standardised = args, dict(kwargs or {}), standardised
+        with _quiet():
+            trace = poutine.trace(self._seen).get_trace(*self._args, **self._kwargs)
+        sites = latent_nodes(trace)
+        _check(trace)
+        discrete = [name for name, site in sites.items() if site["fn"].support.is_discrete]
+        self.sites = [name for name in sites if name not in discrete]
+        self.places: dict[str, Place] = {}
+        self.dim = 0
+        self._example: Tensor | None = None
+        for name in self.sites:
+            if not is_point(sites[name]["fn"]):
+                self._add(name, sites[name])
+        nesting = _nesting(trace)
+        self._model = enumerated(model, nesting) if discrete else model
+        elements_of_all = sum(s["value"].numel() for s in trace.nodes.values() if s["type"] == "sample")
+        self._chunk = max(1, _MOST_ELEMENTS // max(elements_of_all, 1))
+        self._vectorised = True
+        self._total: Callable[[poutine.Trace], Tensor] = poutine.Trace.log_prob_sum
+        if discrete:
+            with _quiet(), _Placing(self.places, torch.zeros(self.dim, dtype=self.dtype), standardised):
+                example = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
+            self._total = SumProduct(example, nesting).log_prob
+
+    def _add(self, name: str, site: Any) -> None:
+        transform, fixed = site_transform(site["fn"], standardised=self._standardised), fixed_elements(site)
+        shape = transform.inv(site["value"]).shape
+        if fixed.any() and (transform.domain.event_dim or transform.codomain.event_dim):
+            raise ReductionError(
+                f"site {name!r} has elements that are fixed or masked beside others that depend on them"
+            )
+        free = None if not fixed.any() else ~fixed.expand(shape)
+        size = shape.numel() if free is None else int(free.sum())
+        self.places[name] = Place(slice(self.dim, self.dim + size), shape, free)
+        self.dim += size
+        if self._example is None:
+            self._example = site["value"]
+
+    @cached_property
+    def has_hierarchy(self) -> bool:
+        """Whether the location or scale of a site's prior depends on another site, so that standardising it matters."""
+        with _quiet():
+            tracked = track(self._seen, self._args, self._kwargs)
+            upstream = upstream_sites(tracked, list(self.places))
+        return any(is_standardisable(tracked.nodes[name]["fn"]) and upstream[name] - {name} for name in self.places)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the model is evaluated."""
+        return torch.get_default_dtype() if self._example is None else self._example.dtype
+
+    def __call__(self, points: Tensor, *, progress: bool = False) -> Tensor:
+        """
+        The log density, in nats, with the Jacobian of the coordinates.
+
+        :param points: shape ``(num_points, dim)``.
+        :param progress: whether to show a progress bar where points are evaluated one by one.
+        :return: shape ``(num_points,)``; minus infinity where the density is 0 or is not a number.
+        """
+        values = self._map(self._at, points.to(self.dtype), progress).to(points.dtype)
+        return torch.where(values.isnan(), -torch.inf, values)
+
+    def coordinates(self, values: Mapping[str, Tensor], *, progress: bool = False) -> Tensor:
+        """
+        The points at which sites have given values.
+
+        :param values: of each latent site that has coordinates, the draws along the first dimension.
+        :return: shape ``(num_draws, dim)``.
+        """
+        mine = {name: values[name] for name in self.places}
+        if not mine:
+            return torch.zeros(1, 0, dtype=self.dtype)
+        return self._map(self._coordinates_of, mine, progress)
+
+    def values(self, points: Tensor, *, progress: bool = False) -> dict[str, Tensor]:
+        """
+        The values of the sites at given points.
+
+        :param points: shape ``(num_points, dim)``.
+        :return: for each latent site but the discrete, its values along the first dimension.
+        """
+        return self._map(self._values_at, points.to(self.dtype), progress)
+
+    def _at(self, point: Tensor) -> Tensor:
+        with _Placing(self.places, point, self._standardised) as placing:
+            trace = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
+        return self._total(trace) + placing.log_jacobian
+
+    def _values_at(self, point: Tensor) -> dict[str, Tensor]:
+        with _Placing(self.places, point, self._standardised):
+            trace = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
+        return {name: trace.nodes[name]["value"] for name in self.sites}
+
+    def _coordinates_of(self, values: Mapping[str, Tensor]) -> Tensor:
+        with _Reading(self.places, values, self._standardised) as reading:
+            self._model(*self._args, **self._kwargs)
+        return torch.cat([reading.found[name] for name in self.places])
+
+    @torch.no_grad()
+    def _map(self, function: Callable[[Any], Any], inputs: Any, progress: bool) -> Any:
+        """A function of one point, of many: at once where the model's code allows it, else one by one."""
+        with _quiet():
+            if self._vectorised:
+                try:
+                    return torch.func.vmap(function, randomness="different", chunk_size=self._chunk)(inputs)
+                # A model may fail under vmap in many ways (a branch on a value, .item(), an operation without a rule).
+                except Exception:
+                    self._vectorised = False
+            count = len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
+            rows = [
+                function(torch.utils._pytree.tree_map(lambda values, index=index: values[index], inputs))
+                for index in tqdm(range(count), desc="evaluating the model", disable=not progress, leave=False)
+            ]
+            if isinstance(rows[0], Tensor):
+                return torch.stack(rows)
+            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Runs of a model that nobody outside hears of, and that check nothing: checks read values."""
+    with torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
+        yield
+
+
+def _nesting(trace: poutine.Trace) -> int:
+    """How deep a model's plates are nested."""
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    return max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
+
+
+def _check(trace: poutine.Trace) -> None:
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and not site_is_subsample(site) and subsampled_plates(site):
+            raise ReductionError(
+                f"the model draws a subsample around site {name!r}, so that its density changes from run to run; pass "
+                "args= for which it subsamples nothing"
+            )
+    for name, site in latent_nodes(trace).items():
+        if site["fn"].support.is_discrete and not site["fn"].has_enumerate_support:
+            raise ReductionError(f"site {name!r} has infinitely many discrete values, which cannot be summed over")
+
+
+class _Standing(Messenger):
+    """Given values in the place of a model's own draws, but for points."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"] and not is_point(msg["fn"]):
+            msg["value"] = self.values[msg["name"]]
+
+
+class _Placing(Messenger):
+    """Values in the place of a model's own draws, from coordinates; collects the logarithm of their Jacobian."""
+
+    def __init__(self, places: Mapping[str, Place], point: Tensor, standardised: bool) -> None:
+        super().__init__()
+        self.places, self.point, self.standardised = places, point, standardised
+        self.log_jacobian: Tensor | float = 0.0
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        place = self.places.get(msg["name"])
+        if place is None:
+            if is_point(msg["fn"]):
+                msg["value"] = msg["fn"].sample()
+            return
+        transform = site_transform(msg["fn"], standardised=self.standardised)
+        own = self.point[place.positions]
+        if place.free is None:
+            unconstrained = own.reshape(place.shape)
+            value = transform(unconstrained)
+            self.log_jacobian = self.log_jacobian + transform.log_abs_det_jacobian(unconstrained, value).sum()
+        else:
+            order = (place.free.flatten().cumsum(0) - 1).clamp(min=0)
+            unconstrained = own[order].reshape(place.shape)
+            placed = transform(unconstrained)
+            jacobian = transform.log_abs_det_jacobian(unconstrained, placed)
+            value = torch.where(place.free, placed, msg["fn"].sample())
+            self.log_jacobian = self.log_jacobian + torch.where(place.free, jacobian, 0.0).sum()
+        msg["value"] = value
+        msg["done"] = True
+
+
+class _Reading(Messenger):
+    """Given values in the place of a model's own draws; collects their free coordinates."""
+
+    def __init__(self, places: Mapping[str, Place], values: Mapping[str, Tensor], standardised: bool) -> None:
+        super().__init__()
+        self.places, self.values, self.standardised = places, values, standardised
+        self.found: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        place = self.places.get(msg["name"])
+        if place is None or msg["is_observed"]:
+            return
+        value = self.values[msg["name"]]
+        unconstrained = site_transform(msg["fn"], standardised=self.standardised).inv(value).flatten()
+        self.found[msg["name"]] = unconstrained if place.free is None else unconstrained[place.free.flatten()]
+        msg["value"] = value
+        msg["done"] = True
