@@ -4,6 +4,8 @@
 """Bayesian model reduction for Pyro: change priors after the fit, without refitting."""
 
 from pyro_bmrs.errors import ReductionError, ReductionWarning
+from pyro_bmrs.integration import LogEvidence, compare, log_evidence
+from pyro_bmrs.reduction.check import Check
 from pyro_bmrs.reduction.empirical_bayes import OptimizedPrior, optimize_reduced_prior
 from pyro_bmrs.reduction.reduction import Reduction, reduce_model
 from pyro_bmrs.refitting.iterated import IteratedReduction, reduce_iteratively
@@ -13,7 +15,9 @@ from pyro_bmrs.search import ModelSpace, search_models
 __version__ = "0.1.0"
 
 __all__ = [
+    "Check",
     "IteratedReduction",
+    "LogEvidence",
     "ModelSpace",
     "OptimizedPrior",
     "Reduction",
@@ -21,6 +25,8 @@ __all__ = [
     "ReductionWarning",
     "Refit",
     "__version__",
+    "compare",
+    "log_evidence",
     "optimize_reduced_prior",
     "reduce_iteratively",
     "reduce_model",

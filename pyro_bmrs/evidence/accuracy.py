@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # From the most exact to the least.
-METHODS = ("exact", "quadrature", "importance")
+METHODS = ("exact", "quadrature", "integration", "importance")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_bmrs import arviz_adapter
-from pyro_bmrs.errors import ReductionError, name_of_unknown
+from pyro_bmrs.errors import ReductionError, ReductionWarning, name_of_unknown
 from pyro_bmrs.evidence.accuracy import Estimated
 from pyro_bmrs.evidence.dispatch import METHODS, NUM_SAMPLES
 from pyro_bmrs.plotting import plot_reduction
@@ -24,9 +25,12 @@ from pyro_bmrs.posteriors.draws import Draws
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import read_posterior
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
+from pyro_bmrs.reduction.check import Check, check_reduction
 from pyro_bmrs.reduction.factorwise import FactorwiseReduction
+from pyro_bmrs.reduction.integrated import IntegratedReduction
 from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, read_reduced_priors, reduced_model
 from pyro_bmrs.reduction.weighted import DrawnReduction
+from pyro_bmrs.structure.layers import has_points
 from pyro_bmrs.tables import element_labels, moments
 
 if TYPE_CHECKING:
@@ -63,7 +67,9 @@ def reduce_model(
         theirs.
     :param kwargs: keyword arguments of both, remembered as those are.
     :param method: ``"auto"`` takes the exact rule where there is one, else quadrature for one-dimensional elements,
-        else importance sampling; ``"exact"``, ``"quadrature"`` and ``"importance"`` insist on one.
+        else importance sampling, and where the draws are too few for that, or a point is asked for, the integrals of
+        the model's density under both priors; ``"exact"``, ``"quadrature"``, ``"importance"`` and ``"integration"``
+        insist on one. Integrals have no gradient.
     :param num_samples: draws for importance sampling from a guide; of draws that are there already, all are used.
     :param progress: whether to show a progress bar while drawing.
     :return: the :class:`Reduction`.
@@ -121,16 +127,42 @@ def reduce_posterior(
     priors = read_reduced_priors(reduced_prior, fitted.latent, fitted.args, fitted.kwargs)
     upstream = _upstream(fitted, priors)
     factored = fitted.factored
-    if factored is not None and all(name in factored.factor_of and not upstream[name] for name in priors.sites):
+    if (
+        method != "integration"
+        and factored is not None
+        and all(name in factored.factor_of and not upstream[name] for name in priors.sites)
+    ):
         how = {"method": method, "num_samples": num_samples}
         return Reduction(fitted, priors, FactorwiseReduction(factored, priors, how))
+    if method == "integration" or (method == "auto" and _has_points(fitted, priors)):
+        return Reduction(fitted, priors, IntegratedReduction(fitted, priors, progress))
     if method not in ("auto", "importance"):
         raise ReductionError(
             f"method={method!r} cannot be had: the posterior or the prior of a reduced site depends on other sites, or "
             "has no density of its own; take method='auto' or 'importance'"
         )
+    given = draws is not None
     draws = fitted.draw(sorted(priors.sites), num_samples, progress) if draws is None else draws
-    return Reduction(fitted, priors, DrawnReduction(draws, priors, (fitted.args, fitted.kwargs)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ReductionWarning)
+        drawn = DrawnReduction(draws, priors, (fitted.args, fitted.kwargs))
+    if caught and method == "auto" and not given and not drawn.delta_evidence.requires_grad:
+        # Where the posterior has too few draws, the model can still be asked.
+        try:
+            return Reduction(fitted, priors, IntegratedReduction(fitted, priors, progress))
+        except ReductionError:
+            pass  # a model without a density at hand
+    for warning in caught:
+        warnings.warn(warning.message, stacklevel=3)
+    return Reduction(fitted, priors, drawn)
+
+
+def _has_points(fitted: Posterior, priors: ReducedPriors) -> bool:
+    """Whether a reduced prior has its mass at points, at which no draw of a continuous posterior lies."""
+    drawn = fitted.draw(sorted(priors.sites), 1)
+    values = {name: values[0] for name, values in drawn.values.items()}
+    continuous = [name for name, prior in drawn.priors.items() if not prior.example.support.is_discrete]  # type: ignore[union-attr]
+    return any(has_points(priors.at(name, values)) for name in continuous)
 
 
 def _upstream(fitted: Posterior, priors: ReducedPriors) -> dict[str, frozenset[str]]:
@@ -175,7 +207,7 @@ class Reduction(Estimated):
         self,
         fitted: Posterior,
         reduced_priors: ReducedPriors,
-        result: FactorwiseReduction | DrawnReduction,
+        result: FactorwiseReduction | DrawnReduction | IntegratedReduction,
     ) -> None:
         self.fitted, self.reduced_priors, self._result = fitted, reduced_priors, result
         self.accuracy = result.accuracy
@@ -232,6 +264,21 @@ class Reduction(Estimated):
     def new_guide(self) -> Any:
         """What :attr:`guide` is, made anew: its parameters are at the reduced posterior, whatever became of others."""
         return self._result.guide(self.model)
+
+    def check(self, *, num_draws: int | None = None, progress: bool = False) -> Check:
+        """
+        The change in log evidence as the model has it, beside what was read off the posterior.
+
+        The evidence of the full and of the reduced model are integrated by adaptive importance sampling, begun at the
+        posterior and at the reduced posterior; see :func:`pyro_bmrs.log_evidence`. A guide may be off where the answer
+        is decided, far out in its tails, and its closed form with it; the integrals are not.
+
+        :param num_draws: draws a round; by default some hundred for each coordinate.
+        :param progress: whether to show a progress bar while drawing from guides.
+        :raises ReductionError: for a model whose density is not at hand: one that subsamples, or has latent sites with
+            infinitely many discrete values.
+        """
+        return check_reduction(self, num_draws=num_draws, progress=progress)
 
     @property
     def element_labels(self) -> dict[str, list[str]]:

@@ -112,6 +112,6 @@ def _log_reduced(name: str, stated: Distribution, prior: Distribution, values: T
     if is_point(reduced_prior) and not support.is_discrete:
         raise ReductionError(
             f"the reduced prior of site {name!r} is a point, which no draw hits, and the posterior's density "
-            "there is not at hand; take a narrow normal instead"
+            "there is not at hand; take method='auto' or 'integration', which ask the model"
         )
     return log_density(reduced_prior, values)

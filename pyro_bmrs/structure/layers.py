@@ -159,6 +159,13 @@ def is_point(distribution: Distribution) -> bool:
     return isinstance(peel(distribution).core, dist.Delta)
 
 
+def has_points(distribution: Distribution) -> bool:
+    """Whether a distribution, or one side of a mixture of two element by element, is a point mass."""
+    core: Any = peel(distribution).core
+    sides = (core.component0, core.component1) if isinstance(core, dist.MaskedMixture) else (distribution,)
+    return any(map(is_point, sides))
+
+
 def as_point(distribution: Distribution) -> dist.Delta | None:
     """
     A point mass as one ``Delta`` over the whole event, however it is spelled; None for every other distribution.

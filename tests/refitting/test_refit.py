@@ -203,7 +203,9 @@ def test_too_few_weighted_draws_for_a_covariance_say_so():
     y = torch.tensor([0.9, -1.1, 0.4, -0.2])
     guide = fit(hierarchy, AutoMultivariateNormal(hierarchy), y, steps=5)
     with pytest.warns(ReductionWarning):
-        reduction = reduce_model(guide, {"effect": dist.Normal(torch.zeros(4), 0.7)}, num_samples=3)
+        reduction = reduce_model(
+            guide, {"effect": dist.Normal(torch.zeros(4), 0.7)}, num_samples=3, method="importance"
+        )
     with pytest.raises(ReductionError, match="num_samples="):
         refit(hierarchy, guide, reduction)
 
