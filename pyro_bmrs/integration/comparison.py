@@ -95,7 +95,7 @@ def compare(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _parts(name: str, fit: Any) -> tuple[Any, Any, tuple, dict[str, Any]]:
+def _parts(name: str, fit: Any) -> tuple[Any, Any, tuple[Any, ...], dict[str, Any]]:
     if not isinstance(fit, tuple):
         return fit, None, (), {}
     if not 2 <= len(fit) <= 4:

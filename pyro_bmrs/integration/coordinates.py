@@ -82,12 +82,14 @@ def fixed_elements(site: Any) -> Tensor:
     """Which elements of a site's value nothing is integrated over: points, and what a mask takes out of the model."""
     prior, value = site["fn"], site["value"]
     fixed = torch.zeros(value.shape, dtype=torch.bool, device=value.device)
-    mixture: Any = peel(prior).core
+    mixture = peel(prior).core
     if isinstance(mixture, dist.MaskedMixture):
-        for side, here in ((mixture.component0, ~mixture.mask), (mixture.component1, mixture.mask)):
+        is_second: Any = mixture.mask
+        for side, here in ((mixture.component0, ~is_second), (mixture.component1, is_second)):
             if is_point(side):
                 fixed = fixed | here
-    for mask in (site["mask"], *(getattr(layer, "_mask", None) for layer in layers(prior))):
+    masks: list[Any] = [site["mask"], *(getattr(layer, "_mask", None) for layer in layers(prior))]
+    for mask in masks:
         if mask is not None and mask is not True:
             inside = torch.as_tensor(mask, device=value.device)
             fixed = fixed | ~inside.reshape(inside.shape + (1,) * len(prior.event_shape))

@@ -92,7 +92,7 @@ class LogEvidence:
 
 def integrate_model(
     model: Callable[..., Any],
-    args: tuple,
+    args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     starts: Sequence[Values],
     *,
@@ -142,7 +142,7 @@ def moments(coordinates: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def conditioned(
-    full: LogEvidence, model: Callable[..., Any], args: tuple, kwargs: Mapping[str, Any], num: int
+    full: LogEvidence, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], num: int
 ) -> Values | None:
     """
     Draws near the posterior of a reduced model, by conditioning a normal approximation of the full one.

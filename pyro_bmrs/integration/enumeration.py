@@ -30,7 +30,7 @@ def enumerated(model: Callable[..., Any], nesting: int) -> Callable[..., Any]:
     return _Enumerating(first_available_dim=-1 - nesting)(config_enumerate(model))
 
 
-class SumProduct(TraceEinsumEvaluator):
+class SumProduct:
     """
     The log density of a trace with its enumerated sites summed out.
 
@@ -39,12 +39,15 @@ class SumProduct(TraceEinsumEvaluator):
     """
 
     def __init__(self, trace: poutine.Trace, nesting: int) -> None:
-        super().__init__(trace, True, nesting)
+        self._evaluator: Any = TraceEinsumEvaluator(trace, True, nesting)
 
-    def log_prob(self, model_trace: poutine.Trace) -> Tensor:
-        factors = self._get_log_factors(model_trace)
+    def log_prob(self, trace: poutine.Trace) -> Tensor:
+        """The log density of another trace, 0-d, in nats."""
+        factors = self._evaluator._get_log_factors(trace)
         with shared_intermediates() as cache:
-            return contract_to_tensor(factors, self._enum_dims, ring=_Ring(cache))
+            ring = _Ring(cache)  # type: ignore[no-untyped-call]
+            total: Tensor = contract_to_tensor(factors, self._evaluator._enum_dims, ring=ring)
+        return total
 
 
 class _Enumerating(EnumMessenger):
@@ -67,7 +70,7 @@ class _Ring(LogRing):
         symbols = sorted(set("".join(term._pyro_dims for term in terms)))
         total: Any = sum(_aligned(term, symbols) for term in terms)
         summed = [place for place, symbol in enumerate(symbols) if symbol in dims]
-        result = torch.logsumexp(total, summed) if summed else total + 0.0
+        result: Any = torch.logsumexp(total, summed) if summed else total + 0.0
         result._pyro_dims = "".join(symbol for symbol in symbols if symbol not in dims)
         return result
 
@@ -75,5 +78,6 @@ class _Ring(LogRing):
 def _aligned(term: Any, symbols: Sequence[str]) -> Tensor:
     """A packed term with its dimensions in the order of the symbols, and one of size 1 for those that it lacks."""
     own = [term._pyro_dims.index(symbol) for symbol in symbols if symbol in term._pyro_dims]
-    sizes = iter(term.permute(own).shape)
-    return term.permute(own).reshape([next(sizes) if symbol in term._pyro_dims else 1 for symbol in symbols])
+    ordered: Tensor = term.permute(own)
+    sizes = iter(ordered.shape)
+    return ordered.reshape([next(sizes) if symbol in term._pyro_dims else 1 for symbol in symbols])

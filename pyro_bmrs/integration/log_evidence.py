@@ -20,7 +20,7 @@ def log_evidence(
     model: Callable[..., Any] | None,
     posterior: Any,
     *,
-    args: tuple = (),
+    args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     num_draws: int | None = None,
     progress: bool = False,

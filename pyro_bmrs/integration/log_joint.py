@@ -28,7 +28,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.integration.coordinates import Place, fixed_elements, is_standardisable, site_transform
 from pyro_bmrs.integration.enumeration import SumProduct, enumerated
 from pyro_bmrs.posteriors.traces import latent_nodes, subsampled_plates, track, upstream_sites
-from pyro_bmrs.structure.coordinates import is_point
+from pyro_bmrs.structure.layers import is_point
 
 # Elements of all sites together that one vectorised evaluation holds.
 _MOST_ELEMENTS = 20_000_000
@@ -62,7 +62,7 @@ class LogJoint:
     def __init__(
         self,
         model: Callable[..., Any],
-        args: tuple = (),
+        args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
         example: Mapping[str, Tensor] | None = None,
@@ -72,26 +72,28 @@ class LogJoint:
         self._args, self._kwargs, self._standardised = args, dict(kwargs or {}), standardised
         with _quiet():
             trace = poutine.trace(self._seen).get_trace(*self._args, **self._kwargs)
+        nodes: dict[str, Any] = dict(trace.nodes)
         sites = latent_nodes(trace)
         _check(trace)
         discrete = [name for name, site in sites.items() if site["fn"].support.is_discrete]
         self.sites = [name for name in sites if name not in discrete]
         self.places: dict[str, Place] = {}
         self.dim = 0
-        self._example: Tensor | None = None
+        self._like: Tensor | None = None
         for name in self.sites:
             if not is_point(sites[name]["fn"]):
                 self._add(name, sites[name])
-        nesting = _nesting(trace)
-        self._model = enumerated(model, nesting) if discrete else model
-        elements_of_all = sum(s["value"].numel() for s in trace.nodes.values() if s["type"] == "sample")
-        self._chunk = max(1, _MOST_ELEMENTS // max(elements_of_all, 1))
+        size = sum(site["value"].numel() for site in nodes.values() if site["type"] == "sample")
+        self._chunk = max(1, _MOST_ELEMENTS // max(size, 1))
         self._vectorised = True
-        self._total: Callable[[poutine.Trace], Tensor] = poutine.Trace.log_prob_sum
+        self._model = model
+        self._total: Callable[[poutine.Trace], Tensor] = _sum_of_sites
         if discrete:
+            nesting = _nesting(nodes)
+            self._model = enumerated(model, nesting)
             with _quiet(), _Placing(self.places, torch.zeros(self.dim, dtype=self.dtype), standardised):
-                example = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
-            self._total = SumProduct(example, nesting).log_prob
+                whole = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
+            self._total = SumProduct(whole, nesting).log_prob
 
     def _add(self, name: str, site: Any) -> None:
         transform, fixed = site_transform(site["fn"], standardised=self._standardised), fixed_elements(site)
@@ -104,8 +106,8 @@ class LogJoint:
         size = shape.numel() if free is None else int(free.sum())
         self.places[name] = Place(slice(self.dim, self.dim + size), shape, free)
         self.dim += size
-        if self._example is None:
-            self._example = site["value"]
+        if self._like is None:
+            self._like = site["value"]
 
     @cached_property
     def has_hierarchy(self) -> bool:
@@ -113,12 +115,13 @@ class LogJoint:
         with _quiet():
             tracked = track(self._seen, self._args, self._kwargs)
             upstream = upstream_sites(tracked, list(self.places))
-        return any(is_standardisable(tracked.nodes[name]["fn"]) and upstream[name] - {name} for name in self.places)
+        sites = latent_nodes(tracked)
+        return any(is_standardisable(sites[name]["fn"]) and upstream[name] - {name} for name in self.places)
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in which the model is evaluated."""
-        return torch.get_default_dtype() if self._example is None else self._example.dtype
+        return torch.get_default_dtype() if self._like is None else self._like.dtype
 
     def __call__(self, points: Tensor, *, progress: bool = False) -> Tensor:
         """
@@ -141,7 +144,8 @@ class LogJoint:
         mine = {name: values[name] for name in self.places}
         if not mine:
             return torch.zeros(1, 0, dtype=self.dtype)
-        return self._map(self._coordinates_of, mine, progress)
+        coordinates: Tensor = self._map(self._coordinates_of, mine, progress)
+        return coordinates
 
     def values(self, points: Tensor, *, progress: bool = False) -> dict[str, Tensor]:
         """
@@ -150,7 +154,8 @@ class LogJoint:
         :param points: shape ``(num_points, dim)``.
         :return: for each latent site but the discrete, its values along the first dimension.
         """
-        return self._map(self._values_at, points.to(self.dtype), progress)
+        values: dict[str, Tensor] = self._map(self._values_at, points.to(self.dtype), progress)
+        return values
 
     def _at(self, point: Tensor) -> Tensor:
         with _Placing(self.places, point, self._standardised) as placing:
@@ -160,7 +165,8 @@ class LogJoint:
     def _values_at(self, point: Tensor) -> dict[str, Tensor]:
         with _Placing(self.places, point, self._standardised):
             trace = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
-        return {name: trace.nodes[name]["value"] for name in self.sites}
+        sites = latent_nodes(trace)
+        return {name: sites[name]["value"] for name in self.sites}
 
     def _coordinates_of(self, values: Mapping[str, Tensor]) -> Tensor:
         with _Reading(self.places, values, self._standardised) as reading:
@@ -194,9 +200,14 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _nesting(trace: poutine.Trace) -> int:
+def _sum_of_sites(trace: poutine.Trace) -> Tensor:
+    total: Tensor = trace.log_prob_sum()  # type: ignore[assignment]
+    return total
+
+
+def _nesting(nodes: Mapping[str, Any]) -> int:
     """How deep a model's plates are nested."""
-    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    sites = [site for site in nodes.values() if site["type"] == "sample"]
     return max((-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized), default=0)
 
 

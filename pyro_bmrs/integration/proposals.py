@@ -47,7 +47,8 @@ class StudentMixture:
         df = self._df[torch.arange(num_samples, device=self.loc.device) % len(self._df)]
         precision = torch.distributions.Gamma(df / 2, df / 2).sample()
         normal = torch.randn(num_samples, len(self.loc), dtype=self.loc.dtype, device=self.loc.device)
-        return self.loc + (normal / precision.sqrt().unsqueeze(-1)) @ self.scale_tril.mT
+        draws: Tensor = self.loc + (normal / precision.sqrt().unsqueeze(-1)) @ self.scale_tril.mT
+        return draws
 
     def log_prob(self, points: Tensor) -> Tensor:
         """The log density at points of shape ``(num_points, dim)``."""
@@ -56,4 +57,5 @@ class StudentMixture:
         df, dim = self._df.unsqueeze(-1), len(self.loc)
         normaliser = torch.lgamma((df + dim) / 2) - torch.lgamma(df / 2) - dim / 2 * (df * math.pi).log()
         parts = normaliser - (df + dim) / 2 * (distance / df).log1p()
-        return parts.logsumexp(0) - math.log(len(self._df)) - self.scale_tril.diagonal().log().sum()
+        total: Tensor = parts.logsumexp(0) - math.log(len(self._df)) - self.scale_tril.diagonal().log().sum()
+        return total
