@@ -7,11 +7,11 @@ BIN := $(VENV)/bin
 # The tensors are small: more threads than one only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test paper-quick paper lint docs bench dev clean
+.PHONY: help quickstart test coverage paper-quick paper lint docs bench dev clean
 
 help:
 	@echo 'make quickstart   fit a model to real data, reduce it, save the figure quickstart.png'
-	@echo 'make test         the tests and the examples of the docstrings'
+	@echo 'make test         the tests and the examples of the docstrings, and what they cover'
 	@echo 'make paper-quick  the program of the paper'"'"'s experiments, on scikit-learn'"'"'s digits, in minutes'
 	@echo 'make paper        the paper'"'"'s experiments: days on a small machine; what is done is not done again'
 	@echo 'make lint         ruff and mypy'
@@ -23,9 +23,18 @@ help:
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python tutorials/quickstart.py
 
-# A file's tests stay together: they share fits that take long.
+# A file's tests stay together: they share fits that take long. What is covered is told of the whole suite alone.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(if $(ARGS),,--cov --cov-report=) $(ARGS)
+	$(if $(ARGS),,@$(MAKE) --no-print-directory coverage)
+
+# By room, in percent of lines, then all. `.venv/bin/python -m coverage report -m` names the lines that no test runs.
+COVERAGE_FLOOR := 90
+coverage:
+	@for room in $(sort $(dir $(wildcard pyro_bmrs/*/__init__.py))); do \
+	    printf '%-25s' "$$room"; $(BIN)/python -m coverage report --format=total --include="$$room*"; \
+	done
+	@printf '%-25s' pyro_bmrs/; $(BIN)/python -m coverage report --format=total --fail-under=$(COVERAGE_FLOOR)
 
 # What is done is skipped: the results are kept, and go into the report.
 paper-quick: $(VENV)/installed-paper

@@ -3,9 +3,15 @@
 
 """What each test and each docstring's example begins with, and may not leave behind."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pyro
 import pytest
 import torch
+
+# Whole programs, of whose parts there are tests.
+WITHOUT_COVERAGE = Path(__file__).parent / "tests" / "tutorials"
 
 # Read once, as fixtures of wider scope run before that of a test and may set it.
 DEFAULT_DTYPE = torch.get_default_dtype()
@@ -26,3 +32,9 @@ def _clean() -> None:
     pyro.enable_validation(__debug__)
     torch.set_default_dtype(DEFAULT_DTYPE)
     torch.set_num_threads(DEFAULT_THREADS)
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(WITHOUT_COVERAGE):
+            item.add_marker(pytest.mark.no_cover)
