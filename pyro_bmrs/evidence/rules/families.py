@@ -4,6 +4,9 @@
 r"""
 The exponential families, each stated as its members' natural parameters and how its log-normaliser grows.
 
+One from outside the package is stated in the same way, and registered in its own file: an example is in
+:mod:`~pyro_bmrs.evidence.rules.exponential_family`.
+
 Accuracy, measured against 50-digit arithmetic: 1e-9 in nats (or relative, where larger) for shapes, concentrations and
 rates from 1e-3 to 1e6. The change in log evidence is exactly 0 where the posterior is the prior, and where the reduced
 prior is the prior. Gradients are those with respect to the logarithm, 0, where a probability or a rate is exactly 0.
