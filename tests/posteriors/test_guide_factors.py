@@ -133,7 +133,7 @@ def test_an_auxiliary_variable_in_the_guide_is_drawn():
 
     y = torch.tensor([0.1, 0.4, -0.2])
     fit(two_sites, guide, y)
-    reduction = reduce_model(guide, {"a": dist.Normal(0.0, 0.8)}, model=two_sites, args=(y,), num_samples=4000)
+    reduction = reduce_model(guide, {"a": dist.Normal(0.0, 0.8)}, model=two_sites, args=(y,), num_samples=1500)
     loc = pyro.param("loc").item()
     expected = log_evidence_change(dist.Normal(2 * loc, 0.4), STANDARD, dist.Normal(0.0, 0.8))
     assert abs(reduction.delta_evidence - expected) < 5 * reduction.standard_error

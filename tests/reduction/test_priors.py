@@ -73,7 +73,7 @@ def test_a_reduced_prior_program_with_dependent_sites():
         tau = pyro.sample("tau", dist.LogNormal(-0.1, 0.15))
         pyro.sample("theta", dist.Normal(0.0, 0.9 * tau))
 
-    reduction = reduce_model(guide, reduced_prior, num_samples=2000)
+    reduction = reduce_model(guide, reduced_prior, num_samples=200)
     assert reduction.method == "importance"
     trace = poutine.trace(poutine.condition(reduction.model, {"tau": torch.tensor(2.0)})).get_trace(y)
     assert trace.nodes["theta"]["fn"].scale[0].item() == pytest.approx(1.8)

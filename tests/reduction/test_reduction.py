@@ -132,16 +132,26 @@ def savage_dickey(guide, reduced_priors, x, y) -> float:
     return (dist.LogNormal(loc, scale).log_prob(point) - dist.LogNormal(0.0, 1.0).log_prob(point)).item()
 
 
-def fitted_positive_guide(guide_type):
-    x, y = conjugate.data()
-    guide = fit(positive_model, guide_type(positive_model), x, y, steps=400)
-    if guide_type is AutoLaplaceApproximation:
-        return guide, guide.laplace_approximation(x, y), x, y
-    return guide, guide, x, y
+@pytest.fixture(scope="module")
+def fitted_positive_guide():
+    """Fits a guide once for all tests: it, the density that it stands for, and the data."""
+    fits = {}
+
+    def fitted(guide_type):
+        if guide_type not in fits:
+            x, y = conjugate.data()
+            guide = fit(positive_model, guide_type(positive_model), x, y, steps=400)
+            density = guide.laplace_approximation(x, y) if guide_type is AutoLaplaceApproximation else guide
+            fits[guide_type] = guide, density, x, y
+        # Whichever test is the first.
+        pyro.set_rng_seed(0)
+        return fits[guide_type]
+
+    return fitted
 
 
 @pytest.mark.parametrize("guide_type", [*MEAN_FIELD, *JOINT, AutoLaplaceApproximation])
-def test_every_autoguide_agrees_with_plain_monte_carlo_and_goes_on(guide_type):
+def test_every_autoguide_agrees_with_plain_monte_carlo_and_goes_on(fitted_positive_guide, guide_type):
     guide, density, x, y = fitted_positive_guide(guide_type)
     for label, reduced_priors in REDUCED_PRIORS.items():
         stated = {name: make() for name, make in reduced_priors.items()}
@@ -153,7 +163,9 @@ def test_every_autoguide_agrees_with_plain_monte_carlo_and_goes_on(guide_type):
             )
         elif "point" not in label:
             expected, error = monte_carlo(density, reduced_priors, x, y)
-            assert abs(reduction.delta_evidence.item() - expected) < 5 * error + 1e-6, label
+            # Where the reduction is an estimate too, the two errors are independent.
+            spread = math.hypot(error, 0.0 if reduction.standard_error is None else reduction.standard_error.item())
+            assert abs(reduction.delta_evidence.item() - expected) < 5 * spread + 1e-6, label
         check_goes_on(reduction, density, x, y)
 
 
@@ -169,18 +181,18 @@ def check_goes_on(reduction, fitted, x, y):
 
 
 @pytest.mark.parametrize("guide_type", [*MEAN_FIELD, AutoMultivariateNormal])
-def test_predictive_draws_have_the_moments_of_the_reduced_posterior(guide_type):
+def test_predictive_draws_have_the_moments_of_the_reduced_posterior(fitted_positive_guide, guide_type):
     guide, _, x, y = fitted_positive_guide(guide_type)
     reduction = reduce_model(guide, {"weights": dist.Normal(0.0, 0.3)}, args=(x, y))
-    draws = Predictive(reduction.model, guide=reduction.guide, num_samples=3000, return_sites=("weights",))(x)[
+    draws = Predictive(reduction.model, guide=reduction.guide, num_samples=1000, return_sites=("weights",))(x)[
         "weights"
     ]
     posterior = reduction.posterior["weights"]
-    error = posterior.stddev / math.sqrt(3000)
-    assert ((draws.reshape(3000, 3).mean(0) - posterior.mean).abs() < 5 * error).all()
+    error = posterior.stddev / math.sqrt(1000)
+    assert ((draws.reshape(1000, 3).mean(0) - posterior.mean).abs() < 3 * error).all()
 
 
-def test_more_svi_improves_the_reduced_elbo():
+def test_more_svi_improves_the_reduced_elbo(fitted_positive_guide):
     guide, _, x, y = fitted_positive_guide(AutoNormal)
     reduction = reduce_model(guide, {"weights": dist.Normal(0.0, 0.05)}, args=(x, y))
 
@@ -210,7 +222,7 @@ def test_a_flow_is_reduced_by_importance_sampling():
 
 
 @pytest.mark.parametrize("guide_type", [AutoNormal, AutoMultivariateNormal])
-def test_the_evidence_backpropagates_to_the_reduced_priors_parameters(guide_type):
+def test_the_evidence_backpropagates_to_the_reduced_priors_parameters(fitted_positive_guide, guide_type):
     guide, _, x, y = fitted_positive_guide(guide_type)
 
     def delta(loc: Tensor, log_scale: Tensor) -> Tensor:

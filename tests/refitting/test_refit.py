@@ -48,7 +48,7 @@ def parameters(guide):
 def test_the_change_in_elbo_of_a_joint_guide_is_that_of_the_exact_log_evidence():
     guide, x, y = exact_guide()
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 0.1)})
-    check = refit(conjugate.model, guide, reduction)
+    check = refit(conjugate.model, guide, reduction, **SMALL)
     loc, scale = conjugate.prior(4)
     before = conjugate.log_evidence(x, y, loc, scale)
     loc[2:], scale[2:] = 0.0, 0.1
@@ -170,11 +170,11 @@ def fit(model, guide, *args, steps=400, loss=None):
 @pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
 def test_a_reduction_by_draws_goes_on_from_the_moments_of_its_draws(kind):
     y = torch.tensor([0.9, -1.1, 0.4, -0.2])
-    guide = fit(hierarchy, kind(hierarchy), y)
+    guide = fit(hierarchy, kind(hierarchy), y, steps=250)
     # The prior of the effects depends on the scale.
     reduction = reduce_model(guide, lambda: pyro.sample("effect", dist.Normal(torch.zeros(4), 0.8)), num_samples=500)
     assert reduction.method == "importance"
-    check = refit(hierarchy, guide, reduction, max_steps=200, **SMALL)
+    check = refit(hierarchy, guide, reduction, max_steps=100, **SMALL)
     assert type(check.guide) is kind
     assert check.divergence.keys() == {"scale", "effect"}
     assert check.delta_elbo >= check.initial_delta_elbo

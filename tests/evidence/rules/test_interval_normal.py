@@ -105,7 +105,7 @@ def posterior_density_error(q: Distribution, p: Distribution, r: Distribution) -
 @pytest.mark.parametrize("mixture", MIXTURES, ids="-".join)
 def test_posterior_is_the_product(mixture: tuple[str, str, str]) -> None:
     # That it is normalised follows: each of these families is, in its own tests, and equal densities are.
-    assert posterior_density_error(*build(mixture, triple(mixture, 20))) < 1e-11
+    assert posterior_density_error(*build(mixture, triple(mixture, 8))) < 1e-11
 
 
 @pytest.mark.parametrize(
