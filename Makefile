@@ -23,9 +23,10 @@ help:
 quickstart: $(VENV)/installed-quickstart
 	$(BIN)/python tutorials/quickstart.py
 
-# A file's tests stay together: they share fits that take long. What is covered is told of the whole suite alone.
+# A file's tests stay together: they share fits that take long. Files go in the order of conftest.py, not of how many
+# tests they hold. What is covered is told of the whole suite alone.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(if $(ARGS),,--cov --cov-report=) $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(if $(ARGS),,--cov --cov-report=) $(ARGS)
 	$(if $(ARGS),,@$(MAKE) --no-print-directory coverage)
 
 # By room, in percent of lines, then all. `.venv/bin/python -m coverage report -m` names the lines that no test runs.

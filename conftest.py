@@ -3,15 +3,14 @@
 
 """What each test and each docstring's example begins with, and may not leave behind."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyro
 import pytest
 import torch
 
-# Whole programs, of whose parts there are tests.
-WITHOUT_COVERAGE = Path(__file__).parent / "tests" / "tutorials"
+# Whole programs, of whose parts there are tests: they take longest, and nothing is covered by them alone.
+PROGRAMS = Path(__file__).parent / "tests" / "tutorials"
 
 # Read once, as fixtures of wider scope run before that of a test and may set it.
 DEFAULT_DTYPE = torch.get_default_dtype()
@@ -34,7 +33,9 @@ def _clean() -> None:
     torch.set_num_threads(DEFAULT_THREADS)
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(WITHOUT_COVERAGE):
+        if item.path.is_relative_to(PROGRAMS):
             item.add_marker(pytest.mark.no_cover)
+    # What is short comes last, so that no worker is long at work when the others have done.
+    items.sort(key=lambda item: not item.path.is_relative_to(PROGRAMS))
