@@ -13,6 +13,7 @@ import pytest
 import pyro_bmrs
 
 PACKAGE = Path(pyro_bmrs.__file__).parent
+TESTS = Path(__file__).parent
 
 # From the ground up: what stands on a floor imports from the floors below it, and from itself.
 ROOMS = (
@@ -136,3 +137,22 @@ def test_that_folders_stay_small():
 def test_that_files_stay_short():
     lengths = {module: len(path.read_text().splitlines()) for module, path in SOURCES.items()}
     assert not {module: length for module, length in lengths.items() if length > 400}
+
+
+def test_that_each_source_file_has_its_test_file():
+    sources = [path for path in SOURCES.values() if path.name != "__init__.py"]
+    mirrors = [TESTS / path.relative_to(PACKAGE).with_name(f"test_{path.name}") for path in sources]
+    assert not [str(mirror.relative_to(TESTS)) for mirror in mirrors if not mirror.exists()]
+
+
+def test_that_no_test_file_imports_another():
+    tests = sorted(TESTS.rglob("test_*.py"))
+    imported = {
+        (path.name, name)
+        for path in tests
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for name in [f"{node.module}.{alias.name}" for alias in node.names]
+        if ".test_" in f".{name}"
+    }
+    assert not imported
