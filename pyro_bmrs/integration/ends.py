@@ -141,19 +141,16 @@ def moments(coordinates: Tensor) -> tuple[Tensor, Tensor]:
     return draws.mean(0), covariance + floor.diag()
 
 
-def conditioned(
-    full: LogEvidence, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], num: int
-) -> Values | None:
+def conditioned(full: LogEvidence, model: Callable[..., Any], num: int) -> Values | None:
     """
     Draws near the posterior of a reduced model, by conditioning a normal approximation of the full one.
 
     :param full: the evidence of the full model.
-    :param model: the reduced model, some of whose coordinates may be fixed.
-    :param args: arguments of both.
-    :param kwargs: keyword arguments of both.
+    :param model: the reduced model, some of whose coordinates may be fixed; it takes the full model's arguments.
     :param num: how many draws.
     :return: None where the two do not have the same coordinates.
     """
+    args, kwargs = full.log_joint.arguments
     near = full.draws(num)
     example = {name: values[0] for name, values in near.items()}
     before = LogJoint(full.log_joint.model, args, kwargs, example=example)

@@ -69,7 +69,9 @@ class LogJoint:
         standardised: bool = False,
     ) -> None:
         self.model, self._seen = model, _Standing(example or {})(model)
-        self._args, self._kwargs, self._standardised = args, dict(kwargs or {}), standardised
+        self.arguments = args, dict(kwargs or {})
+        self._args, self._kwargs = self.arguments
+        self._standardised = standardised
         with _quiet():
             trace = poutine.trace(self._seen).get_trace(*self._args, **self._kwargs)
         nodes: dict[str, Any] = dict(trace.nodes)

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from pyro_bmrs.integration.ends import LogEvidence, Values, conditioned, integrate_model
-from pyro_bmrs.integration.log_evidence import NUM_STARTS, integrate
-from pyro_bmrs.posteriors.posterior import Posterior
-from pyro_bmrs.posteriors.reading import read_guide
-from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
+from torch import Tensor
+
+from pyro_bmrs.integration.ends import LogEvidence
 
 # How far the answer read off the posterior may be from the model's, in nats and as a share, and still agree with it.
 TOLERANCE, RELATIVE_TOLERANCE = 0.1, 0.05
@@ -27,11 +25,14 @@ class Check:
     :param full: log evidence of the model that was fitted.
     :param reduced: log evidence of the reduced model.
     :param read_off: the change in log evidence that was read off the fitted posterior, in nats.
+    :param elementwise: for each reduced site, the change in log evidence of reducing each of its elements alone,
+        integrated; None where this was not asked for.
     """
 
     full: LogEvidence
     reduced: LogEvidence
     read_off: float
+    elementwise: Mapping[str, Tensor] | None = None
 
     @property
     def delta_evidence(self) -> float:
@@ -64,34 +65,16 @@ class Check:
         """Posterior probability of the reduced model, against the model fitted, at even prior odds."""
         return 1 / (1 + math.exp(-self.delta_evidence)) if self.delta_evidence > -700 else 0.0
 
-    def __repr__(self) -> str:
+    def words(self) -> str:
+        """What was found, in a sentence."""
         numbers = f"ΔF = {self.delta_evidence:.2f} ± {self.standard_error:.2g} nats by the model"
         if not self.trusted:
             ends = [name for name, end in (("full", self.full), ("reduced", self.reduced)) if not end.trusted]
-            return (
-                f"Check({numbers}, not to be trusted: the {' and the '.join(ends)} model's integral has not converged)"
-            )
+            which = " and of the ".join(ends)
+            return f"{numbers}, not to be trusted: the integral of the {which} model has not converged"
         verdict = "agrees with" if self.agrees else "the posterior is off: not"
-        return (
-            f"Check({numbers}, Pareto k {self.pareto_k:.2f}; {verdict} the {self.read_off:.2f} read off the posterior)"
-        )
+        probability = f"probability {self.probability:.3f}"
+        return f"{numbers}, {probability}; {verdict} the {self.read_off:.2f} read off the posterior"
 
-
-def check_reduction(reduction: Any, *, num_draws: int | None = None, progress: bool = False) -> Check:
-    """What :meth:`pyro_bmrs.Reduction.check` does."""
-    fitted: Posterior = reduction.fitted
-    full = integrate(fitted, num_draws=num_draws, progress=progress)
-    starts = [
-        conditioned(full, reduction.model, fitted.args, fitted.kwargs, NUM_STARTS),
-        _draws_of(reduction, progress),
-    ]
-    known = [start for start in starts if start is not None]
-    reduced = integrate_model(reduction.model, fitted.args, fitted.kwargs, known, num_draws=num_draws)
-    return Check(full, reduced, float(reduction.delta_evidence.detach()))
-
-
-def _draws_of(reduction: Any, progress: bool) -> Values:
-    guide, fitted = reduction.guide, reduction.fitted
-    if isinstance(guide, DrawsGuide):
-        return guide.resample(NUM_STARTS)
-    return read_guide(guide, reduction.model, fitted.args, fitted.kwargs).draw((), NUM_STARTS, progress).values
+    def __repr__(self) -> str:
+        return f"Check({self.words()})"

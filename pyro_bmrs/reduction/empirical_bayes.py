@@ -22,7 +22,8 @@ from pyro_bmrs.posteriors.draws import Draws
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import read_posterior
 from pyro_bmrs.reduction.priors import ReducedPriorLike
-from pyro_bmrs.reduction.reduction import Reduction, reduce_posterior
+from pyro_bmrs.reduction.reduce_model import reduce_posterior
+from pyro_bmrs.reduction.reduction import Reduction
 
 _NEWTON_STEPS = 5
 _LONGEST_NEWTON_STEP = 0.1  # in unconstrained coordinates; beyond, L-BFGS has not come near

@@ -19,6 +19,7 @@ from pyro_bmrs.evidence.accuracy import Accuracy, Estimated
 from pyro_bmrs.integration.ends import LogEvidence, Values, conditioned, integrate_model
 from pyro_bmrs.integration.log_evidence import NUM_STARTS, integrate
 from pyro_bmrs.posteriors.posterior import Posterior
+from pyro_bmrs.posteriors.reading import read_guide
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
 from pyro_bmrs.reduction.priors import ReducedPriors, match_prior, reduced_model
 from pyro_bmrs.structure.mixtures import mix
@@ -33,15 +34,26 @@ class IntegratedReduction(Estimated):
 
     :param fitted: the posterior.
     :param reduced_priors: the reduced priors.
+    :param near: draws near the reduced posterior to begin at, beside those that the full posterior gives; None where
+        there are none.
+    :param num_draws: draws a round of the integrals.
     :param progress: whether to show a progress bar while drawing from a guide.
     """
 
     draws = None
 
-    def __init__(self, fitted: Posterior, reduced_priors: ReducedPriors, progress: bool = False) -> None:
-        self._fitted, self._reduced_priors = fitted, reduced_priors
-        self.full = integrate(fitted, progress=progress)
-        self.reduced = self._integrate(reduced_model(fitted.model, reduced_priors))
+    def __init__(
+        self,
+        fitted: Posterior,
+        reduced_priors: ReducedPriors,
+        *,
+        near: Values | None = None,
+        num_draws: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        self._fitted, self._reduced_priors, self._num_draws = fitted, reduced_priors, num_draws
+        self.full = integrate(fitted, num_draws=num_draws, progress=progress)
+        self.reduced = self._integrate(reduced_model(fitted.model, reduced_priors), near)
         self.delta_evidence = torch.tensor(self.reduced.value - self.full.value)
         self.accuracy = self._accuracy()
 
@@ -54,11 +66,11 @@ class IntegratedReduction(Estimated):
             torch.tensor([end.effective_sample_size for end in ends]).min(),
         )
 
-    def _integrate(self, model: Callable[..., Any]) -> LogEvidence:
+    def _integrate(self, model: Callable[..., Any], near: Values | None = None) -> LogEvidence:
         fitted = self._fitted
-        start = conditioned(self.full, model, fitted.args, fitted.kwargs, NUM_STARTS)
-        near = self.full.draws(NUM_STARTS) if start is None else start
-        return integrate_model(model, fitted.args, fitted.kwargs, [near])
+        starts = [start for start in (conditioned(self.full, model, NUM_STARTS), near) if start is not None]
+        starts = starts or [self.full.draws(NUM_STARTS)]
+        return integrate_model(model, fitted.args, fitted.kwargs, starts, num_draws=self._num_draws)
 
     @cached_property
     def elementwise(self) -> dict[str, Tensor]:
@@ -98,6 +110,14 @@ class IntegratedReduction(Estimated):
         """The weighted draws as a guide for the reduced model."""
         arguments = (self._fitted.args, self._fitted.kwargs)
         return DrawsGuide(model, self._reduced_draws, self.reduced.integral.log_weights, arguments)
+
+
+def reduced_draws(reduction: Any, progress: bool) -> Values:
+    """Draws from the reduced posterior that was read off, by site, along the first dimension."""
+    guide, fitted = reduction.guide, reduction.fitted
+    if isinstance(guide, DrawsGuide):
+        return guide.resample(NUM_STARTS)
+    return read_guide(guide, reduction.model, fitted.args, fitted.kwargs).draw((), NUM_STARTS, progress).values
 
 
 class _SomeReduced(Messenger):

@@ -25,7 +25,8 @@ from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.reading import read_guide
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
 from pyro_bmrs.reduction.priors import ReducedPriorLike, match_prior, read_reduced_priors, reduced_model
-from pyro_bmrs.reduction.reduction import Reduction, reduce_posterior
+from pyro_bmrs.reduction.reduce_model import reduce_posterior
+from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.refitting.refit import Refit, follow
 from pyro_bmrs.refitting.training import Objective, Schedule, Training, set_seed
 from pyro_bmrs.refitting.unpinning import unpinned_guide

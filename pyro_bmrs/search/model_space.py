@@ -18,7 +18,8 @@ from torch.distributions import Distribution
 from pyro_bmrs.arviz_adapter import to_arviz
 from pyro_bmrs.plotting import plot_model_space
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
-from pyro_bmrs.reduction.reduction import Reduction, reduce_model
+from pyro_bmrs.reduction.reduce_model import reduce_model
+from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.search.averaging.model_average import AveragedPosterior, ModelAverage
 from pyro_bmrs.search.groups import Groups
 from pyro_bmrs.search.models import ModelPosterior, Models

@@ -14,7 +14,7 @@ from pyro_bmrs import ReductionError
 from pyro_bmrs.posteriors import Draws, PriorAtDraws, SiteFactor
 from pyro_bmrs.posteriors.draws import log_density
 from pyro_bmrs.posteriors.posterior import FactoredPosterior, Posterior
-from pyro_bmrs.reduction.reduction import reduce_posterior
+from pyro_bmrs.reduction.reduce_model import reduce_posterior
 
 DATA = torch.tensor([0.4, -0.1, 0.7, 0.2], dtype=torch.double)
 REDUCED_SCALE = 0.3
