@@ -22,16 +22,13 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.integration.coordinates import Place, fixed_elements, is_standardisable, site_transform
 from pyro_bmrs.integration.enumeration import SumProduct, enumerated
 from pyro_bmrs.posteriors.traces import latent_nodes, subsampled_plates, track, upstream_sites
 from pyro_bmrs.structure.layers import is_point
-
-# Elements of all sites together that one vectorised evaluation holds.
-_MOST_ELEMENTS = 20_000_000
+from pyro_bmrs.structure.vectorised import Vectorised
 
 
 class LogJoint:
@@ -85,9 +82,7 @@ class LogJoint:
         for name in self.sites:
             if not is_point(sites[name]["fn"]):
                 self._add(name, sites[name])
-        size = sum(site["value"].numel() for site in nodes.values() if site["type"] == "sample")
-        self._chunk = max(1, _MOST_ELEMENTS // max(size, 1))
-        self._vectorised = True
+        self._vectorised = Vectorised("evaluating the model")
         self._model = model
         self._total: Callable[[poutine.Trace], Tensor] = _sum_of_sites
         if discrete:
@@ -175,24 +170,10 @@ class LogJoint:
             self._model(*self._args, **self._kwargs)
         return torch.cat([reading.found[name] for name in self.places])
 
-    @torch.no_grad()
     def _map(self, function: Callable[[Any], Any], inputs: Any, progress: bool) -> Any:
         """A function of one point, of many: at once where the model's code allows it, else one by one."""
         with _quiet():
-            if self._vectorised:
-                try:
-                    return torch.func.vmap(function, randomness="different", chunk_size=self._chunk)(inputs)
-                # A model may fail under vmap in many ways (a branch on a value, .item(), an operation without a rule).
-                except Exception:
-                    self._vectorised = False
-            count = len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
-            rows = [
-                function(torch.utils._pytree.tree_map(lambda values, index=index: values[index], inputs))
-                for index in tqdm(range(count), desc="evaluating the model", disable=not progress, leave=False)
-            ]
-            if isinstance(rows[0], Tensor):
-                return torch.stack(rows)
-            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            return self._vectorised(function, inputs, progress=progress)
 
 
 @contextmanager

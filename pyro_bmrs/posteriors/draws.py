@@ -48,6 +48,13 @@ class Draws:
     num_chains: int | None = None
 
 
+def log_density_unseen(distribution: Distribution, values: Tensor) -> Tensor:
+    """What :func:`log_density` gives, without its gradient and without a look at values, for vectorised runs."""
+    parted = elements(distribution)
+    bare: Any = distribution if parted is None else parted
+    return torch.where(bare.support.check(values), bare.log_prob(values), -torch.inf)
+
+
 def log_density(distribution: Distribution, values: Tensor) -> Tensor:
     """
     Log density at each of a number of values, element by element where the elements are independent.

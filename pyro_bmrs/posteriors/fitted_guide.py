@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
-from tqdm.auto import trange
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws, log_density
+from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws, log_density, log_density_unseen
 from pyro_bmrs.posteriors.factors import Factor
 from pyro_bmrs.posteriors.guide_factors import read_factors
 from pyro_bmrs.posteriors.reduced_guide import ReducedGuide
@@ -31,6 +30,7 @@ from pyro_bmrs.posteriors.traces import (
     upstream_sites,
 )
 from pyro_bmrs.structure.parameters import map_parameters
+from pyro_bmrs.structure.vectorised import Vectorised
 
 
 class FittedGuide(GuideRun):
@@ -73,28 +73,28 @@ class FittedGuide(GuideRun):
 
     def draw(self, names: Collection[str], num_samples: int, progress: bool = False) -> Draws:
         """
-        Joint draws, with the priors of some sites at each of them: one run of guide and model for each draw.
+        Joint draws, with the priors of some sites at each of them: runs of guide and model, at once where their code
+        allows it.
 
         :param names: the sites whose priors are asked for.
         :param num_samples: how many draws.
         :param progress: whether to show a progress bar.
         """
-        values: dict[str, list[Tensor]] = {}
-        examples: dict[str, Distribution] = {}
-        log_probs: dict[str, list[Tensor]] = {name: [] for name in names}
-        for _ in trange(num_samples, desc="drawing from the guide", disable=not progress, leave=False):
-            with torch.no_grad():
-                sites = latent_nodes(self.once()[1])
-                for name, site in sites.items():
-                    if name in self.sites:
-                        values.setdefault(name, []).append(site["value"])
-                for name in names:
-                    examples[name] = sites[name]["fn"]
-                    log_probs[name].append(log_density(examples[name], sites[name]["value"]))
-        return Draws(
-            {name: torch.stack(drawn) for name, drawn in values.items()},
-            {name: PriorAtDraws(examples[name], torch.stack(log_probs[name]), self.scale(name)) for name in names},
-        )
+        vectorised = Vectorised("drawing from the guide")
+        drawn = sorted(self.sites)
+
+        def draw_one(_: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            nodes = latent_nodes(self.once()[1])
+            density = log_density_unseen if vectorised.at_once else log_density
+            log_probs = {name: density(nodes[name]["fn"], nodes[name]["value"]) for name in names}
+            return {name: nodes[name]["value"] for name in drawn}, log_probs
+
+        values, log_probs = vectorised(draw_one, torch.arange(num_samples), progress=progress)
+        # One run more, alone: what guide and model keep of their last run is not to be of the vectorised one.
+        with torch.no_grad():
+            nodes = latent_nodes(self.once()[1])
+        priors = {name: PriorAtDraws(nodes[name]["fn"], log_probs[name], self.scale(name)) for name in names}
+        return Draws(values, priors)
 
     def upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
         """For each site, the other latent sites that its prior, or its posterior in a traced guide, depends on."""

@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import copy
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import (
+    AutoIAFNormal,
+    AutoMultivariateNormal,
     AutoNormal,
     AutoNormalMessenger,
 )
 
 from pyro_bmrs import ReductionError, reduce_model
 from pyro_bmrs.evidence import log_evidence_change
+from pyro_bmrs.posteriors.reading import read_guide
 from tests.programs import NARROW, STANDARD, fit, goes_on
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -82,3 +87,49 @@ def test_priors_that_differ_within_a_subsampled_plate_are_refused():
     with pytest.raises(ReductionError, match="'offset' differs between the elements of a subsampled plate"):
         reduce_model(guide, {"offset": NARROW}, args=(y, 4))
     assert reduce_model(guide, {"offset": NARROW}, args=(y,)).elementwise["offset"].shape == (12,)
+
+
+def funnel(y):
+    tau = pyro.sample("tau", dist.LogNormal(0.0, 0.2))
+    with pyro.plate("groups", len(y)):
+        theta = pyro.sample("theta", dist.Normal(0.0, tau))
+        pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("reads_values", [False, True])
+def test_draws_have_their_own_priors_at_once_and_one_by_one(reads_values):
+    runs = []
+
+    def model(y):
+        runs.append(None)
+        funnel(y)
+
+    def guide(y):
+        tau = pyro.sample("tau", dist.LogNormal(0.3, 0.1))
+        spread = float(tau) if reads_values else tau
+        with pyro.plate("groups", len(y)):
+            pyro.sample("theta", dist.Normal(y / 2, spread))
+
+    fitted = read_guide(guide, model, (torch.linspace(-2.0, 2.0, 4),), {})
+    assert fitted.sites == {"tau", "theta"}
+    pyro.set_rng_seed(0)
+    draws = fitted.draw(["tau", "theta"], 500)
+    assert len(runs) < 10 or reads_values
+    tau, theta = draws.values["tau"], draws.values["theta"]
+    assert tau.shape == (500,) and theta.shape == (500, 4) and len(tau.unique()) == 500
+    torch.testing.assert_close(draws.priors["tau"].log_prob, dist.LogNormal(0.0, 0.2).log_prob(tau))
+    torch.testing.assert_close(draws.priors["theta"].log_prob, dist.Normal(0.0, tau[:, None]).log_prob(theta))
+    assert abs(tau.log().mean() - 0.3) < 0.02 and abs(tau.log().std() - 0.1) < 0.01
+    standard = (theta - torch.linspace(-1.0, 1.0, 4)) / tau[:, None]
+    assert abs(standard.mean()) < 0.1 and abs(standard.std() - 1) < 0.07
+    pyro.set_rng_seed(0)
+    assert torch.equal(fitted.draw(["tau"], 500).values["theta"], theta)
+
+
+@pytest.mark.parametrize("guide_type", [AutoNormal, AutoMultivariateNormal, AutoIAFNormal, AutoNormalMessenger])
+def test_a_guide_that_was_drawn_from_can_be_copied_and_trained(guide_type):
+    y = torch.linspace(-2.0, 2.0, 4)
+    guide = fit(funnel, guide_type(funnel), y)
+    assert len(read_guide(guide, funnel, (y,), {}).draw((), 100).values["tau"].unique()) == 100
+    copy.deepcopy(guide)
+    fit(funnel, guide, y)

@@ -238,7 +238,7 @@ def test_a_guide_that_is_sampled_is_drawn_from_once():
         pyro.sample("y", dist.Normal(theta, 0.5).to_event(1), obs=y)
 
     y = torch.tensor([-0.9, 0.5, 1.1])
-    guide = AutoNormal(hierarchical, init_scale=0.3)
+    guide = AutoNormal(hierarchical, init_scale=0.15)
     guide(y)
     with torch.no_grad():
         guide.locs.theta.copy_(0.8 * y)

@@ -1,0 +1,153 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Runs of a Pyro program at many points or draws at once, where its code allows it, and one by one where it does not.
+
+Vectorised is the code itself, by :func:`torch.func.vmap`: it sees one draw, and needs to know nothing of the others.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+from tqdm.auto import tqdm
+
+# Elements of the largest tensor that a vectorised run holds.
+_MOST_ELEMENTS = 20_000_000
+
+
+class Vectorised:
+    """
+    A function of one input, of many: at once, or, once that has failed, one by one.
+
+    Random draws are others for each input. No gradients are kept, and nothing is validated where inputs are taken at
+    once, since that reads values.
+
+    :param doing: what is done, for the progress bar.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro_bmrs.structure.vectorised import Vectorised
+        >>> def program(scale):
+        ...     return {"z": pyro.sample("z", dist.Normal(0.0, scale))}
+        >>> drawn = Vectorised("drawing")(program, torch.tensor([0.001, 1.0, 1000.0]))
+        >>> drawn["z"].shape
+        torch.Size([3])
+    """
+
+    def __init__(self, doing: str) -> None:
+        self.doing = doing
+        self.at_once = True
+        """Whether inputs are taken at once: as long as no function has failed so."""
+
+    @torch.no_grad()
+    def __call__(self, function: Callable[[Any], Any], inputs: Any, *, progress: bool = False) -> Any:
+        """
+        What a function gives for each of many inputs.
+
+        :param function: takes one input, and gives tensors, one or several in mappings and sequences.
+        :param inputs: a tensor, or several in mappings and sequences, with the inputs along the first dimension.
+        :param progress: whether to show a progress bar.
+        :return: what the function gives, with the inputs along the first dimension of each tensor.
+        """
+        count = len(tree_leaves(inputs)[0])
+        if self.at_once and count > 1:
+            try:
+                return self._in_chunks(function, inputs, count, progress)
+            # Code may fail under vmap in many ways: a branch on a value, .item(), an operation without a rule.
+            except Exception:
+                self.at_once = False
+        places = tqdm(range(count), desc=self.doing, disable=not progress, leave=False)
+        return _join(torch.stack, [function(_take(inputs, place)) for place in places])
+
+    def _in_chunks(self, function: Callable[[Any], Any], inputs: Any, count: int, progress: bool) -> Any:
+        with pyro.validation_enabled(False), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # at an operation, not at the whole
+            size = max(1, _MOST_ELEMENTS // _largest_tensor(lambda: function(_take(inputs, 0))))
+            mapped = torch.func.vmap(_with_noise_of_its_own(function), randomness="different")
+            starts = tqdm(range(0, count, size), desc=self.doing, disable=not progress, leave=False)
+            return _join(torch.cat, [mapped(_take(inputs, slice(start, start + size))) for start in starts])
+
+
+def _take(inputs: Any, which: int | slice) -> Any:
+    return tree_map(lambda values: values[which], inputs)
+
+
+def _join(how: Callable[[Any], Tensor], rows: list[Any]) -> Any:
+    return tree_map(lambda *values: how(values), *rows)
+
+
+def _with_noise_of_its_own(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def run(given: Any) -> Any:
+        with _EmptyForEach(tree_leaves(given)[0].sum()):
+            return function(given)
+
+    return run
+
+
+# What distributions fill with noise in place, and vmap refuses to where the empty tensor is one for all.
+_EMPTY = (torch.empty, torch.empty_like, torch.Tensor.new, torch.Tensor.new_empty)
+
+
+class _EmptyForEach(TorchFunctionMode):
+    """
+    Gives empty tensors an element of their own for each input of a vectorised run.
+
+    :param like: a number that is another for each input.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.like = like
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func not in _EMPTY or not isinstance(result, Tensor) or result.device != self.like.device:
+            return result
+        return torch.where(self.like == self.like, result, result)
+
+
+class _Largest(TorchFunctionMode):
+    """Notes how many elements the largest tensor has that any operation gives."""
+
+    elements = 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+def _largest_tensor(run: Callable[[], Any]) -> int:
+    """
+    The elements of the largest tensor that a run makes.
+
+    :raises RuntimeError: where the run draws from a generator that does not know of vectorised runs: it would draw once
+        for all.
+    """
+    before = random.getstate(), np.random.get_state(legacy=False)
+    with _Largest() as largest:
+        run()
+    if random.getstate() != before[0] or not _same_state(np.random.get_state(legacy=False), before[1]):
+        raise RuntimeError("the run draws from Python's or NumPy's generator")
+    return largest.elements
+
+
+def _same_state(one: Any, other: Any) -> bool:
+    return (
+        bool(np.array_equal(one["state"]["key"], other["state"]["key"]))
+        and one["state"]["pos"] == other["state"]["pos"]
+    )

@@ -1,0 +1,80 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""One input, many inputs: at once or one by one, each with random draws of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+
+from pyro_bmrs.structure import vectorised
+from pyro_bmrs.structure.vectorised import Vectorised
+
+DRAWS = torch.zeros(2000)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "truth"),
+    [
+        (dist.Normal(1.0, 2.0), stats.norm(1, 2)),
+        (dist.LogNormal(0.0, 0.5), stats.lognorm(0.5)),
+        (dist.Exponential(2.0), stats.expon(0, 0.5)),
+        (dist.Gamma(3.0, 2.0), stats.gamma(3, 0, 0.5)),
+        (dist.Cauchy(0.0, 1.0), stats.cauchy()),
+        (dist.StudentT(4.0), stats.t(4)),
+        (dist.Laplace(0.0, 1.0), stats.laplace()),
+        (dist.HalfNormal(1.0), stats.halfnorm()),
+        (dist.Uniform(-1.0, 1.0), stats.uniform(-1, 2)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_each_input_has_draws_of_its_own_from_the_distribution(distribution, truth):
+    pyro.set_rng_seed(0)
+    map_all = Vectorised("drawing")
+    drawn = map_all(lambda _: pyro.sample("z", distribution), DRAWS)
+    assert map_all.at_once
+    assert stats.kstest(drawn.double().numpy(), truth.cdf).pvalue > 1e-3
+
+
+def test_chunks_have_draws_of_their_own(monkeypatch):
+    monkeypatch.setattr(vectorised, "_MOST_ELEMENTS", 300)
+    sizes = []
+
+    def run(given):
+        sizes.append(given)
+        return {"z": dist.Normal(torch.zeros(3), 1.0).sample() + given}
+
+    map_all = Vectorised("drawing")
+    drawn = map_all(run, torch.arange(1000.0))["z"] - torch.arange(1000.0)[:, None]
+    assert map_all.at_once and len(sizes) == 11  # one to learn the size, and ten chunks of a hundred
+    assert drawn.shape == (1000, 3) and len(drawn.flatten().round(decimals=6).unique()) > 2900
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        lambda: torch.randn(()) + (1.0 if torch.randn(()).item() > 0 else -1.0),
+        lambda: torch.tensor(np.random.normal()),
+        lambda: dist.Dirichlet(torch.ones(3)).rsample()[0],
+        lambda: torch.zeros(()).normal_(),
+    ],
+    ids=["reads a value", "draws from NumPy", "no rule", "in place"],
+)
+def test_what_cannot_be_taken_at_once_is_taken_one_by_one(noise):
+    map_all = Vectorised("drawing")
+    drawn = map_all(lambda _: (noise(), [noise()]), torch.zeros(100))
+    assert not map_all.at_once
+    assert len(torch.cat([drawn[0], drawn[1][0]]).unique()) == 200
+
+
+def test_an_error_of_the_function_is_seen():
+    def run(given):
+        raise ValueError("its own")
+
+    with pytest.raises(ValueError, match="its own"):
+        Vectorised("drawing")(run, DRAWS)
