@@ -116,7 +116,7 @@ class TruncatedNormal(TorchDistribution):
         shape = self._extended_shape(sample_shape)
         uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
         # A 0 stands for all that rounds to it, and would put the sample on an end, which may be infinite.
-        uniform = uniform.clamp_(min=0.25 * torch.finfo(uniform.dtype).eps)
+        uniform = uniform.clamp(min=0.25 * torch.finfo(uniform.dtype).eps)
         return truncated_quantile(uniform, self.loc, self.scale, self.low, self.high)
 
     def cdf(self, value: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmrs.distributions.numerics.normal_quadrature import quadrature_moments
+from pyro_bmrs.distributions.numerics.tracing import is_traced, untraced
 
 _HALF_ROOT_PI = 0.5 * math.sqrt(math.pi)
 
@@ -179,7 +180,9 @@ def _aligned(*tensors: Tensor) -> list[Tensor]:
 
 def _needs_graph(tensors: list[Tensor]) -> bool:
     # An autograd function costs as much as a thousand elements: it is not entered in vain.
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    # The tracer must not look into what it is there for: see :mod:`~pyro_bmrs.distributions.numerics.tracing`.
+    needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return needed or is_traced()
 
 
 def _log_mass(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -265,6 +268,7 @@ class _LogMass(torch.autograd.Function):
     """log_mass with its analytic gradients: minus moments, and the densities at the ends."""
 
     @staticmethod
+    @untraced
     def forward(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor) -> Tensor:
         return _log_mass(slope, precision, left, right)
 
@@ -290,6 +294,7 @@ class _Moments(torch.autograd.Function):
     """Stacked moments, whose gradients are covariances of powers: moments again, two orders up."""
 
     @staticmethod
+    @untraced
     def forward(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor, order: int) -> Tensor:
         return _moments(slope, precision, left, right, order)
 

@@ -32,6 +32,7 @@ from torch.autograd.function import once_differentiable
 
 from pyro_bmrs.distributions.numerics.normal_hazard import cumulative_hazard, hazard, hazard_rise
 from pyro_bmrs.distributions.numerics.normal_mass import AboutMode, about_mode, energy, log_mass
+from pyro_bmrs.distributions.numerics.tracing import untraced
 
 __all__ = ["truncated_cdf", "truncated_quantile"]
 
@@ -91,6 +92,7 @@ def truncated_cdf(value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: 
 
 class _TruncatedQuantile(torch.autograd.Function):
     @staticmethod
+    @untraced
     def forward(ctx: Any, u: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
         bulk = _Bulk.of(loc, scale, low, high)
         z = bulk.quantile(u)
@@ -122,6 +124,7 @@ class _TruncatedQuantile(torch.autograd.Function):
 
 class _TruncatedCdf(torch.autograd.Function):
     @staticmethod
+    @untraced
     def forward(ctx: Any, value: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
         precision = scale.reciprocal().square()
         whole = about_mode(loc, precision, low, high)
