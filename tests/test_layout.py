@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Imports go one way, and folders and files stay small."""
+"""Imports go one way, folders and files stay small, each source file has a test file, no test file imports another."""
 
 import ast
 import graphlib
