@@ -139,7 +139,7 @@ def test_marks_what_changes(name: str, values: Tensor, places: Tensor) -> None:
     assert not (changed(CAUTIOUS[name], values, places) & ~found).any() and found.any()
 
 
-@pytest.mark.parametrize("name", [*EXACT, *(set(CAUTIOUS) - {"a read number", "read numbers", "numpy"})])
+@pytest.mark.parametrize("name", [*EXACT, *(name for name in CAUTIOUS if "read" not in name and name != "numpy")])
 def test_marks_nothing_of_what_is_not_marked(name: str, values: Tensor) -> None:
     assert not marked({**EXACT, **CAUTIOUS}[name], values, torch.zeros_like(values, dtype=torch.bool)).any()
 
