@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_bmrs.structure.coordinates import elements
+from pyro_bmrs.structure.layers import peel
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,12 @@ class PriorAtDraws:
     :param example: the prior at one of them; those at the others have its shapes and its type.
     :param log_prob: log density, of the site's shape where its elements are independent, else of its batch shape;
         the draws along the first dimension.
-    :param scale: how many elements each element stands for.
+    :param scale: how many elements each element stands for, times the weight that the model gives to the prior.
     """
 
     example: Distribution
     log_prob: Tensor
-    scale: float = 1.0
+    scale: Tensor | float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def log_density_unseen(distribution: Distribution, values: Tensor) -> Tensor:
     """What :func:`log_density` gives, without its gradient and without a look at values, for vectorised runs."""
     parted = elements(distribution)
     bare: Any = distribution if parted is None else parted
-    return torch.where(bare.support.check(values), bare.log_prob(values), -torch.inf)
+    return torch.where(
+        bare.support.check(values) | ~torch.as_tensor(peel(bare).mask), bare.log_prob(values), -torch.inf
+    )
 
 
 def log_density(distribution: Distribution, values: Tensor) -> Tensor:
@@ -60,7 +63,8 @@ def log_density(distribution: Distribution, values: Tensor) -> Tensor:
     Log density at each of a number of values, element by element where the elements are independent.
 
     :param distribution: one distribution, for all values.
-    :param values: along the first dimension, or one alone; minus infinity outside the support.
+    :param values: along the first dimension, or one alone; minus infinity outside the support, and 0 where the
+        distribution is masked.
     """
     parted = elements(distribution)
     bare: Any = distribution if parted is None else parted
@@ -72,4 +76,4 @@ def log_density(distribution: Distribution, values: Tensor) -> Tensor:
     # What is outside is put where there is a density, so that no NaN comes back through the gradient.
     stand_in = bare.sample().expand(values.shape)
     chosen = torch.where(inside.reshape(inside.shape + (1,) * event_dim), values, stand_in)
-    return torch.where(inside, bare.log_prob(chosen), -torch.inf)
+    return torch.where(inside | ~torch.as_tensor(peel(bare).mask), bare.log_prob(chosen), -torch.inf)

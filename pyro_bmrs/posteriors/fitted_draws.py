@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from pyro_bmrs.errors import ReductionError, name_of_unknown
 from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws, log_density
-from pyro_bmrs.posteriors.traces import latent_nodes, subsampled_plates, track, upstream_sites
+from pyro_bmrs.posteriors.traces import latent_nodes, masked_prior, subsampled_plates, track, upstream_sites, weight
 from pyro_bmrs.structure.parameters import tensor_of
 
 _FEWEST_DRAWS = 4  # in a chain, for its autocorrelation to be seen at all
@@ -94,12 +94,15 @@ class FittedDraws:
                 )
         upstream = self.upstream(names)
         alike = {name: self._example(name) for name in names if not upstream[name]}
-        found = {name: PriorAtDraws(prior, log_density(prior, self.values[name])) for name, prior in alike.items()}
+        found = {
+            name: PriorAtDraws(prior, log_density(prior, self.values[name]), weight(self.trace.nodes[name]))
+            for name, prior in alike.items()
+        }
         return found | self._draw_by_draw([name for name in names if upstream[name]], progress)
 
     def _example(self, name: str) -> Any:
         """The prior of a site at the first of the draws."""
-        return self.trace.nodes[name]["fn"]
+        return masked_prior(self.trace.nodes[name])
 
     @torch.no_grad()
     def _draw_by_draw(self, names: Collection[str], progress: bool) -> dict[str, PriorAtDraws]:
@@ -108,8 +111,11 @@ class FittedDraws:
         for index in tqdm(range(num_draws), desc="priors at the draws", disable=not progress, leave=False):
             nodes: Any = poutine.trace(self._at(index)).get_trace(*self.args, **self.kwargs).nodes
             for name, rows in log_probs.items():
-                rows.append(log_density(nodes[name]["fn"], nodes[name]["value"]))
-        return {name: PriorAtDraws(self._example(name), torch.stack(log_probs[name])) for name in names}
+                rows.append(log_density(masked_prior(nodes[name]), nodes[name]["value"]))
+        return {
+            name: PriorAtDraws(self._example(name), torch.stack(log_probs[name]), weight(self.trace.nodes[name]))
+            for name in names
+        }
 
 
 def _count_chains(values: Mapping[str, Tensor]) -> int:

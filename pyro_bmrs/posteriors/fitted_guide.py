@@ -23,11 +23,13 @@ from pyro_bmrs.posteriors.reduced_guide import ReducedGuide
 from pyro_bmrs.posteriors.traces import (
     GuideRun,
     latent_nodes,
+    masked_prior,
     replay_whole,
     subsampled_plates,
     track,
     track_guide,
     upstream_sites,
+    weight,
 )
 from pyro_bmrs.structure.parameters import map_parameters
 from pyro_bmrs.structure.vectorised import Vectorised
@@ -56,8 +58,25 @@ class FittedGuide(GuideRun):
     def prior(self, name: str) -> Distribution:
         """The prior of a site, at the size of the whole data where the guide's posterior is."""
         site: Any = self.traces[1].nodes[name]
+        if self.is_weighted(name):
+            raise ReductionError(
+                f"the model counts the prior of site {name!r} with a weight other than 1 (poutine.scale), so that it "
+                "is no density; take reduce_model with method='auto' or 'importance', which draw"
+            )
         plates = subsampled_plates(site)
-        return site["fn"] if not plates or self.is_local(name) else _widen(name, site["fn"], plates)
+        if not plates or self.is_local(name):
+            return masked_prior(site)
+        if site["mask"] is not None and site["mask"] is not True:
+            raise ReductionError(
+                f"site {name!r} is masked in a subsampled plate, and its mask is seen on one subsample alone; pass "
+                "args= for which the model subsamples nothing"
+            )
+        return _widen(name, site["fn"], plates)
+
+    def is_weighted(self, name: str) -> bool:
+        """Whether the model counts the site's prior with a weight other than 1, as ``poutine.scale`` gives it."""
+        found = weight(self.traces[1].nodes[name])
+        return isinstance(found, Tensor) or found != 1.0
 
     def is_local(self, name: str) -> bool:
         """Whether the guide knows the site on the plates' current subsample alone."""
@@ -86,14 +105,17 @@ class FittedGuide(GuideRun):
         def draw_one(_: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             nodes = latent_nodes(self.once()[1])
             density = log_density_unseen if vectorised.at_once else log_density
-            log_probs = {name: density(nodes[name]["fn"], nodes[name]["value"]) for name in names}
+            log_probs = {name: density(masked_prior(nodes[name]), nodes[name]["value"]) for name in names}
             return {name: nodes[name]["value"] for name in drawn}, log_probs
 
         values, log_probs = vectorised(draw_one, torch.arange(num_samples), progress=progress)
         # One run more, alone: what guide and model keep of their last run is not to be of the vectorised one.
         with torch.no_grad():
             nodes = latent_nodes(self.once()[1])
-        priors = {name: PriorAtDraws(nodes[name]["fn"], log_probs[name], self.scale(name)) for name in names}
+        priors = {
+            name: PriorAtDraws(masked_prior(nodes[name]), log_probs[name], self.scale(name) * weight(nodes[name]))
+            for name in names
+        }
         return Draws(values, priors)
 
     def upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:

@@ -70,6 +70,9 @@ class FactoredPosterior(Posterior, Protocol):
     def prior(self, name: str) -> Distribution:
         """The prior of a site, of the shapes of its posterior."""
 
+    def is_weighted(self, name: str) -> bool:
+        """Whether the model counts the site's prior with a weight other than 1, as ``poutine.scale`` gives it."""
+
     def multiplicity(self, name: str) -> float:
         """How many elements of a site each of those stands for whose posterior is known."""
 

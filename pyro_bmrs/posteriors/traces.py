@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution
 
 from pyro_bmrs.errors import ReductionError
@@ -31,7 +33,16 @@ def upstream_sites(trace: poutine.Trace, names: Collection[str]) -> dict[str, fr
 
     Parameters are asked first, since a density with a gradient of its own can lose track of a value that they hold;
     then the density, where a transform may hold a value that no parameter does.
+
+    :raises ReductionError: for a site whose mask or scale depends on another.
     """
+    for name in names:
+        site: Any = trace.nodes[name]
+        if others := sorted(get_provenance(site["mask"]) | get_provenance(site["scale"])):
+            raise ReductionError(
+                f"whether or how much the prior of site {name!r} counts (its mask or scale) depends on the values of "
+                f"{others}; reduce other sites, or give it a mask and a scale that are fixed"
+            )
     return {name: _provenance(trace.nodes[name]) & frozenset(trace.nodes) for name in names}
 
 
@@ -151,6 +162,27 @@ def subsampled_plates(site: Mapping[str, Any]) -> list[tuple[int, int, int]]:
     """The subsampled plates around a site: batch dimension, subsample size and size of each."""
     frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
     return [(f.dim, f.size, f.full_size) for f in frames if f.full_size and f.full_size != f.size]
+
+
+def masked_prior(site: Mapping[str, Any]) -> Distribution:
+    """The prior of a site, with the elements masked that a handler such as ``poutine.mask`` takes out of the model."""
+    prior: Any = site["fn"]
+    masked: Distribution = prior if site["mask"] is None or site["mask"] is True else prior.mask(site["mask"])
+    return masked
+
+
+def weight(site: Mapping[str, Any]) -> Tensor | float:
+    """
+    The power to which the model raises a site's prior, by ``poutine.scale``: 1 for most.
+
+    The scale of a subsampled plate does not count: it makes up for elements that are not there.
+    """
+    plates = math.prod(size / subsample for _, subsample, size in subsampled_plates(site))
+    scale: Any = site["scale"]
+    if isinstance(scale, Tensor):
+        relative = scale / plates
+        return 1.0 if torch.allclose(relative, torch.ones_like(relative)) else relative
+    return 1.0 if math.isclose(scale, plates, rel_tol=1e-6) else float(scale / plates)
 
 
 def accepts(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

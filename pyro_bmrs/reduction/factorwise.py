@@ -17,7 +17,8 @@ from pyro_bmrs.evidence.accuracy import Estimated, combine
 from pyro_bmrs.posteriors.factors import Factor, How, ReducedFactor
 from pyro_bmrs.posteriors.posterior import FactoredPosterior
 from pyro_bmrs.reduction.priors import ReducedPriors, match_prior
-from pyro_bmrs.structure.layers import is_point
+from pyro_bmrs.structure.layers import is_point, peel
+from pyro_bmrs.structure.mixtures import unmask
 
 
 class FactorwiseReduction(Estimated):
@@ -35,10 +36,14 @@ class FactorwiseReduction(Estimated):
     def __init__(self, fitted: FactoredPosterior, reduced_priors: ReducedPriors, how: How) -> None:
         self._fitted, self._how = fitted, how
         names = sorted(reduced_priors.sites)
-        self._priors = {name: fitted.prior(name) for name in names}
-        self._reduced_priors = {
-            name: match_prior(name, reduced_priors.at(name, {}), self._priors[name]) for name in names
-        }
+        self._priors: dict[str, Distribution] = {}
+        self._reduced_priors: dict[str, Distribution] = {}
+        for name in names:
+            prior = fitted.prior(name)
+            pair = prior, match_prior(name, reduced_priors.at(name, {}), prior)
+            # A posterior with a mask of its own is compared under it.
+            masked = peel(fitted.factor_of[name].posterior(name)).mask is not True
+            self._priors[name], self._reduced_priors[name] = pair if masked else unmask(*pair)
         self._factors: dict[Factor, ReducedFactor] = {}
         for factor in dict.fromkeys(fitted.factor_of[name] for name in names):
             here = {name: self._reduced_priors[name] for name in factor.sites if name in self._reduced_priors}

@@ -20,6 +20,8 @@ from torch.distributions import Distribution
 
 from pyro_bmrs.errors import ReductionError, name_of_unknown
 from pyro_bmrs.posteriors.traces import accepts, latent_nodes, track, upstream_sites
+from pyro_bmrs.structure.coordinates import elements
+from pyro_bmrs.structure.layers import peel, to_event
 from pyro_bmrs.structure.parameters import map_parameters, tensor_of
 
 ReducedPriorLike: TypeAlias = Distribution | Mapping[str, Distribution] | Callable[..., Any]
@@ -37,8 +39,13 @@ def match_prior(name: str, reduced_prior: Distribution, prior: Distribution) -> 
     A scalar distribution serves a site of any shape; it is expanded and its rightmost batch dimensions are declared
     dependent (``.to_event``) as the prior's are.
 
-    :raises ReductionError: where the shapes do not fit.
+    Where the prior is masked, so is the reduced prior.
+
+    :raises ReductionError: where the shapes do not fit, where one of the two is discrete and the other continuous, and
+        for a prior that is improper, or masked in all elements, which comes to the same.
     """
+    _check_proper(name, prior)
+    _check_kind(name, reduced_prior, prior)
     missing = len(prior.event_shape) - len(reduced_prior.event_shape)
     shape = prior.batch_shape + prior.event_shape[:missing] if missing > 0 else prior.batch_shape
     problem = missing < 0 or reduced_prior.event_shape != prior.event_shape[max(missing, 0) :]
@@ -55,7 +62,65 @@ def match_prior(name: str, reduced_prior: Distribution, prior: Distribution) -> 
             f"prior's {describe_shape(prior)}; give it a shape that does, or a scalar distribution for all elements"
         )
     reduced_prior = _at_home(reduced_prior, prior)
-    return dist.Independent(reduced_prior, missing) if missing > 0 else reduced_prior
+    return _masked_like(name, dist.Independent(reduced_prior, missing) if missing > 0 else reduced_prior, prior)
+
+
+def _check_proper(name: str, prior: Distribution) -> None:
+    peeled = peel(prior)
+    if isinstance(peeled.core, dist.ImproperUniform):
+        raise ReductionError(
+            f"the prior of site {name!r} is improper, so that evidence under it is arbitrary; give the model a proper "
+            "prior there"
+        )
+    if peeled.mask is not True and not torch.as_tensor(peeled.mask).any():
+        raise ReductionError(
+            f"the prior of site {name!r} is switched off (masked in all elements), so that it is improper and evidence "
+            "under it is arbitrary; take the mask off, or reduce other sites"
+        )
+
+
+def _check_kind(name: str, reduced_prior: Distribution, prior: Distribution) -> None:
+    discrete = _is_discrete(prior)
+    if discrete is not None and _is_discrete(reduced_prior) == (not discrete):
+        one, other = ("continuous", "discrete") if discrete else ("discrete", "continuous")
+        raise ReductionError(
+            f"the reduced prior of site {name!r} is {one} and the site is {other}, so that neither has mass where the "
+            f"other has; give a {other} distribution, or dist.Delta(value) for a point"
+        )
+
+
+def _is_discrete(distribution: Distribution) -> bool | None:
+    """Whether values are discrete; None for a point, which may be one of either, and where it is not known."""
+    core: Any = peel(distribution).core
+    if isinstance(core, dist.MaskedMixture):
+        sides = {_is_discrete(side) for side in (core.component0, core.component1)} - {None}
+        return sides.pop() if len(sides) == 1 else None
+    if isinstance(core, (dist.Delta, dist.Empirical)):
+        return None
+    try:
+        return bool(core.support.is_discrete)
+    except NotImplementedError:
+        return None
+
+
+def _masked_like(name: str, reduced_prior: Distribution, prior: Distribution) -> Distribution:
+    """The reduced prior, masked where the prior is."""
+    peeled = peel(prior)
+    if peeled.mask is True or peel(reduced_prior).mask is not True:
+        return reduced_prior
+    mask = torch.as_tensor(peeled.mask).expand(peeled.shape)
+    parted: Any = elements(reduced_prior) if peeled.event_dims == len(prior.event_shape) else None
+    if parted is not None:
+        return to_event(parted.mask(mask), len(prior.event_shape))
+    rows = mask.reshape(prior.batch_shape + (-1,))
+    if not torch.equal(rows.any(-1), rows.all(-1)):
+        raise ReductionError(
+            f"elements of site {name!r} are masked within an event over which the reduced prior is joint; give one "
+            "that is independent between elements"
+        )
+    whole: Any = reduced_prior
+    masked: Distribution = whole.mask(rows.any(-1))
+    return masked
 
 
 def _at_home(reduced_prior: Distribution, prior: Distribution) -> Distribution:

@@ -126,6 +126,7 @@ def reduce_posterior(
         method != "integration"
         and factored is not None
         and all(name in factored.factor_of and not upstream[name] for name in priors.sites)
+        and not any(map(factored.is_weighted, priors.sites))
     ):
         how = {"method": method, "num_samples": num_samples}
         return Reduction(fitted, priors, FactorwiseReduction(factored, priors, how))

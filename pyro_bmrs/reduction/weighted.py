@@ -103,7 +103,9 @@ def _log_ratio(name: str, draws: Draws, reduced_priors: ReducedPriors) -> Tensor
     # Where the elements of only one of the two are independent, theirs are added up.
     dims = min(log_p.dim(), log_r.dim())
     log_ratio: Tensor = sum_rightmost(log_r, log_r.dim() - dims) - sum_rightmost(log_p, log_p.dim() - dims)
-    return prior.scale * log_ratio
+    scale = torch.as_tensor(prior.scale)
+    # A weight is one for each batch element.
+    return scale.reshape(scale.shape + (1,) * (log_ratio.dim() - 1 - len(prior.example.batch_shape))) * log_ratio
 
 
 def _log_reduced(name: str, stated: Distribution, prior: Distribution, values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from pyro_bmrs.structure.coordinates import Block, elements
-from pyro_bmrs.structure.layers import to_event
+from pyro_bmrs.structure.layers import peel, to_event
 from pyro_bmrs.structure.parameters import is_leaf, map_parameters
 
 
@@ -45,6 +45,28 @@ def mix(prior: Distribution, reduced_prior: Distribution, reduced: Tensor) -> Di
     mixed: Any = _of_one_type(p, r, reduced) if type(p) is type(r) and is_leaf(p) else dist.MaskedMixture(reduced, p, r)
     whole: Distribution = mixed.to_event(len(prior.event_shape) - len(mixed.event_shape))
     return whole
+
+
+def unmask(prior: Distribution, reduced_prior: Distribution) -> tuple[Distribution, Distribution]:
+    """
+    A prior and a reduced prior that say without a mask what they say with it: masked elements keep their prior.
+
+    :param prior: prior of a site.
+    :param reduced_prior: its reduced prior, of the same shapes, masked where the prior is.
+
+    Example::
+
+        >>> mask = torch.tensor([True, False])
+        >>> prior, reduced_prior = dist.Normal(torch.zeros(2), 1.0), dist.Normal(torch.zeros(2), 0.1)
+        >>> unmask(prior.mask(mask), reduced_prior.mask(mask))[1].scale
+        tensor([0.1000, 1.0000])
+    """
+    p, r = peel(prior), peel(reduced_prior)
+    if p.mask is True:
+        return prior, reduced_prior
+    mask = torch.as_tensor(p.mask).expand(p.shape)
+    bare = [to_event(replace(peeled, mask=True).whole(), peeled.event_dims) for peeled in (p, r)]
+    return bare[0], mix(bare[0], bare[1], mask)
 
 
 def _of_one_type(prior: Distribution, reduced_prior: Distribution, reduced: Tensor) -> Distribution:

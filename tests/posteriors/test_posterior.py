@@ -55,6 +55,9 @@ class ConjugatePosterior:
     def prior(self, name: str) -> dist.Normal:
         return dist.Normal(DATA.new_zeros(()), 1.0)
 
+    def is_weighted(self, name: str) -> bool:
+        return False
+
     def multiplicity(self, name: str) -> float:
         return 1.0
 

@@ -15,6 +15,7 @@ from pyro.infer.autoguide import (
 )
 
 from pyro_bmrs import ReductionError, reduce_model
+from pyro_bmrs.reduction.priors import match_prior
 from tests.programs import NARROW, fit, hierarchical, one_site
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -100,3 +101,35 @@ def test_a_reduced_prior_in_another_dtype_is_taken_at_its_value(exact_guide):
     torch.testing.assert_close(single.delta_evidence, double.delta_evidence)
     point = reduce_model(guide, {"rest": dist.Delta(torch.zeros(2, dtype=torch.float32))})
     assert point.posterior["first"].mean.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("prior", "reduced_prior"),
+    [
+        (dist.Normal(0.0, 1.0), dist.Bernoulli(0.5)),
+        (dist.Beta(2.0, 2.0), dist.Bernoulli(0.5)),
+        (dist.Gamma(2.0, 2.0).expand([3]).to_event(1), dist.Poisson(2.0)),
+        (dist.Poisson(2.0), dist.Gamma(2.0, 2.0)),
+        (dist.Bernoulli(0.5), dist.Normal(0.0, 1.0)),
+    ],
+)
+def test_a_reduced_prior_is_discrete_where_the_site_is(prior, reduced_prior):
+    with pytest.raises(ReductionError, match="neither has mass where the other has"):
+        match_prior("z", reduced_prior, prior)
+    match_prior("z", dist.Delta(torch.tensor(1.0)), prior)
+
+
+def test_a_masked_prior_masks_the_reduced_one():
+    mask = torch.tensor([True, False, True])
+    prior = dist.Normal(torch.zeros(3), 1.0).mask(mask).to_event(1)
+    value = torch.tensor([0.3, 0.4, 0.5])
+    matched = match_prior("z", dist.Laplace(0.0, 1.0), prior)
+    torch.testing.assert_close(matched.log_prob(value), dist.Laplace(0.0, 1.0).log_prob(value)[mask].sum())
+    with pytest.raises(ReductionError, match="masked within an event"):
+        match_prior("z", dist.MultivariateNormal(torch.zeros(3), torch.eye(3)), prior)
+    whole = match_prior(
+        "z",
+        dist.MultivariateNormal(torch.zeros(2), torch.eye(2)),
+        dist.Normal(torch.zeros(3, 2), 1.0).to_event(1).mask(mask),
+    )
+    assert torch.equal(whole.log_prob(torch.ones(3, 2)) == 0, ~mask)
