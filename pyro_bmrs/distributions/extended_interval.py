@@ -41,7 +41,9 @@ def check_ends(name: str, low: Tensor, high: Tensor) -> None:
         )
 
 
-def leaves(low: Tensor, high: Tensor, outer_low: Tensor, outer_high: Tensor) -> Tensor:
+def leaves(
+    low: Tensor, high: Tensor, outer_low: Tensor, outer_high: Tensor, rounded_to: torch.dtype | None = None
+) -> Tensor:
     """
     Where an interval leaves another one, by more than rounding.
 
@@ -52,6 +54,7 @@ def leaves(low: Tensor, high: Tensor, outer_low: Tensor, outer_high: Tensor) -> 
     :param high: upper end of the interval, may be inf.
     :param outer_low: lower end of the interval that it should be within, may be -inf.
     :param outer_high: upper end of that interval, may be inf.
+    :param rounded_to: a dtype that the ends have been rounded to, where that is not their own.
     :return: of the broadcast shape of the four.
 
     Example::
@@ -61,7 +64,8 @@ def leaves(low: Tensor, high: Tensor, outer_low: Tensor, outer_high: Tensor) -> 
         >>> leaves(zero, 10 * end * 0.1, zero, end), leaves(zero, end, zero, 0.99 * end)
         (tensor(False), tensor(True))
     """
-    slack = 8 * max(torch.finfo(end.dtype).eps for end in (low, high, outer_low, outer_high))
+    dtypes = {end.dtype for end in (low, high, outer_low, outer_high)} | ({rounded_to} if rounded_to else set())
+    slack = 8 * max(torch.finfo(dtype).eps for dtype in dtypes)
     return (low < outer_low - slack * outer_low.abs()) | (high > outer_high + slack * outer_high.abs())
 
 

@@ -17,6 +17,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.evidence.accuracy import METHODS as COMPUTATIONS
 from pyro_bmrs.evidence.accuracy import choose
 from pyro_bmrs.evidence.importance import reduce_by_importance
+from pyro_bmrs.evidence.numerics.precision import in_double
 from pyro_bmrs.evidence.quadrature.reweighted import reduce_by_quadrature
 from pyro_bmrs.evidence.registry import Reduced, find_rules
 from pyro_bmrs.evidence.support import ROLES, is_discrete, support_interval
@@ -144,7 +145,7 @@ def _reduce_bare(triple: Triple, method: str, num_samples: int) -> Reduced:
     _check_comparable(triple)
     check_parameters(*triple)
     if method == "quadrature" or (method == "auto" and all(support_interval(d) is not None for d in triple)):
-        return reduce_by_quadrature(*triple)
+        return in_double(reduce_by_quadrature, *triple)
     return reduce_by_importance(*triple, num_samples)
 
 
@@ -152,7 +153,7 @@ def _reduce_by_form(triple: Triple, method: str, num_samples: int) -> Reduced | 
     """By a rule, or side by side for a mixture, or as what a shared bijection was applied to; None for the rest."""
     if method in ("auto", "exact"):
         for rule in find_rules(*map(type, triple)):
-            reduced = rule(*triple)
+            reduced = in_double(rule, *triple)
             if reduced is not NotImplemented:
                 return reduced
     if isinstance(triple[2], MaskedMixture):

@@ -17,6 +17,7 @@ from torch.distributions.transforms import AffineTransform, ExpTransform, Transf
 
 from pyro_bmrs.distributions.extended_interval import extended_interval, leaves
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.evidence.numerics.precision import rounded_to
 
 ROLES = ("posterior", "prior", "reduced prior")
 
@@ -34,9 +35,10 @@ class Interval:
         """What is in both."""
         return Interval(_largest(self.low, other.low), -_largest(-self.high, -other.high))
 
-    def outside(self, other: Interval) -> Tensor:
-        """Where a part of this interval is outside the other, by more than rounding."""
-        return leaves(*map(_exactly, (self.low, self.high, other.low, other.high)))
+    def outside(self, other: Interval, rounded_to: torch.dtype | None = None) -> Tensor:
+        """Where a part of this interval is outside the other, by more than rounding, which may have been coarser."""
+        low, high, outer_low, outer_high = map(_exactly, (self.low, self.high, other.low, other.high))
+        return leaves(low, high, outer_low, outer_high, rounded_to)
 
     def constraint(self) -> constraints.Constraint:
         """The support of a distribution on this interval."""
@@ -87,7 +89,7 @@ def support_interval(distribution: Distribution) -> Interval | None:
 def contains(distribution: Distribution, value: Tensor) -> Tensor:
     """Whether values are in the support of a distribution, each event as a whole."""
     support: Any = distribution.support
-    inside: Tensor = support.check(value)
+    inside: Tensor = support.check(value.to(rounded_to(distribution) or value.dtype))
     return inside
 
 
@@ -129,7 +131,7 @@ def common_interval(posterior: Distribution, prior: Distribution, reduced_prior:
             )
         intervals.append(interval)
     q, p, r = intervals
-    check_within(r.outside(p), ROLES[2])
+    check_within(r.outside(p, rounded_to(reduced_prior)), ROLES[2])
     common = q.intersection(r).intersection(p)
     empty = torch.as_tensor(common.low) >= torch.as_tensor(common.high)
     if empty.any():

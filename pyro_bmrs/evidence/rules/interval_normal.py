@@ -24,6 +24,7 @@ from pyro_bmrs.distributions.extended_interval import leaves
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.evidence.numerics.normal_bulk import log_evidence
 from pyro_bmrs.evidence.numerics.normal_product import IntervalNormal, IntervalUniform, NormalProduct, normal_product
+from pyro_bmrs.evidence.numerics.precision import rounded_to
 from pyro_bmrs.evidence.quadrature.reweighted import ReweightedDistribution
 from pyro_bmrs.evidence.registry import Reduced, register_reduction
 from pyro_bmrs.evidence.support import ROLES, check_within
@@ -79,7 +80,7 @@ def reduce_interval_normals(posterior: Distribution, prior: Distribution, reduce
     q, p, r = map(interval_normal, triple)
     for member, role in zip((q, p, r), ROLES):
         _check_parameters(member, role)
-    check_within(leaves(r.low, r.high, p.low, p.high), ROLES[2])
+    check_within(leaves(r.low, r.high, p.low, p.high, rounded_to(reduced_prior)), ROLES[2])
     delta_evidence = log_evidence(q, p, r).expand(shape)
     _check_convergence(delta_evidence, torch.maximum(q.low, r.low), torch.minimum(q.high, r.high))
 
