@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 from itertools import product
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -24,10 +25,12 @@ from pyro_bmrs.distributions.extended_interval import leaves
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.evidence.numerics.normal_bulk import log_evidence
 from pyro_bmrs.evidence.numerics.normal_product import IntervalNormal, IntervalUniform, NormalProduct, normal_product
-from pyro_bmrs.evidence.numerics.precision import rounded_to
+from pyro_bmrs.evidence.numerics.precision import accurate_where, rounded_to
 from pyro_bmrs.evidence.quadrature.reweighted import ReweightedDistribution
 from pyro_bmrs.evidence.registry import Reduced, register_reduction
 from pyro_bmrs.evidence.support import ROLES, check_within
+
+_LEAST_SINGLE_SCALE = 1e-9
 
 
 @singledispatch
@@ -58,6 +61,23 @@ def _uniform(distribution: Uniform) -> IntervalUniform:
     return IntervalUniform(unexpanded(distribution.low), unexpanded(distribution.high))
 
 
+def _is_gentle(posterior: Distribution, prior: Distribution, reduced_prior: Distribution) -> bool:
+    """
+    Whether single precision is enough: of the evidence alone, not its gradients, without a precision to subtract.
+
+    Pruning asks for the evidence of millions of elements. With smaller scales, terms of the precision overflow.
+    """
+    if not isinstance(prior, Uniform):
+        return False
+    members: list[Any] = [posterior, prior, reduced_prior]
+    tensors = [value for member in members for value in interval_normal(member)]
+    if any(x.dtype != torch.float32 or (x.requires_grad and torch.is_grad_enabled()) for x in tensors):
+        return False
+    scales = [unexpanded(member.scale) for member in members if hasattr(member, "scale")]
+    return all(bool(scale.min() > _LEAST_SINGLE_SCALE) for scale in scales if scale.numel())
+
+
+@accurate_where(_is_gentle)
 def reduce_interval_normals(posterior: Distribution, prior: Distribution, reduced_prior: Distribution) -> Reduced:
     """
     Reduce any mixture of Normal, HalfNormal, TruncatedNormal and Uniform.

@@ -13,7 +13,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from pyro_bmrs import ReductionError
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal, TruncatedNormal
@@ -22,7 +21,7 @@ from pyro_bmrs.evidence.numerics.precision import in_double
 from tests.evidence.numerical import CASES
 
 Values = tuple[Any, ...]
-Builder = Callable[..., Distribution]
+Builder = Callable[..., Any]
 Triple = tuple[tuple[Builder, Values], tuple[Builder, Values], tuple[Builder, Values]]
 
 SPREAD = [[0.4, 0.0, 0.0], [0.1, 0.3, 0.0], [-0.2, 0.1, 0.5]]
@@ -37,19 +36,19 @@ def of(build: Builder, *triple: Values) -> Triple:
     return (build, triple[0]), (build, triple[1]), (build, triple[2])
 
 
-def joint(loc: Tensor, scale_tril: Tensor) -> Distribution:
+def joint(loc: Tensor, scale_tril: Tensor) -> Any:
     return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
 
-def low_rank(loc: Tensor, factor: Tensor, diagonal: Tensor) -> Distribution:
+def low_rank(loc: Tensor, factor: Tensor, diagonal: Tensor) -> Any:
     return dist.LowRankMultivariateNormal(loc, factor, diagonal)
 
 
-def independent(loc: Tensor, scale: Tensor) -> Distribution:
+def independent(loc: Tensor, scale: Tensor) -> Any:
     return dist.Normal(loc, scale).to_event(1)
 
 
-def wishart(df: Tensor, precision: Tensor) -> Distribution:
+def wishart(df: Tensor, precision: Tensor) -> Any:
     return dist.Wishart(df, precision_matrix=precision)
 
 
@@ -155,6 +154,8 @@ def test_single_precision_has_the_evidence_and_gradients_of_double_precision(nam
         assert said.delta_evidence.dtype == torch.float32 and said.method == exact.method
         expected = exact.delta_evidence.float()
         torch.testing.assert_close(said.delta_evidence, expected, rtol=1e-5, atol=1e-4)
+        with torch.no_grad():  # by other ways, where there are any
+            torch.testing.assert_close(asked(triple, torch.float32)[0].delta_evidence, expected, rtol=1e-5, atol=1e-4)
         gradients, exact_gradients = (
             torch.autograd.grad(reduced.delta_evidence.sum(), leaves, allow_unused=True)
             for reduced, leaves in ((said, single), (exact, double))
@@ -165,13 +166,30 @@ def test_single_precision_has_the_evidence_and_gradients_of_double_precision(nam
                 torch.testing.assert_close(gradient, exact_gradient.float(), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("reach", [3.0, 1e3, 1e7])
+@pytest.mark.parametrize("reduced_prior", [TruncatedNormal, dist.Uniform])
+def test_normals_on_an_interval_under_a_uniform_prior_need_no_conversion(reach: float, reduced_prior: Builder) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q_loc, r_loc = reach * (2 * torch.rand(2, 1000, generator=generator) - 1)
+    q_scale, r_scale = 10 ** (10.9 * torch.rand(2, 1000, generator=generator) - 8.9)
+    low, high, middle = torch.tensor([-20.0, 0.0, -10.0])
+    inner = (r_loc, r_scale, low, high) if reduced_prior is TruncatedNormal else (low, middle + r_loc / reach)
+
+    def evidence(dtype: torch.dtype) -> Tensor:
+        q, p, r = ([value.to(dtype) for value in role] for role in ((q_loc, q_scale, low, high), (low, high), inner))
+        return log_evidence_change(TruncatedNormal(*q), dist.Uniform(*p), reduced_prior(*r))
+
+    torch.testing.assert_close(evidence(torch.float32), evidence(torch.float64).float(), rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_posterior_has_the_dtype_of_the_triple_and_its_gradients(dtype: torch.dtype) -> None:
     concentration = torch.tensor([8.0, 4.0], dtype=dtype, requires_grad=True)
     one = torch.ones((), dtype=dtype)
     reduced = reduce(dist.Beta(concentration, one), dist.Beta(one, one), dist.Beta(one * 3, one * 2))
-    assert reduced.delta_evidence.dtype == reduced.posterior.concentration1.dtype == dtype
-    reduced.posterior.concentration1.sum().backward()
+    posterior: Any = reduced.posterior
+    assert reduced.delta_evidence.dtype == posterior.concentration1.dtype == dtype
+    posterior.concentration1.sum().backward()
     assert concentration.grad is not None and torch.equal(concentration.grad, torch.ones(2, dtype=dtype))
 
 
@@ -233,5 +251,6 @@ def test_what_all_elements_share_is_converted_once() -> None:
     one = torch.ones(()).expand(1000)
     normal = dist.Normal(one, one, validate_args=False)
     normal.scale = normal.loc
-    assert in_double(rule, normal, normal, normal).posterior.loc.dtype == torch.float32
+    posterior: Any = in_double(rule, normal, normal, normal).posterior
+    assert posterior.loc.dtype == torch.float32
     assert shapes == [8]
