@@ -65,6 +65,9 @@ class FittedDraws:
         """The model's latent sites that were drawn."""
         return frozenset(self.values)
 
+    def keep(self) -> None:
+        """The draws are there already."""
+
     def upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
         """For each site, the other latent sites that its prior depends on."""
         found = upstream_sites(track(self._at(0), self.args, self.kwargs), names)

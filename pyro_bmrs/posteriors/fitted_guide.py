@@ -19,18 +19,20 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws, log_density, log_density_unseen
 from pyro_bmrs.posteriors.factors import Factor
 from pyro_bmrs.posteriors.guide_factors import read_factors
-from pyro_bmrs.posteriors.reduced_guide import ReducedGuide
+from pyro_bmrs.posteriors.reduced_guide import GuideCopy, ReducedGuide
 from pyro_bmrs.posteriors.traces import (
     GuideRun,
     latent_nodes,
     masked_prior,
     replay_whole,
+    run,
     subsampled_plates,
     track,
     track_guide,
     upstream_sites,
     weight,
 )
+from pyro_bmrs.structure.copies import with_own_tensors
 from pyro_bmrs.structure.parameters import map_parameters
 from pyro_bmrs.structure.vectorised import Vectorised
 
@@ -43,7 +45,21 @@ class FittedGuide(GuideRun):
     @cached_property
     def factors(self) -> tuple[Factor, ...]:
         """The guide's independent factors, as far as their densities are known."""
-        return tuple(read_factors(self.guide, self))
+        return tuple(with_own_tensors(factor) for factor in read_factors(self.guide, self))
+
+    @cached_property
+    def copy(self) -> GuideCopy:
+        """The guide as it is when this is first asked for."""
+        return GuideCopy.take(self.guide, (self.args, self.kwargs))
+
+    def keep(self) -> None:
+        """Reads now what is read off the guide, so that more SVI with it changes nothing."""
+        _ = self.traces, self.factors, self.copy
+
+    @cached_property
+    def unreduced_guide(self) -> ReducedGuide:
+        """The guide as it was when it was kept, to be run: with parameters of its own, and all its statements."""
+        return self.with_statements({}, self.model)
 
     @cached_property
     def factor_of(self) -> dict[str, Factor]:
@@ -101,9 +117,13 @@ class FittedGuide(GuideRun):
         """
         vectorised = Vectorised("drawing from the guide")
         drawn = sorted(self.sites)
+        guide = self.unreduced_guide if "copy" in vars(self) else self.guide
+
+        def run_once() -> dict[str, Any]:
+            return latent_nodes(run(guide, self.model, self.args, self.kwargs)[1])
 
         def draw_one(_: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            nodes = latent_nodes(self.once()[1])
+            nodes = run_once()
             density = log_density_unseen if vectorised.at_once else log_density
             log_probs = {name: density(masked_prior(nodes[name]), nodes[name]["value"]) for name in names}
             return {name: nodes[name]["value"] for name in drawn}, log_probs
@@ -111,7 +131,7 @@ class FittedGuide(GuideRun):
         values, log_probs = vectorised(draw_one, torch.arange(num_samples), progress=progress)
         # One run more, alone: what guide and model keep of their last run is not to be of the vectorised one.
         with torch.no_grad():
-            nodes = latent_nodes(self.once()[1])
+            nodes = run_once()
         priors = {
             name: PriorAtDraws(masked_prior(nodes[name]), log_probs[name], self.scale(name) * weight(nodes[name]))
             for name in names
@@ -141,9 +161,7 @@ class FittedGuide(GuideRun):
             stay, but for those named here.
         :param model: the model that the new guide belongs to.
         """
-        guide = self.guide
-        in_place = guide.current_statements() if isinstance(guide, ReducedGuide) else {}
-        return ReducedGuide(guide, model, {**in_place, **statements}, (self.args, self.kwargs))
+        return ReducedGuide(self.copy, model, {**self.copy.statements, **statements}, (self.args, self.kwargs))
 
 
 def _widen(name: str, prior: Distribution, plates: Sequence[tuple[int, int, int]]) -> Distribution:

@@ -49,6 +49,9 @@ class Posterior(Protocol):
     def factored(self) -> FactoredPosterior | None:
         """Itself, where the density of some of its sites is known; None where it can only be drawn from."""
 
+    def keep(self) -> None:
+        """Reads now what is read later, so that it is as it was at this time."""
+
     def upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
         """For each site, the other latent sites that its prior, or its posterior, depends on."""
 

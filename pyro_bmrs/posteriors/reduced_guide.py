@@ -14,19 +14,24 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule, PyroParam
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
 from torch.distributions.constraints import Constraint
 
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.structure.copies import with_own_tensors
 from pyro_bmrs.structure.parameters import map_parameters
 
 _ModuleList: Any = PyroModule[torch.nn.ModuleList]
@@ -101,13 +106,44 @@ class _Statements(Messenger):
             msg["kwargs"]["constraint"] = constraint
 
 
+@dataclass(frozen=True, eq=False)
+class GuideCopy:
+    """
+    A guide as it was at one time: what is made of it later is not touched by training of the guide since.
+
+    It is never run itself, since its parameters bear the names of the guide's in the parameter store; the
+    :class:`ReducedGuide` s made of it are.
+
+    :param guide: a copy of the guide; of a reduced guide, of the one in whose statements it puts others.
+    :param statements: what a reduced guide puts there.
+    :param held: the parameters that live in the parameter store alone, by name.
+    """
+
+    guide: Any
+    statements: Mapping[str, Distribution]
+    held: Mapping[str, tuple[Tensor, Constraint]]
+
+    @staticmethod
+    def take(guide: Any, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> GuideCopy:
+        """
+        Copies a guide.
+
+        :raises ReductionError: for a guide that is a module with something in it that cannot be copied.
+        """
+        if isinstance(guide, ReducedGuide):
+            statements = {name: with_own_tensors(now) for name, now in guide.current_statements().items()}
+            return GuideCopy(_copy_guide(guide.fitted_guide), statements, guide.held_parameters())
+        return GuideCopy(_copy_guide(guide), {}, _loose_parameters(guide, *arguments))
+
+
 class ReducedGuide(PyroModule):
     """
     A fitted guide with the reduced posteriors in its sample statements.
 
     Its parameters are its own: more SVI with it leaves the fitted guide as it is.
 
-    :param guide: the fitted guide. One that is reduced already gives up its own statements for those given here.
+    :param guide: the fitted guide, or a copy that was taken of it. One that is reduced already gives up its own
+        statements for those given here.
     :param model: the reduced model.
     :param statements: the distributions to put in place, by the guide's sample statement.
     :param arguments: the arguments of the model's first fit, for a second reduction.
@@ -141,9 +177,14 @@ class ReducedGuide(PyroModule):
         self.default_arguments = arguments
         if isinstance(guide, ReducedGuide):
             held, guide = guide.held_parameters(), guide.fitted_guide
+        elif isinstance(guide, GuideCopy):
+            held, guide = guide.held, guide.guide
         else:
             held = _loose_parameters(guide, *arguments)
-        clone = _copy_guide(guide, model)
+        clone = _copy_guide(guide)
+        if "_model" in vars(clone) and not isinstance(clone, GuideMessenger):
+            # A messenger runs the full model: its posteriors are made for the supports of the full priors.
+            object.__setattr__(clone, "_model", (model,))
         if isinstance(clone, torch.nn.Module):
             self.fitted = clone
         # A tuple holds a guide that is no module, and hides one that is already a child from being one twice.
@@ -191,7 +232,9 @@ def _loose_parameters(
     """The guide's parameters that live in the parameter store alone, by name: value and constraint."""
     store = pyro.get_param_store()
     owned = {id(parameter) for parameter in guide.parameters()} if isinstance(guide, torch.nn.Module) else set()
-    names = [name for name in _parameter_names(guide, args, kwargs) if id(store._params[name]) not in owned]
+    with _without_namesakes(guide):
+        found = _parameter_names(guide, args, kwargs)
+        names = [name for name in found if id(store._params[name]) not in owned]
     if isinstance(guide, GuideMessenger):
         # It runs its model, whose parameters stay the model's.
         names = sorted(set(names) - set(_parameter_names(guide.model, args, kwargs)))
@@ -199,14 +242,35 @@ def _loose_parameters(
 
 
 def _parameter_names(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    state = get_rng_state()
     with poutine.block(), torch.no_grad():
         trace = poutine.trace(program, param_only=True).get_trace(*args, **kwargs)
+    set_rng_state(state)
     return [name for name in trace.nodes if name in pyro.get_param_store()]
 
 
-def _copy_guide(guide: Any, model: Callable[..., Any]) -> Any:
+@contextmanager
+def _without_namesakes(guide: Any) -> Iterator[None]:
     """
-    A guide with parameters of its own, that belongs to the reduced model.
+    Lets an autoguide run on parameters of its own, where the store has others of the same name.
+
+    These are the original's after the guide was copied or loaded, and the run would put them into the copy.
+    """
+    if not isinstance(guide, AutoGuide):
+        yield
+        return
+    store = pyro.get_param_store()
+    own = {f"{guide._pyro_name}.{name.removesuffix('_unconstrained')}" for name, _ in guide.named_parameters()}
+    state = store.get_state()
+    others = [name for name in state["params"] if name.replace("$$$", ".") not in own]
+    kept: Any = {part: {name: values[name] for name in others} for part, values in state.items()}
+    with store.scope(kept):
+        yield
+
+
+def _copy_guide(guide: Any) -> Any:
+    """
+    A guide with parameters of its own.
 
     Copied are a guide that is a module, the modules in it, and their parameters. Shared are the models that they know
     and the traces of their first runs, which may hold the whole data and which no training changes. Of a messenger
@@ -216,18 +280,29 @@ def _copy_guide(guide: Any, model: Callable[..., Any]) -> Any:
     if not isinstance(guide, torch.nn.Module):
         return copy.copy(guide) if isinstance(guide, GuideMessenger) else guide
     originals = list(guide.modules())
+    for module in originals:
+        if isinstance(module, GuideMessenger):
+            # Its way of being copied takes for granted that it has been run.
+            vars(module).setdefault("trace", poutine.Trace())
     shared = [vars(module).get(name) for module in originals for name in ("_model", "prototype_trace")]
-    with _attributes_kept(originals, ("_model", "master")):
-        clone = copy.deepcopy(guide, {id(item): item for item in shared if item is not None})
+    memo: dict[int, Any] = {id(item): item for item in shared if item is not None}
+    # Values that a module remembers of its last run cannot be copied with what they were computed from.
+    computed = [value for module in originals for value in vars(module).values() if isinstance(value, Tensor)]
+    memo |= {id(value): value.detach().clone() for value in computed if not value.is_leaf}
+    try:
+        with _attributes_kept(originals, ("_model", "master")):
+            clone = copy.deepcopy(guide, memo)
+    except (TypeError, RuntimeError, copy.Error) as error:
+        raise ReductionError(
+            f"the {type(guide).__name__} cannot be copied ({error}), and what is read off it must stay as it is; keep "
+            "what cannot be copied out of the guide"
+        ) from error
     for module, twin in zip(originals, clone.modules()):
         if isinstance(twin, PyroModule):
             # Its parameters have not been read under any name yet, so it may take a place in another module.
             twin._pyro_context.used = False
         if "_model" in vars(twin):
             object.__setattr__(twin, "_model", vars(module)["_model"])
-    if "_model" in vars(clone) and not isinstance(guide, GuideMessenger):
-        # A messenger runs the full model: its posteriors are made for the supports of the full priors.
-        object.__setattr__(clone, "_model", (model,))
     return clone
 
 
@@ -235,9 +310,11 @@ def _copy_guide(guide: Any, model: Callable[..., Any]) -> Any:
 def _attributes_kept(modules: Sequence[torch.nn.Module], names: Sequence[str]) -> Iterator[None]:
     """Puts attributes back, which autoguides drop, themselves and not only their copies, when they are copied."""
     kept = [(module, name, vars(module)[name]) for module in modules for name in names if name in vars(module)]
-    yield
-    for module, name, value in kept:
-        object.__setattr__(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in kept:
+            object.__setattr__(module, name, value)
 
 
 def _packed_names(guide: Any, clone: Any) -> dict[str, str]:

@@ -102,14 +102,17 @@ class GuideRun:
         """The model's latent sites that the guide draws."""
         return self.latent & frozenset(latent_nodes(self.traces[0]))
 
-    def once(self) -> tuple[poutine.Trace, poutine.Trace]:
-        """Traces of one more run of the guide, and of the model upon its values."""
-        guide_trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
-        if isinstance(self.guide, GuideMessenger):
-            model_trace, guide_trace = self.guide.get_traces()
-            return guide_trace, model_trace
-        replayed = poutine.replay(self.model, trace=guide_trace)
-        return guide_trace, poutine.trace(replayed).get_trace(*self.args, **self.kwargs)
+
+def run(
+    guide: Any, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Traces of one run of a guide, and of the model upon its values."""
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    if isinstance(guide, GuideMessenger):
+        model_trace, guide_trace = guide.get_traces()
+        return guide_trace, model_trace
+    replayed = poutine.replay(model, trace=guide_trace)
+    return guide_trace, poutine.trace(replayed).get_trace(*args, **kwargs)
 
 
 def first_run(guide: Any) -> poutine.Trace | None:

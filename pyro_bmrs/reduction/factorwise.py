@@ -17,6 +17,7 @@ from pyro_bmrs.evidence.accuracy import Estimated, combine
 from pyro_bmrs.posteriors.factors import Factor, How, ReducedFactor
 from pyro_bmrs.posteriors.posterior import FactoredPosterior
 from pyro_bmrs.reduction.priors import ReducedPriors, match_prior
+from pyro_bmrs.structure.copies import with_own_tensors
 from pyro_bmrs.structure.layers import is_point, peel
 from pyro_bmrs.structure.mixtures import unmask
 
@@ -39,7 +40,7 @@ class FactorwiseReduction(Estimated):
         self._priors: dict[str, Distribution] = {}
         self._reduced_priors: dict[str, Distribution] = {}
         for name in names:
-            prior = fitted.prior(name)
+            prior = with_own_tensors(fitted.prior(name))
             pair = prior, match_prior(name, reduced_priors.at(name, {}), prior)
             # A posterior with a mask of its own is compared under it.
             masked = peel(fitted.factor_of[name].posterior(name)).mask is not True

@@ -21,6 +21,7 @@ from torch.distributions import Distribution
 from pyro_bmrs.errors import ReductionError, name_of_unknown
 from pyro_bmrs.posteriors.traces import accepts, latent_nodes, track, upstream_sites
 from pyro_bmrs.structure.coordinates import elements
+from pyro_bmrs.structure.copies import with_own_tensors
 from pyro_bmrs.structure.layers import peel, to_event
 from pyro_bmrs.structure.parameters import map_parameters, tensor_of
 
@@ -199,7 +200,8 @@ def read_reduced_priors(
                     f"the reduced prior of site {name!r} is a {type(distribution).__name__}; give a distribution "
                     "(dist.Delta(value) fixes the site at a value)"
                 )
-        fixed = dict(reduced_prior)
+        # What becomes of the tensors that these were made of is no matter of the reduction.
+        fixed = {name: with_own_tensors(distribution) for name, distribution in reduced_prior.items()}
         return ReducedPriors(dict.fromkeys(fixed, frozenset()), lambda name, values: fixed[name])
     if callable(reduced_prior):
         return _read_program(reduced_prior, latent, args, kwargs)

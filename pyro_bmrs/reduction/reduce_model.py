@@ -121,6 +121,7 @@ def reduce_posterior(
     """
     priors = read_reduced_priors(reduced_prior, fitted.latent, fitted.args, fitted.kwargs)
     upstream = _upstream(fitted, priors)
+    fitted.keep()
     factored = fitted.factored
     if (
         method != "integration"

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -174,7 +175,7 @@ def refit(
     full = _read(model, guide, reduction)
     with own_random_numbers():
         set_seed(seed)
-        begun = _start(full, reduction) if start is None else start
+        begun = _start(reduction) if start is None else start
         before = Objective(full.model, full.guide, schedule, full.args, full.kwargs)
         after = Objective(reduction.model, begun, schedule, full.args, full.kwargs)
         with tqdm(total=max_steps, desc="refitting", disable=not progress, leave=False) as bar:
@@ -183,7 +184,7 @@ def refit(
                 after,
                 float(reduction.delta_evidence.detach()),
                 reduction.reduced_sites,
-                full if start is None else None,
+                reduction.fitted if start is None else None,
                 lambda training: bar.update(training.num_steps - bar.n),
             )
     if not result.converged:
@@ -202,14 +203,14 @@ def _read(model: Callable[..., Any], guide: Any, reduction: Reduction) -> Fitted
     if not isinstance(reduction, Reduction):
         raise ReductionError(f"reduction is a {type(reduction).__name__}; pass what reduce_model returns")
     reduced = reduction.fitted
-    if reduced.guide is None:
+    if not isinstance(reduced, FittedGuide):
         raise ReductionError(
             "this is a reduction of draws, which have no ELBO to compare with; fit a guide and reduce that, or compare "
             "with another MCMC run"
         )
-    if guide is not reduced.guide and not isinstance(guide, AutoLaplaceApproximation):
+    if not _is_same(guide, reduced.guide) and not isinstance(guide, AutoLaplaceApproximation):
         raise ReductionError("this is a reduction of another guide; pass the one that reduce_model was given")
-    full = FittedGuide(reduced.guide, bare_model(model), reduced.args, reduced.kwargs)
+    full = FittedGuide(reduced.unreduced_guide, bare_model(model), reduced.args, reduced.kwargs)
     with own_random_numbers():
         if full.latent != reduced.latent:
             raise ReductionError(
@@ -219,11 +220,20 @@ def _read(model: Callable[..., Any], guide: Any, reduction: Reduction) -> Fitted
     return full
 
 
-def _start(full: FittedGuide, reduction: Reduction) -> Any:
+def _is_same(guide: Any, other: Any) -> bool:
+    """Whether two guides are one; a method is another object each time that it is asked for."""
+    is_method = isinstance(guide, MethodType) and isinstance(other, MethodType)
+    if is_method:
+        return guide.__self__ is other.__self__ and guide.__func__ is other.__func__
+    return guide is other
+
+
+def _start(reduction: Reduction) -> Any:
     """A guide of its own at the reduced posterior."""
-    if isinstance(reduction.guide, DrawsGuide):
-        return guide_at_moments(full.guide, reduction.model, reduction.guide, full.args, full.kwargs)
-    return reduction.new_guide()
+    guide, fitted = reduction.new_guide(), reduction.fitted
+    if isinstance(guide, DrawsGuide):
+        return guide_at_moments(fitted.guide, reduction.model, guide, fitted.args, fitted.kwargs)
+    return guide
 
 
 def follow(

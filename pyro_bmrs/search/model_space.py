@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 from pyro_bmrs.arviz_adapter import to_arviz
 from pyro_bmrs.plotting import plot_model_space
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
-from pyro_bmrs.reduction.reduce_model import reduce_model
+from pyro_bmrs.reduction.reduce_model import reduce_posterior
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.search.averaging.model_average import AveragedPosterior, ModelAverage
 from pyro_bmrs.search.groups import Groups
@@ -151,8 +151,7 @@ class ModelSpace:
         sides = self._groups.spread(torch.as_tensor(reduced), False)
         stated = {name: mix(prior, self._reduced_priors[name], sides[name]) for name, prior in self._priors.items()}
         changed = {name: prior for name, prior in stated.items() if sides[name].any()}
-        fitted = self._fitted
-        return reduce_model(fitted.guide, changed or stated, model=fitted.model, args=fitted.args, kwargs=fitted.kwargs)
+        return reduce_posterior(self._fitted, changed or stated)
 
     def average(self, num_models: int | None = None) -> dict[str, Distribution]:
         """

@@ -25,7 +25,7 @@ from pyro_bmrs.search.model_space import Candidates, ModelSpace
 from pyro_bmrs.search.models import IndependentModels
 from pyro_bmrs.search.observations import is_joint, read_normal_space
 from pyro_bmrs.search.strategies.normal_search import MAX_MODELS, STRATEGIES, search_normal
-from pyro_bmrs.structure.parameters import map_parameters
+from pyro_bmrs.structure.copies import with_own_tensors
 
 
 def search_models(
@@ -95,7 +95,8 @@ def search_models(
     with torch.no_grad():
         stated = read_reduced_priors(reduced_prior, fitted.latent, fitted.args, fitted.kwargs)
         _check_searchable(fitted, stated)
-        priors = {name: fitted.prior(name) for name in sorted(stated.sites)}
+        fitted.keep()
+        priors = {name: with_own_tensors(fitted.prior(name)) for name in sorted(stated.sites)}
         reduced_priors = {name: match_prior(name, stated.at(name, {}), prior) for name, prior in priors.items()}
         candidates = Candidates(fitted, priors, reduced_priors)
         if any(is_joint(fitted.factor_of[name]) for name in priors):
@@ -167,15 +168,7 @@ def _switched(
     q, p, r = parted(posterior, prior, reduced_prior)
     with naming(name):
         reduced = evidence.reduce(q, p, r)
-    return _detached(q).expand(reduced.delta_evidence.shape), reduced
-
-
-def _detached(distribution: Distribution) -> Any:
-    """The distribution with parameters of its own, so that more SVI with the guide leaves it as it is."""
-    try:
-        return map_parameters(distribution, lambda path, value, *_: value.detach().clone())
-    except NotImplementedError:
-        return distribution
+    return q.expand(reduced.delta_evidence.shape), reduced
 
 
 def _read_log_odds(prior_log_odds: float | Tensor, groups: Tensor) -> Tensor:

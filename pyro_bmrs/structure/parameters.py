@@ -88,10 +88,14 @@ def map_parameters(distribution: Distribution, function: ParameterMap, prefix: s
 
         return dist.Independent(map_parameters(distribution.base_dist, shifted, prefix), count)
     if isinstance(distribution, dist.torch_distribution.ExpandedDistribution):
+        shape = distribution.batch_shape
+        if isinstance(distribution.base_dist, dist.Empirical):
+            # Its own expand makes what is being taken apart here.
+            return map_parameters(distribution.base_dist, function, prefix).expand(shape)
         if not isinstance(distribution.base_dist, dist.MaskedMixture):
             # A parameter shared by the expanded elements becomes one for each.
-            return map_parameters(distribution.base_dist.expand(distribution.batch_shape), function, prefix)
-        return _map_mixture(distribution.base_dist, distribution.batch_shape, function, prefix)
+            return map_parameters(distribution.base_dist.expand(shape), function, prefix)
+        return _map_mixture(distribution.base_dist, shape, function, prefix)
     if isinstance(distribution, dist.MaskedMixture):
         return _map_mixture(distribution, distribution.batch_shape, function, prefix)
     if isinstance(distribution, dist.MaskedDistribution):

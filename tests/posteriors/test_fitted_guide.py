@@ -6,22 +6,27 @@
 from __future__ import annotations
 
 import copy
+import math
+import threading
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
     AutoIAFNormal,
     AutoMultivariateNormal,
     AutoNormal,
     AutoNormalMessenger,
 )
+from pyro.nn import PyroModule, PyroParam
 
 from pyro_bmrs import ReductionError, reduce_model
 from pyro_bmrs.evidence import log_evidence_change
 from pyro_bmrs.posteriors.reading import read_guide
-from tests.programs import NARROW, STANDARD, fit, goes_on
+from tests.programs import NARROW, STANDARD, Y, fit, goes_on, model, one_site
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -133,3 +138,83 @@ def test_a_guide_that_was_drawn_from_can_be_copied_and_trained(guide_type):
     assert len(read_guide(guide, funnel, (y,), {}).draw((), 100).values["tau"].unique()) == 100
     copy.deepcopy(guide)
     fit(funnel, guide, y)
+
+
+KINDS = [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoNormalMessenger]
+
+
+@torch.no_grad()
+def train_on(guide) -> None:
+    for parameter in guide.parameters():
+        parameter.add_(1.0)
+
+
+@pytest.mark.parametrize("guide_type", KINDS)
+@pytest.mark.parametrize("method", ["auto", "importance"])
+def test_a_reduction_stays_as_it_is_when_the_guide_is_trained_on(guide_type, method):
+    guide = guide_type(model)
+    guide(Y)
+    asked = {"weights": NARROW, "bias": NARROW}
+    pyro.set_rng_seed(0)
+    early = reduce_model(guide, asked, args=(Y,), method=method, num_samples=50)
+    pyro.set_rng_seed(0)
+    late = reduce_model(guide, asked, args=(Y,), method=method, num_samples=50)
+    pyro.set_rng_seed(1)
+    expected = early.summary(), early.guide(Y)
+    train_on(guide)
+    pyro.set_rng_seed(1)
+    pd.testing.assert_frame_equal(late.summary(), expected[0])
+    drawn = late.guide(Y)
+    for name in ("weights", "bias", "scale"):  # the last is not reduced
+        torch.testing.assert_close(drawn[name], expected[1][name])
+
+
+def test_the_parameters_of_a_function_are_kept_too():
+    def guide(y):
+        pyro.sample("mean", dist.Normal(pyro.param("mean_loc", torch.tensor(0.1)), 0.1))
+        pyro.sample("offset", dist.Normal(pyro.param("offset_loc", torch.zeros(3)), 0.3).to_event(1))
+
+    def both(y):
+        pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.sample("offset", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    fit(both, guide, Y, steps=1)
+    reduction = reduce_model(guide, {"mean": NARROW}, model=both, args=(Y,))
+    before = reduction.elementwise["mean"].detach().clone()
+    again = reduce_model(guide, {"mean": NARROW}, model=both, args=(Y,))
+    offset = pyro.param("offset_loc").detach().clone()
+    with torch.no_grad():
+        pyro.param("mean_loc").add_(5.0)
+        pyro.param("offset_loc").add_(5.0)
+    torch.testing.assert_close(again.elementwise["mean"].detach(), before)
+    nodes = pyro.poutine.trace(again.guide).get_trace(Y).nodes
+    torch.testing.assert_close(nodes["offset"]["fn"].mean.detach(), offset)
+
+
+def test_a_reduced_prior_is_taken_as_it_is_stated():
+    guide = AutoNormal(one_site)
+    guide()
+    scale = torch.tensor(0.3)
+    reduction = reduce_model(guide, dist.Normal(0.0, scale))
+    expected = reduction.delta_evidence.detach().clone()
+    scale.mul_(10.0)
+    torch.testing.assert_close(reduction.elementwise["z"].detach(), expected)
+    assert pyro.poutine.trace(reduction.model).get_trace().nodes["z"]["fn"].scale == pytest.approx(0.3)
+
+
+def test_a_guide_that_remembers_its_last_run_is_copied():
+    class Remembers(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loc = PyroParam(torch.tensor(0.3))
+
+        def forward(self):
+            self.last = 2 * self.loc
+            return pyro.sample("z", dist.Normal(self.loc, 0.1))
+
+    guide = Remembers()
+    reduction = reduce_model(guide, NARROW, model=one_site)
+    assert math.isfinite(reduction.guide().detach())
+    guide.lock = threading.Lock()
+    with pytest.raises(ReductionError, match="cannot be copied"):
+        reduce_model(guide, NARROW, model=one_site)

@@ -49,6 +49,9 @@ class ConjugatePosterior:
         factor = SiteFactor("mean", "mean", exact(1.0))
         self.factors, self.factor_of = (factor,), {"mean": factor}
 
+    def keep(self) -> None:
+        pass
+
     def upstream(self, names) -> dict[str, frozenset[str]]:
         return dict.fromkeys(names, frozenset())
 
