@@ -21,6 +21,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.posteriors.fitted_draws import FittedDraws
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.posterior import Posterior
+from pyro_bmrs.posteriors.reduced_guide import copy_guide
 from pyro_bmrs.posteriors.traces import accepts, first_run
 
 
@@ -84,7 +85,7 @@ def read_guide(
             f"guide is a {type(guide).__name__}; give an autoguide, a GuideMessenger, a callable with sample sites, a "
             "finished MCMC run, or an ArviZ posterior with the dimensions chain and draw"
         )
-    model = bare_model(getattr(guide, "model", None) if model is None else model)
+    model = bare_model(_model_of(guide) if model is None else model)
     if model is None:
         raise ReductionError("a hand-written guide does not know its model; pass model=")
     _check_fitted(guide)
@@ -96,8 +97,31 @@ def read_guide(
             "the model cannot be called with the arguments given; pass those that SVI was run with as args=, kwargs="
         )
     if isinstance(guide, AutoLaplaceApproximation):
-        guide = guide.laplace_approximation(*args, **kwargs)
+        guide = _with_model(guide, model).laplace_approximation(*args, **kwargs)
     return FittedGuide(guide, model, args, kwargs)
+
+
+def _has_lost_model(guide: Any) -> bool:
+    return isinstance(guide, AutoGuide) and guide._model is None
+
+
+def _model_of(guide: Any) -> Any:
+    """The model that a guide knows; None where it knows none."""
+    if _has_lost_model(guide):
+        raise ReductionError(
+            f"the {type(guide).__name__} does not know its model any more: autoguides, and the originals of copies "
+            "too, drop it when they are saved, pickled or deep-copied; pass model="
+        )
+    return getattr(guide, "model", None)
+
+
+def _with_model(guide: Any, model: Callable[..., Any]) -> Any:
+    """An autoguide that knows its model: itself, or a copy of one that lost it."""
+    if not _has_lost_model(guide):
+        return guide
+    twin = copy_guide(guide)
+    object.__setattr__(twin, "_model", (model,))
+    return twin
 
 
 def _default_arguments(guide: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -132,8 +132,8 @@ class GuideCopy:
         """
         if isinstance(guide, ReducedGuide):
             statements = {name: with_own_tensors(now) for name, now in guide.current_statements().items()}
-            return GuideCopy(_copy_guide(guide.fitted_guide), statements, guide.held_parameters())
-        return GuideCopy(_copy_guide(guide), {}, _loose_parameters(guide, *arguments))
+            return GuideCopy(copy_guide(guide.fitted_guide), statements, guide.held_parameters())
+        return GuideCopy(copy_guide(guide), {}, _loose_parameters(guide, *arguments))
 
 
 class ReducedGuide(PyroModule):
@@ -181,7 +181,7 @@ class ReducedGuide(PyroModule):
             held, guide = guide.held, guide.guide
         else:
             held = _loose_parameters(guide, *arguments)
-        clone = _copy_guide(guide)
+        clone = copy_guide(guide)
         if "_model" in vars(clone) and not isinstance(clone, GuideMessenger):
             # A messenger runs the full model: its posteriors are made for the supports of the full priors.
             object.__setattr__(clone, "_model", (model,))
@@ -268,7 +268,7 @@ def _without_namesakes(guide: Any) -> Iterator[None]:
         yield
 
 
-def _copy_guide(guide: Any) -> Any:
+def copy_guide(guide: Any) -> Any:
     """
     A guide with parameters of its own.
 
@@ -287,8 +287,8 @@ def _copy_guide(guide: Any) -> Any:
     shared = [vars(module).get(name) for module in originals for name in ("_model", "prototype_trace")]
     memo: dict[int, Any] = {id(item): item for item in shared if item is not None}
     # Values that a module remembers of its last run cannot be copied with what they were computed from.
-    computed = [value for module in originals for value in vars(module).values() if isinstance(value, Tensor)]
-    memo |= {id(value): value.detach().clone() for value in computed if not value.is_leaf}
+    computed = [value for module in originals for value in _tensors_in(vars(module)) if not value.is_leaf]
+    memo |= {id(value): value.detach().clone() for value in computed}
     try:
         with _attributes_kept(originals, ("_model", "master")):
             clone = copy.deepcopy(guide, memo)
@@ -304,6 +304,15 @@ def _copy_guide(guide: Any) -> Any:
         if "_model" in vars(twin):
             object.__setattr__(twin, "_model", vars(module)["_model"])
     return clone
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in plain containers."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(item)
 
 
 @contextmanager

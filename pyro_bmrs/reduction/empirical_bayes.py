@@ -68,6 +68,7 @@ def _words(value: Tensor) -> str:
     return f"{value.numel()} values from {float(value.min()):.3g} to {float(value.max()):.3g}"
 
 
+@torch.enable_grad()
 def optimize_reduced_prior(
     guide: Any,
     family: Callable[..., ReducedPriorLike],
@@ -139,7 +140,7 @@ def optimize_reduced_prior(
             "no maximum of the evidence was found inside the hyperparameters' domain: it may lie at the edge (a scale "
             "that goes to zero, or to infinity), or more max_steps are needed",
             ReductionWarning,
-            stacklevel=2,
+            stacklevel=3,  # over the decorator
         )
     slopes = torch.autograd.functional.jacobian(coordinates.flat_values, best)
     covariance = slopes @ covariance @ slopes.mT

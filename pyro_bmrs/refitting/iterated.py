@@ -167,7 +167,8 @@ def reduce_iteratively(
     """
     schedule = Schedule(**settings)
     store = Checkpoint(checkpoint)
-    with own_random_numbers(), tqdm(desc="reducing iteratively", unit=" steps", disable=not progress) as bar:
+    bar = tqdm(desc="reducing iteratively", unit=" steps", disable=not progress)
+    with bar, own_random_numbers(), torch.enable_grad():
         set_seed(schedule.seed)
         task, state, space = read_task(model, guide, reduced_prior, args, kwargs, groups, prior_log_odds, schedule)
         signature = _signature(task, state, space)

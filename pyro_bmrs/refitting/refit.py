@@ -173,7 +173,7 @@ def refit(
         loss = Trace_ELBO()
     schedule = Schedule(loss, learning_rates, window, tolerance, max_steps, num_particles, seed)
     full = _read(model, guide, reduction)
-    with own_random_numbers():
+    with own_random_numbers(), torch.enable_grad():
         set_seed(seed)
         begun = _start(reduction) if start is None else start
         before = Objective(full.model, full.guide, schedule, full.args, full.kwargs)

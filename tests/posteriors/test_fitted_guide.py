@@ -202,6 +202,13 @@ def test_a_reduced_prior_is_taken_as_it_is_stated():
     assert pyro.poutine.trace(reduction.model).get_trace().nodes["z"]["fn"].scale == pytest.approx(0.3)
 
 
+def test_a_flow_that_remembers_its_last_run_is_copied():
+    guide = AutoIAFNormal(model)
+    guide(Y)
+    reduction = reduce_model(guide, {"weights": NARROW}, args=(Y,), num_samples=20)
+    assert reduction.method == "importance"
+
+
 def test_a_guide_that_remembers_its_last_run_is_copied():
     class Remembers(PyroModule):
         def __init__(self) -> None:

@@ -5,12 +5,18 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pyro
 import pyro.distributions as dist
 import pytest
+import torch
 from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
     AutoGuideList,
     AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
     AutoNormalMessenger,
@@ -85,3 +91,43 @@ def test_a_structured_guide_which_forgets_them_has_to_be_given_them() -> None:
         read_guide(guide)
     fitted = read_guide(guide, args=(Y,))
     assert fitted.sites == {"mean"}
+
+
+KINDS = [
+    AutoNormal,
+    AutoDiagonalNormal,
+    AutoMultivariateNormal,
+    AutoLowRankMultivariateNormal,
+    AutoLaplaceApproximation,
+]
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda guide: pickle.loads(pickle.dumps(guide))])
+@pytest.mark.parametrize("guide_type", KINDS)
+def test_a_guide_that_lost_its_model_asks_for_it_and_reduces(guide_type, how) -> None:
+    guide = guide_type(model)
+    guide(Y)
+    pyro.set_rng_seed(0)
+    expected = reduce_model(guide, {"weights": NARROW}, args=(Y,))
+    twin = how(guide)
+    for one in (guide, twin):
+        with pytest.raises(ReductionError, match=r"does not know its model any more.*pass model="):
+            reduce_model(one, {"weights": NARROW}, args=(Y,))
+        pyro.set_rng_seed(0)
+        reduction = reduce_model(one, {"weights": NARROW}, model=model, args=(Y,))
+        torch.testing.assert_close(reduction.delta_evidence, expected.delta_evidence)
+        assert reduction.guide(Y)["weights"].shape == (3,)
+
+
+@torch.no_grad()
+def test_a_copy_is_read_where_it_was_taken_beside_the_original_in_the_store() -> None:
+    guide = AutoNormal(model)
+    guide(Y)
+    twin = copy.deepcopy(guide)
+    kept = twin.locs.weights.clone()
+    guide.locs.weights.add_(5.0)
+    guide(Y)
+    reduction = reduce_model(twin, {"bias": NARROW}, model=model, args=(Y,))
+    torch.testing.assert_close(reduction.posterior["weights"].mean, kept)
+    nodes = pyro.poutine.trace(reduction.guide).get_trace(Y).nodes
+    torch.testing.assert_close(nodes["weights_unconstrained"]["fn"].mean, kept)

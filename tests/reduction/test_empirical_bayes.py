@@ -295,3 +295,13 @@ def test_a_reduced_prior_that_is_none_names_the_hyperparameters():
     guide()
     with pytest.raises(ReductionError, match=r"at scale = 10: .*broader.*constraints="):
         optimize_reduced_prior(guide, scaled, {"scale": 10.0}, constraints=POSITIVE)
+
+
+def test_gradients_are_switched_on_where_the_caller_has_none(exact_guide):
+    guide, _, _ = exact_guide()
+    asked = (guide, lambda scale: {"first": dist.Normal(0.0, scale)}, {"scale": 0.3})
+    expected = optimize_reduced_prior(*asked, constraints=POSITIVE)
+    with torch.no_grad():
+        found = optimize_reduced_prior(*asked, constraints=POSITIVE)
+    assert found.converged
+    assert found.hyperparameters == expected.hyperparameters

@@ -432,3 +432,43 @@ def test_an_elbo_that_is_not_finite_says_so():
     reduction = reduce_model(guide, dist.Normal(0.0, 0.5))
     with pytest.raises(ReductionError, match="ELBO is NaN or infinite at"):
         refit(model, guide, reduction)
+
+
+@few_steps
+def test_gradients_are_switched_on_where_the_caller_has_none(exact_guide):
+    guide, x, y = exact_guide(AutoNormal)
+    settings = {"max_steps": 20, "window": 10, "num_particles": 10}
+    prior = {"rest": dist.Delta(torch.tensor(0.0))}
+    expected = refit(conjugate.model, guide, reduce_model(guide, prior), **settings)
+    with torch.no_grad():
+        found = refit(conjugate.model, guide, reduce_model(guide, prior), **settings)
+        assert not torch.is_grad_enabled()
+    assert found.delta_elbo == expected.delta_elbo != found.initial_delta_elbo
+
+
+class Amortised(torch.nn.Module):
+    """A model and its guide as methods of one module."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.nn.Linear(1, 1)
+
+    def model(self, y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    def guide(self, y):
+        encoder = pyro.module("encoder", self.loc)
+        pyro.sample("mean", dist.Normal(encoder(y.mean().reshape(1)).squeeze(), 0.4))
+
+
+@few_steps
+def test_a_guide_that_is_a_method():
+    both, y = Amortised(), torch.tensor([0.3, -0.2, 0.4])
+    both.guide(y)
+    reduction = reduce_model(both.guide, {"mean": dist.Normal(0.0, 0.5)}, model=both.model, args=(y,))
+    result = refit(both.model, both.guide, reduction, max_steps=1, num_particles=10)
+    assert math.isfinite(result.delta_elbo)
+    with pytest.raises(ReductionError, match="another guide"):
+        refit(both.model, Amortised().guide, reduction)
