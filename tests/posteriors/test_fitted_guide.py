@@ -205,8 +205,9 @@ def test_a_reduced_prior_is_taken_as_it_is_stated():
 def test_a_flow_that_remembers_its_last_run_is_copied():
     guide = AutoIAFNormal(model)
     guide(Y)
-    reduction = reduce_model(guide, {"weights": NARROW}, args=(Y,), num_samples=20)
+    reduction = reduce_model(guide, {"weights": dist.Normal(0.0, 0.9)}, args=(Y,), num_samples=50)
     assert reduction.method == "importance"
+    assert reduction.fitted.unreduced_guide(Y)["weights"].shape == (3,)
 
 
 def test_a_guide_that_remembers_its_last_run_is_copied():
