@@ -18,6 +18,7 @@ import numpy as np
 from pyro_bmrs.errors import ReductionError
 
 FEWEST_DRAWS = 25  # below this, the tail that Pareto smoothing fits has fewer than five draws
+FEWEST_IN_CHAIN = 4  # for its autocorrelation to be seen at all
 NEGLIGIBLE = -720.0  # a log weight so far below the largest is beyond the least normal float
 
 
@@ -46,7 +47,7 @@ def smooth_log_weights(
     tails = np.full(len(flat), np.inf)
     efficiencies = np.broadcast_to(relative_efficiency, log_weights.shape[:-1]).reshape(-1)
     for row, (draws, efficiency) in enumerate(zip(flat, efficiencies)):
-        tails[row] = _smooth(draws, float(efficiency))
+        tails[row] = _smooth(draws, max(float(efficiency), 1 / len(draws)))
     return flat.reshape(log_weights.shape), tails.reshape(log_weights.shape[:-1])
 
 
@@ -114,6 +115,46 @@ def relative_efficiency(values: np.ndarray) -> np.ndarray:
     # Not ArviZ's relative=True, which is the number of draws itself where all values are alike.
     sizes = [float(arviz.ess(columns[:, :, column], method="mean")) for column in range(columns.shape[-1])]
     return np.asarray(np.reshape(sizes, values.shape[2:]) / count)
+
+
+def mixing(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    How well Markov chains have mixed: effective sample size and potential scale reduction, both of normalised ranks.
+
+    Of Vehtari et al. 2021 (https://arxiv.org/abs/1903.08008), but for chains that never move, of which these say
+    nothing: a chain that stays where it is has one draw, and where all stay at one place there is none.
+
+    :param values: shape ``(num_chains, num_draws, ...)``, at least four draws a chain.
+    :return: the bulk effective sample size and the split R-hat, of shape ``(...)``; R-hat is NaN where there are too
+        few draws to tell.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from pyro_bmrs.arviz_adapter import mixing
+        >>> noise = np.random.default_rng(0).standard_normal((4, 1000))
+        >>> size, r_hat = mixing(np.stack([noise, noise + 3 * np.arange(4)[:, None], np.ones((4, 1000))], -1))
+        >>> size.round(), r_hat.round(2)
+        (array([3926.,    5.,    0.]), array([1. , 2.7, inf]))
+    """
+    columns: np.ndarray = values.reshape(*values.shape[:2], -1)
+    found = [_mixing(columns[:, :, column]) for column in range(columns.shape[-1])]
+    sizes, r_hats = np.array(found, dtype=np.float64).reshape(-1, 2).T
+    return sizes.reshape(values.shape[2:]), r_hats.reshape(values.shape[2:])
+
+
+def _mixing(chains: np.ndarray) -> tuple[float, float]:
+    arviz = _arviz()
+    stays = (chains == chains[:, :1]).all(1)
+    if stays.all() and (chains == chains[0, 0]).all():
+        return 0.0, math.inf
+    # Of a single chain, its halves are compared.
+    halves = chains[:, : chains.shape[1] // 2 * 2].reshape(2 * len(chains), -1)
+    split = chains if len(chains) > 1 else halves
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = float(arviz.ess(chains, method="bulk"))
+        r_hat = float(arviz.rhat(split, method="rank")) if split.shape[1] >= FEWEST_IN_CHAIN else math.nan
+    return (min(size, len(chains)) if stays.any() else size), r_hat
 
 
 def to_arviz(groups: Mapping[str, Mapping[str, np.ndarray]]) -> Any:

@@ -60,7 +60,8 @@ def importance_estimate(log_weights: Tensor, *, relative_efficiency: float | Ten
     :param log_weights: shape ``(num_samples, *batch_shape)``; minus infinity where r has no mass. Gradients flow
         through all weights.
     :param relative_efficiency: effective sample size of the draws over their number, of shape ``batch_shape``; 1 where
-        they are independent, and below for most Markov chains.
+        they are independent, and below for most Markov chains; 0 where the draws say nothing, as of a chain that never
+        moved, so that the error has no bound.
     :raises ReductionError: where a log weight is NaN or infinity.
     :warns ReductionWarning: where the Pareto k is above 0.7.
 
@@ -86,6 +87,7 @@ def importance_estimate(log_weights: Tensor, *, relative_efficiency: float | Ten
     count = len(log_weights)
     shares = (smoothed - total).detach().exp()
     variance = (shares - 1 / count).square().sum(0) * (count / (count - 1)) / efficiency
+    variance = torch.where(efficiency > 0, variance, torch.inf)
     effective = efficiency / shares.square().sum(0)
     _warn_of_heavy_tails(pareto_k)
     return ImportanceEstimate(total - math.log(count), variance.sqrt(), pareto_k, effective, smoothed)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,11 +42,13 @@ class Draws:
     :param priors: of each site that may be reduced.
     :param num_chains: into how many Markov chains of equal length the draws fall, one after the other; None where they
         are independent.
+    :param relative_efficiency: of Markov chains, the effective sample size of each site over the number of draws.
     """
 
     values: Mapping[str, Tensor]
     priors: Mapping[str, PriorAtDraws]
     num_chains: int | None = None
+    relative_efficiency: Mapping[str, float] = field(default_factory=dict)
 
 
 def log_density_unseen(distribution: Distribution, values: Tensor) -> Tensor:

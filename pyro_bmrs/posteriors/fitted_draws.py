@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -17,12 +19,17 @@ from torch import Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
-from pyro_bmrs.errors import ReductionError, name_of_unknown
+from pyro_bmrs import arviz_adapter
+from pyro_bmrs.arviz_adapter import FEWEST_IN_CHAIN
+from pyro_bmrs.errors import ReductionError, ReductionWarning, name_of_unknown
 from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws, log_density
 from pyro_bmrs.posteriors.traces import latent_nodes, masked_prior, subsampled_plates, track, upstream_sites, weight
+from pyro_bmrs.structure.layers import is_point
 from pyro_bmrs.structure.parameters import tensor_of
 
-_FEWEST_DRAWS = 4  # in a chain, for its autocorrelation to be seen at all
+_FEWEST_EFFECTIVE = 100  # draws, below which neither an estimate nor its error is to be trusted
+_LARGEST_R_HAT = 1.1
+_MOST_ELEMENTS = 100  # of a site, to be asked whether they have mixed
 
 
 class FittedDraws:
@@ -85,7 +92,34 @@ class FittedDraws:
         :param num_samples: of no use here.
         :param progress: whether to show a progress bar.
         """
-        return Draws(self.values, self.prior_at_draws(names, progress), self.num_chains)
+        return Draws(self.values, self.prior_at_draws(names, progress), self.num_chains, self.relative_efficiency)
+
+    @cached_property
+    def relative_efficiency(self) -> dict[str, float]:
+        """
+        The effective sample size of each site over the number of draws: of its element that has mixed worst.
+
+        Of a site with many elements, a hundred are asked, evenly apart.
+
+        :warns ReductionWarning: once, where chains have not mixed.
+        """
+        latent: Any = latent_nodes(self.trace)
+        found: dict[str, float] = {}
+        for name, drawn in self.values.items():
+            chains = drawn.reshape((self.num_chains, -1, drawn[0].numel()))
+            prior = latent[name]["fn"]
+            # An element that is the same in all draws says something only where nothing else at the site moves: the
+            # diagonal of a correlation matrix, or a label, may be known for certain.
+            moves = (chains != chains[0, 0]).flatten(0, 1).any(0)
+            if not moves.any() and (prior.support.is_discrete or is_point(prior)):
+                continue
+            at = moves.nonzero().squeeze(-1) if moves.any() else torch.arange(1)
+            chosen = at[torch.linspace(0, len(at) - 1, min(len(at), _MOST_ELEMENTS)).long()]
+            sizes, r_hats = arviz_adapter.mixing(chains[:, :, chosen].double().cpu().numpy())
+            found[name] = float(sizes.min()) / len(drawn)
+            r_hat = float(np.fmax(r_hats, 1.0).max())  # NaN where there are too few draws to tell
+            _warn_of_mixing(name, float(sizes.min()), len(drawn), r_hat)
+        return found
 
     def prior_at_draws(self, names: Collection[str], progress: bool = False) -> dict[str, PriorAtDraws]:
         """The priors of some sites at each draw: at once where they depend on no other site, else draw by draw."""
@@ -121,6 +155,23 @@ class FittedDraws:
         }
 
 
+def _warn_of_mixing(name: str, size: float, count: int, r_hat: float) -> None:
+    mend = "Sample again: with more draws, more steps of warm-up, or other parameters for the model."
+    if size == 0:
+        problem = (
+            f"The draws of site {name!r} are all alike: the sampler never moved, and nothing is known of the posterior"
+        )
+    elif r_hat > _LARGEST_R_HAT:
+        problem = f"The chains of site {name!r} do not agree: R-hat is {r_hat:.2f}, above {_LARGEST_R_HAT}"
+    elif size < _FEWEST_EFFECTIVE:
+        problem = (
+            f"The {count} draws of site {name!r} are worth {size:.0f} independent ones, fewer than {_FEWEST_EFFECTIVE}"
+        )
+    else:
+        return
+    warnings.warn(f"{problem}. {mend}", ReductionWarning, stacklevel=4)
+
+
 def _count_chains(values: Mapping[str, Tensor]) -> int:
     """The number of chains, the same for all sites."""
     if not values:
@@ -129,8 +180,8 @@ def _count_chains(values: Mapping[str, Tensor]) -> int:
     if len(set(shapes.values())) > 1 or len(next(iter(shapes.values()))) < 2:
         raise ReductionError(f"draws must all have the same number of chains and of draws in a chain, not {shapes}")
     num_chains, num_draws = next(iter(shapes.values()))
-    if num_draws < _FEWEST_DRAWS:
-        raise ReductionError(f"{num_draws} draws in a chain are too few; take at least {_FEWEST_DRAWS}")
+    if num_draws < FEWEST_IN_CHAIN:
+        raise ReductionError(f"{num_draws} draws in a chain are too few; take at least {FEWEST_IN_CHAIN}")
     return num_chains
 
 

@@ -49,14 +49,20 @@ class DrawnReduction(Estimated):
         return importance_estimate(log_ratios, relative_efficiency=self._relative_efficiency(log_ratios.detach()))
 
     def _relative_efficiency(self, log_ratios: Tensor) -> float | Tensor:
-        """How much the autocorrelation of Markov chains takes from the precision of the mean weight."""
+        """
+        How much the autocorrelation of Markov chains takes from the precision of the mean weight.
+
+        The weights may seem to mix where the sites that they are of do not.
+        """
         if self.draws.num_chains is None:
             return 1.0
         check_log_weights(log_ratios)
         largest = log_ratios.amax(0)
         weights = (log_ratios - torch.where(largest.isfinite(), largest, 0.0)).exp()
         chains = weights.reshape((self.draws.num_chains, -1) + weights.shape[1:])
-        return torch.from_numpy(arviz_adapter.relative_efficiency(chains.double().cpu().numpy()))
+        of_weights = torch.from_numpy(arviz_adapter.relative_efficiency(chains.double().cpu().numpy()))
+        of_sites = [self.draws.relative_efficiency.get(name, 1.0) for name in self._log_ratios]
+        return of_weights.clamp(max=min(of_sites)) if min(of_sites) < 1 else of_weights
 
     @cached_property
     def elementwise(self) -> dict[str, Tensor]:

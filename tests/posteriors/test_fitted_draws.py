@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -20,6 +22,7 @@ from tests import conjugate
 
 pytestmark = pytest.mark.usefixtures("double")
 
+NOISE = np.random.default_rng(0).standard_normal((4, 1000))
 REDUCED = {"first": dist.Normal(0.3, 0.6), "rest": dist.Normal(0.0, 0.5)}
 
 
@@ -151,7 +154,7 @@ def test_the_standard_error_covers_the_spread_between_chains():
     # Reduce each of many chains by itself: the estimates spread as the standard errors say, which independent draws'
     # standard errors would understate fourfold.
     reduced, correlation = dist.Normal(0.0, 1.5), 0.9
-    chains = autoregressive_draws(60, 1000, correlation)
+    chains = autoregressive_draws(60, 4000, correlation)
     singles = [
         reduce_model(of_this_version({"z": chain[None]}), reduced, model=one_site, num_samples=1) for chain in chains
     ]
@@ -159,7 +162,7 @@ def test_the_standard_error_covers_the_spread_between_chains():
     claimed = torch.stack([single.standard_error for single in singles]).square().mean().sqrt()
     assert estimates.std() == pytest.approx(claimed.item(), rel=0.35)
     independent = reduce_model(
-        of_this_version({"z": np.random.default_rng(1).standard_normal((1, 1000))}), reduced, model=one_site
+        of_this_version({"z": np.random.default_rng(1).standard_normal((1, 4000))}), reduced, model=one_site
     )
     assert claimed > 2.5 * independent.standard_error
     assert singles[0].effective_sample_size < 0.3 * independent.effective_sample_size
@@ -375,7 +378,7 @@ def test_draws_outside_the_priors_support():
         pyro.sample("z", dist.HalfNormal(torch.tensor(1.0)))
 
     with pytest.raises(ReductionError, match="the prior has no density"):
-        reduce_model(of_this_version({"z": -np.ones((1, 40))}), dist.HalfNormal(0.5), model=model)
+        reduce_model(of_this_version({"z": -np.abs(NOISE)}), dist.HalfNormal(0.5), model=model)
 
 
 def test_too_few_draws_in_a_chain():
@@ -402,3 +405,45 @@ def test_a_subsampled_plate_of_which_draws_show_a_part():
             model=model,
             args=(torch.zeros(12), 4),
         )
+
+
+ONE_STUCK = np.concatenate([NOISE[:3], np.full((1, 1000), 0.3)])
+
+
+@pytest.mark.parametrize(
+    ("draws", "words", "worth"),
+    [
+        (np.full((4, 1000), 0.3), "are all alike", 0),
+        (np.full((1, 1000), 0.3), "are all alike", 0),
+        (np.repeat(np.array([[0.3], [-0.2], [0.1], [0.6]]), 1000, 1), "do not agree: R-hat is inf", 4),
+        (0.1 * ONE_STUCK + 0.2, "do not agree", 4),
+        (0.1 * NOISE + np.arange(4)[:, None], "do not agree", 10),
+        (0.1 * NOISE[:1] + np.linspace(0.0, 1.0, 1000), "do not agree", 10),
+        (0.2 * np.repeat(NOISE[:, ::50], 50, 1), "are worth [6-9][0-9] independent ones", 100),
+        (0.2 * NOISE[:, :20], "are worth [5-9][0-9] independent ones", 100),
+    ],
+)
+def test_chains_that_have_not_mixed_are_named_and_not_counted(draws, words, worth):
+    with pytest.warns(ReductionWarning, match=f"site 'z'.*{words}.*Sample again") as caught:
+        reduction = reduce_model(
+            to_arviz({"posterior": {"z": draws}}), {"z": dist.Normal(0.0, 0.9)}, model=one_site, method="importance"
+        )
+    assert len([warning for warning in caught if "Sample again" in str(warning.message)]) == 1
+    assert reduction.effective_sample_size <= worth
+    if worth == 0:
+        assert reduction.standard_error == torch.inf
+
+
+def test_an_element_that_is_known_for_certain_is_no_stuck_chain():
+    def model():
+        pyro.sample("label", dist.Bernoulli(0.5))
+        pyro.sample("factor", dist.LKJCholesky(2, 1.0))
+
+    correlation = 0.3 * np.tanh(NOISE)
+    factor = np.zeros((4, 1000, 2, 2))
+    factor[..., 0, 0], factor[..., 1, 0], factor[..., 1, 1] = 1.0, correlation, np.sqrt(1 - correlation**2)
+    posterior = to_arviz({"posterior": {"label": np.ones((4, 1000)), "factor": factor}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ReductionWarning)
+        reduction = reduce_model(posterior, {"factor": dist.LKJCholesky(2, 1.2)}, model=model, method="importance")
+    assert reduction.effective_sample_size > 1000
