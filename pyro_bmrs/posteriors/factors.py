@@ -37,7 +37,7 @@ from pyro_bmrs.structure.coordinates import (
 )
 from pyro_bmrs.structure.joint_normal import JointNormal, complement, marginal, regress, site_marginal
 from pyro_bmrs.structure.layers import is_point
-from pyro_bmrs.structure.packed import Packed
+from pyro_bmrs.structure.packed import Packed, holds_draws
 
 Priors = Mapping[str, Distribution]
 # The keywords of evidence.reduce: by which method, with how many draws.
@@ -139,8 +139,8 @@ class SiteFactor:
     def posterior(self, name: str) -> Distribution:
         return push_forward(self.distribution, self.transform)
 
-    def with_statement(self, distribution: Distribution) -> SiteFactor:
-        return replace(self, distribution=distribution)
+    def with_statement(self, distribution: Distribution) -> SiteFactor | None:
+        return None if holds_draws(distribution) else replace(self, distribution=distribution)
 
     def reduce(self, priors: Priors, reduced_priors: Priors, how: How) -> ReducedFactor:
         name = self.name

@@ -28,6 +28,7 @@ from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.refitting.moment_guides import guide_at_moments
 from pyro_bmrs.refitting.training import Objective, Schedule, Training, mean_and_error, own_random_numbers, set_seed
 from pyro_bmrs.refitting.unpinning import unpinned_guide
+from pyro_bmrs.structure.packed import holds_draws
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _KL_DRAWS = 1000
+_MOMENT_DRAWS = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +127,9 @@ def refit(
     ``tolerance``, or than can be told from noise, Adam goes on from the best so far at the next learning rate, and has
     converged after the last.
 
-    After importance sampling, the reduced posterior is weighted draws, which SVI cannot train. Then a new guide of the
-    fitted one's kind begins at their moments (``AutoNormal``, ``AutoDiagonalNormal`` and ``AutoMultivariateNormal``),
-    or the one given as ``start``.
+    After importance sampling, the reduced posterior, or a part of it, is weighted draws, which SVI cannot train. Then a
+    new guide of the fitted one's kind begins at their moments (``AutoNormal``, ``AutoDiagonalNormal`` and
+    ``AutoMultivariateNormal``), or the one given as ``start``.
 
     :param model: the full model.
     :param guide: the guide that was fitted to it.
@@ -230,9 +232,12 @@ def _is_same(guide: Any, other: Any) -> bool:
 
 def _start(reduction: Reduction) -> Any:
     """A guide of its own at the reduced posterior."""
-    guide, fitted = reduction.new_guide(), reduction.fitted
+    guide, fitted, model = reduction.new_guide(), reduction.fitted, reduction.model
+    if isinstance(guide, ReducedGuide) and any(map(holds_draws, guide.current_statements().values())):
+        values = FittedGuide(guide, model, fitted.args, fitted.kwargs).draw((), _MOMENT_DRAWS).values
+        guide = DrawsGuide(model, values, next(iter(values.values())).new_zeros(_MOMENT_DRAWS))
     if isinstance(guide, DrawsGuide):
-        return guide_at_moments(fitted.guide, reduction.model, guide, fitted.args, fitted.kwargs)
+        return guide_at_moments(fitted.guide, model, guide, fitted.args, fitted.kwargs)
     return guide
 
 

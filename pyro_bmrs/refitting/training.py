@@ -30,7 +30,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.posteriors.traces import latent_nodes
+from pyro_bmrs.posteriors.traces import latent_nodes, replay_whole
 
 _CHECK_PARTICLES = 50  # draws on which the ELBO is compared from window to window
 _FISHER_DRAWS = 32
@@ -138,7 +138,10 @@ class Objective:
     def parameters(self) -> list[Tensor]:
         """The guide's own parameters, unconstrained, in the order of a run; without those of the model."""
         own = self._parameters(self.guide)
-        models = self._parameters(poutine.block(self.model, hide_types=["sample"]))
+        # At the guide's values: not every prior can be drawn from.
+        with torch.no_grad():
+            drawn = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
+        models = self._parameters(poutine.block(replay_whole(self.model, drawn), hide_types=["sample"]))
         return [value for name, value in own.items() if name not in models and value.requires_grad]
 
     def _parameters(self, program: Callable[..., Any]) -> dict[str, Tensor]:

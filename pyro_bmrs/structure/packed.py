@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import Empirical, TorchDistribution
+from pyro.distributions import Empirical, MaskedMixture, TorchDistribution
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
+from pyro_bmrs.structure.layers import layers
 from pyro_bmrs.structure.parameters import ParameterMap, map_parameters
 
 _ONE = torch.Size()
@@ -232,3 +233,26 @@ class Slice(TorchDistribution):
     @property
     def variance(self) -> Tensor:
         return self.joint.variance[..., self.at]
+
+
+def holds_draws(distribution: Distribution) -> bool:
+    """
+    Whether a distribution is, or has a part that is, weighted draws: these have no density, and cannot be trained.
+
+    Example::
+
+        >>> draws = Empirical(torch.zeros(3), torch.zeros(3))
+        >>> holds_draws(Packed([(draws, slice(0, 1))], 1)), holds_draws(torch.distributions.Normal(0.0, 1.0))
+        (True, False)
+    """
+    parts: list[Distribution] = []
+    for layer in layers(distribution):
+        if isinstance(layer, Empirical):
+            return True
+        if isinstance(layer, Packed):
+            parts += [part for part, _ in layer.parts]
+        elif isinstance(layer, RegressedNormal):
+            parts.append(layer.root)
+        elif isinstance(layer, MaskedMixture):
+            parts += [layer.component0, layer.component1]
+    return any(map(holds_draws, parts))

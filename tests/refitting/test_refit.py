@@ -22,6 +22,7 @@ from pyro.infer.autoguide import (
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    init_to_value,
 )
 from torch.distributions import constraints, kl_divergence
 
@@ -472,3 +473,46 @@ def test_a_guide_that_is_a_method():
     assert math.isfinite(result.delta_elbo)
     with pytest.raises(ReductionError, match="another guide"):
         refit(both.model, Amortised().guide, reduction)
+
+
+# --- after importance sampling inside one factor ----------------------------------------------------------------------
+
+
+def shares(counts):
+    share = pyro.sample("share", dist.Dirichlet(torch.ones(3)))
+    pyro.sample("counts", dist.Multinomial(20, share), obs=counts)
+
+
+@few_steps
+@pytest.mark.parametrize("guide_type", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
+def test_weighted_draws_of_a_factor_are_refitted_from_their_moments(guide_type):
+    counts = torch.tensor([12.0, 5.0, 3.0])
+    guide = guide_type(shares, init_loc_fn=init_to_value(values={"share": (counts + 1) / 23}), init_scale=0.3)
+    guide(counts)
+    pyro.set_rng_seed(0)
+    reduction = reduce_model(guide, {"share": dist.Dirichlet(torch.full((3,), 2.0))})
+    assert reduction.method == "importance"
+    result = refit(shares, guide, reduction, max_steps=1, num_particles=200)
+    assert type(result.guide) is guide_type
+    # Two normals in unconstrained coordinates, each near its posterior.
+    assert result.initial_delta_elbo == pytest.approx(reduction.delta_evidence.item(), abs=0.4)
+    assert reduction.guide(counts)["share"].sum().item() == pytest.approx(1.0)
+    again = reduce_model(reduction.guide, {"share": dist.Dirichlet(torch.full((3,), 2.5))}, num_samples=200)
+    assert again.method == "importance"
+
+
+@few_steps
+def test_a_site_with_an_improper_prior_beside_the_reduced_one():
+    def model(y):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        log_scale = pyro.sample("log_scale", dist.ImproperUniform(constraints.real, (), ()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(loc, log_scale.exp()), obs=y)
+
+    y = torch.tensor([0.3, -0.2, 0.4])
+    guide = AutoNormal(
+        model, init_loc_fn=init_to_value(values={"loc": torch.tensor(0.2), "log_scale": torch.zeros(())})
+    )
+    guide(y)
+    result = refit(model, guide, reduce_model(guide, {"loc": dist.Normal(0.0, 0.5)}), max_steps=1, num_particles=10)
+    assert math.isfinite(result.delta_elbo)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pyro_bmrs.structure.packed import Packed, RegressedNormal, Slice
+from pyro_bmrs.structure.packed import Packed, RegressedNormal, Slice, holds_draws
 from pyro_bmrs.structure.parameters import map_parameters
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -93,3 +93,21 @@ def test_a_slice_has_draws_and_moments_and_no_density() -> None:
     torch.testing.assert_close(part.variance, vector.variance[[2, 1]])
     with pytest.raises(NotImplementedError, match="no closed form"):
         part.log_prob(part.mean)
+
+
+def test_weighted_draws_are_found_wherever_they_are() -> None:
+    draws, normal = dist.Empirical(torch.zeros(4, 2), torch.zeros(4)), dist.Normal(0.0, 1.0)
+    at_once = dist.Empirical(torch.zeros(4), torch.zeros(4))
+    root = RegressedNormal(draws, torch.zeros(1), torch.zeros(1, 2), torch.eye(1), torch.arange(2), torch.tensor([2]))
+    for found in (draws, dist.TransformedDistribution(at_once, [dist.transforms.ExpTransform()]), root):
+        assert holds_draws(found)
+    assert holds_draws(at_once.expand((3,)))
+    assert holds_draws(Packed([(normal.expand([1]), slice(0, 1)), (root, slice(1, 4))], 4))
+    assert not holds_draws(packed())
+    assert not holds_draws(dist.MaskedMixture(torch.tensor(True), normal, dist.Delta(torch.tensor(0.0))))
+
+
+def test_expanded_weighted_draws_are_taken_apart_and_put_together() -> None:
+    draws = dist.Empirical(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0])).expand((3,))
+    vector = map_parameters(Packed([(draws, slice(0, 3))], 3), lambda path, value, *_: 2 * value)
+    torch.testing.assert_close(vector.mean, torch.full((3,), 2 * torch.sigmoid(torch.tensor(2.0)).item()))
