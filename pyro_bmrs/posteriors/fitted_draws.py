@@ -23,7 +23,15 @@ from pyro_bmrs import arviz_adapter
 from pyro_bmrs.arviz_adapter import FEWEST_IN_CHAIN
 from pyro_bmrs.errors import ReductionError, ReductionWarning, name_of_unknown
 from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws, log_density
-from pyro_bmrs.posteriors.traces import latent_nodes, masked_prior, subsampled_plates, track, upstream_sites, weight
+from pyro_bmrs.posteriors.traces import (
+    latent_nodes,
+    masked_prior,
+    of_one_branch,
+    subsampled_plates,
+    track,
+    upstream_sites,
+    weight,
+)
 from pyro_bmrs.structure.layers import is_point
 from pyro_bmrs.structure.parameters import tensor_of
 
@@ -148,6 +156,8 @@ class FittedDraws:
         for index in tqdm(range(num_draws), desc="priors at the draws", disable=not progress, leave=False):
             nodes: Any = poutine.trace(self._at(index)).get_trace(*self.args, **self.kwargs).nodes
             for name, rows in log_probs.items():
+                if name not in nodes:
+                    raise of_one_branch(name, "the model")
                 rows.append(log_density(masked_prior(nodes[name]), nodes[name]["value"]))
         return {
             name: PriorAtDraws(self._example(name), torch.stack(log_probs[name]), weight(self.trace.nodes[name]))

@@ -24,6 +24,7 @@ from pyro_bmrs.posteriors.traces import (
     GuideRun,
     latent_nodes,
     masked_prior,
+    of_one_branch,
     replay_whole,
     run,
     subsampled_plates,
@@ -120,7 +121,11 @@ class FittedGuide(GuideRun):
         guide = self.unreduced_guide if "copy" in vars(self) else self.guide
 
         def run_once() -> dict[str, Any]:
-            return latent_nodes(run(guide, self.model, self.args, self.kwargs)[1])
+            of_guide, of_model = map(latent_nodes, run(guide, self.model, self.args, self.kwargs))
+            for name in drawn:
+                if name not in of_guide or name not in of_model:
+                    raise of_one_branch(name, "the model" if name in of_guide else self.noun)
+            return of_model
 
         def draw_one(_: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             nodes = run_once()

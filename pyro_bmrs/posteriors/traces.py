@@ -18,9 +18,11 @@ from pyro import poutine
 from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
 from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution
+from torch.overrides import TorchFunctionMode
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.structure.layers import layers
@@ -32,11 +34,14 @@ def upstream_sites(trace: poutine.Trace, names: Collection[str]) -> dict[str, fr
     The sites whose values went into the distribution at each of some sites, out of a trace made by :func:`track`.
 
     Parameters are asked first, since a density with a gradient of its own can lose track of a value that they hold;
-    then the density, where a transform may hold a value that no parameter does.
+    then the density, where a transform may hold a value that no parameter does. What Python has read before a site
+    may have gone into anything: such a site depends on all of it.
 
     :raises ReductionError: for a site whose mask or scale depends on another.
     """
     for name in names:
+        if name not in trace.nodes:
+            raise of_one_branch(name, "the model or the guide")
         site: Any = trace.nodes[name]
         if others := sorted(get_provenance(site["mask"]) | get_provenance(site["scale"])):
             raise ReductionError(
@@ -48,8 +53,45 @@ def upstream_sites(trace: poutine.Trace, names: Collection[str]) -> dict[str, fr
 
 def track(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
     """A trace of a program in which every value knows the sites that it was computed from."""
-    with torch.no_grad(), pyro.validation_enabled(False), TrackProvenance():
+    reads = _Reads()
+    with torch.no_grad(), pyro.validation_enabled(False), TrackProvenance(), reads, _ReadBefore(reads):
         return poutine.trace(program).get_trace(*args, **kwargs)
+
+
+# What gives a value to Python, where no tensor knows any more what becomes of it.
+_READS = frozenset(
+    {getattr(torch.Tensor, name) for name in ("__bool__", "__float__", "__int__", "__index__", "__array__")}
+    | {torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.numpy, torch.tensor}
+)
+
+
+class _Reads(TorchFunctionMode):
+    """The sites whose values Python has read, as ``if``, ``float()`` and ``.item()`` do, but for what samplers read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: frozenset[str] = frozenset()
+        self.sampling = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READS and not self.sampling:
+            self.sites |= get_provenance(list(args))
+        return func(*args, **(kwargs or {}))
+
+
+class _ReadBefore(Messenger):
+    """Notes at each site whose values Python had read by then: they may have decided what the site is."""
+
+    def __init__(self, reads: _Reads) -> None:
+        super().__init__()
+        self.reads = reads
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.reads.sampling = True
+        msg["infer"] = {**(msg["infer"] or {}), "_read_before": self.reads.sites}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.reads.sampling = False
 
 
 def _provenance(site: Any) -> frozenset[str]:
@@ -61,7 +103,7 @@ def _provenance(site: Any) -> frozenset[str]:
     if len(outer) == len(beneath) or any(isinstance(layer, TransformedDistribution) for layer in outer):
         with torch.no_grad(), pyro.validation_enabled(False):
             found.update(get_provenance(distribution.log_prob(detach_provenance(site["value"]))))
-    return frozenset(found)
+    return frozenset(found) | site["infer"].get("_read_before", frozenset())
 
 
 @dataclass(frozen=True)
@@ -165,6 +207,14 @@ def subsampled_plates(site: Mapping[str, Any]) -> list[tuple[int, int, int]]:
     """The subsampled plates around a site: batch dimension, subsample size and size of each."""
     frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
     return [(f.dim, f.size, f.full_size) for f in frames if f.full_size and f.full_size != f.size]
+
+
+def of_one_branch(name: str, what: str) -> ReductionError:
+    """The error for a site that some runs have and others lack."""
+    return ReductionError(
+        f"{what} has site {name!r} in some runs and lacks it in others, as after an if on a value, so that it has "
+        "neither a prior nor a posterior; have it drawn in all runs (its prior may depend on the branch)"
+    )
 
 
 def masked_prior(site: Mapping[str, Any]) -> Distribution:
