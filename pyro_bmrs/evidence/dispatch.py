@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.evidence.accuracy import METHODS as COMPUTATIONS
 from pyro_bmrs.evidence.accuracy import choose
 from pyro_bmrs.evidence.importance import reduce_by_importance
 from pyro_bmrs.evidence.numerics.precision import in_double
@@ -24,7 +23,7 @@ from pyro_bmrs.evidence.support import ROLES, is_discrete, support_interval
 from pyro_bmrs.evidence.wrappers import Triple, shared_bijection, transform_posterior, unwrap
 from pyro_bmrs.structure.layers import layers
 
-METHODS = ("auto", *COMPUTATIONS)
+METHODS = ("auto", "exact", "quadrature", "importance")
 NUM_SAMPLES = 4096
 
 

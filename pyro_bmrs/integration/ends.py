@@ -47,8 +47,21 @@ class LogEvidence:
 
     @property
     def standard_error(self) -> float:
-        """Of :attr:`value`, in nats."""
-        return self.integral.standard_error
+        """
+        Of :attr:`value`, in nats.
+
+        With half of the distance to the estimate in other coordinates, where that has a say: what weights leave out
+        they do not know of, and coordinates leave out different things.
+        """
+        distance = abs(self.value - self.other.value) if self.other is not None and self._other_counts else 0.0
+        return math.hypot(self.integral.standard_error, distance / 2)
+
+    @property
+    def _other_counts(self) -> bool:
+        """Whether an estimate in other coordinates is nearly as good: one that is much worse may be the wrong one."""
+        if self.other is None or not self.other.trusted:
+            return False
+        return self.other.effective_share >= 0.5 * self.integral.effective_share
 
     @property
     def pareto_k(self) -> float:
@@ -68,15 +81,10 @@ class LogEvidence:
     @property
     def trusted(self) -> bool:
         """Whether the weights say that the estimate holds, and one in other coordinates says nothing else."""
-        if not self.integral.trusted:
-            return False
-        if self.other is None or not self.other.trusted:
-            return True
-        # An integral in coordinates that suit the posterior less may be the one that is wrong.
-        if self.other.effective_share < 0.5 * self.integral.effective_share:
-            return True
+        if not self.integral.trusted or self.other is None or not self._other_counts:
+            return self.integral.trusted
         allowed = 4 * math.hypot(self.integral.standard_error, self.other.standard_error)
-        return abs(self.integral.value - self.other.value) <= max(allowed, 0.1)
+        return abs(self.integral.value - self.other.value) <= max(allowed, 0.25)
 
     def draws(self, num_draws: int) -> dict[str, Tensor]:
         """Draws from the model's posterior, by site, along the first dimension."""

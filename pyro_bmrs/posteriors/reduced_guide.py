@@ -175,6 +175,7 @@ class ReducedGuide(PyroModule):
         super().__init__(name=name)
         self._model = (model,)
         self.default_arguments = arguments
+        held: Mapping[str, tuple[Tensor, Constraint]]
         if isinstance(guide, ReducedGuide):
             held, guide = guide.held_parameters(), guide.fitted_guide
         elif isinstance(guide, GuideCopy):
@@ -261,7 +262,7 @@ def _without_namesakes(guide: Any) -> Iterator[None]:
         return
     store = pyro.get_param_store()
     own = {f"{guide._pyro_name}.{name.removesuffix('_unconstrained')}" for name, _ in guide.named_parameters()}
-    state = store.get_state()
+    state: Any = store.get_state()
     others = [name for name in state["params"] if name.replace("$$$", ".") not in own]
     kept: Any = {part: {name: values[name] for name in others} for part, values in state.items()}
     with store.scope(kept):

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyro_bmrs.errors import ReductionError, ReductionWarning, name_of_unknown
-from pyro_bmrs.evidence.dispatch import METHODS, NUM_SAMPLES
+from pyro_bmrs.evidence.dispatch import METHODS as METHODS_OF_EVIDENCE
+from pyro_bmrs.evidence.dispatch import NUM_SAMPLES
 from pyro_bmrs.posteriors.draws import Draws
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import read_posterior
@@ -23,6 +24,9 @@ from pyro_bmrs.structure.layers import has_points
 
 if TYPE_CHECKING:
     pass
+
+
+METHODS = (*METHODS_OF_EVIDENCE, "integration")
 
 
 def reduce_model(

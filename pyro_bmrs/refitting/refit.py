@@ -180,13 +180,14 @@ def refit(
         begun = _start(reduction) if start is None else start
         before = Objective(full.model, full.guide, schedule, full.args, full.kwargs)
         after = Objective(reduction.model, begun, schedule, full.args, full.kwargs)
+        origin = reduction.fitted if start is None and isinstance(reduction.fitted, FittedGuide) else None
         with tqdm(total=max_steps, desc="refitting", disable=not progress, leave=False) as bar:
             result = follow(
                 before,
                 after,
                 float(reduction.delta_evidence.detach()),
                 reduction.reduced_sites,
-                reduction.fitted if start is None else None,
+                origin,
                 lambda training: bar.update(training.num_steps - bar.n),
             )
     if not result.converged:

@@ -91,7 +91,8 @@ def map_parameters(distribution: Distribution, function: ParameterMap, prefix: s
         shape = distribution.batch_shape
         if isinstance(distribution.base_dist, dist.Empirical):
             # Its own expand makes what is being taken apart here.
-            return map_parameters(distribution.base_dist, function, prefix).expand(shape)
+            expanded: Distribution = map_parameters(distribution.base_dist, function, prefix).expand(shape)
+            return expanded
         if not isinstance(distribution.base_dist, dist.MaskedMixture):
             # A parameter shared by the expanded elements becomes one for each.
             return map_parameters(distribution.base_dist.expand(shape), function, prefix)

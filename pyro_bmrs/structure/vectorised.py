@@ -121,7 +121,7 @@ class _EmptyForEach(TorchFunctionMode):
 class _Largest(TorchFunctionMode):
     """Notes how many elements the largest tensor has that any operation gives."""
 
-    elements = 1
+    elements: int = 1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -143,7 +143,7 @@ def _largest_tensor(run: Callable[[], Any]) -> int:
         run()
     if random.getstate() != before[0] or not _same_state(np.random.get_state(legacy=False), before[1]):
         raise RuntimeError("the run draws from Python's or NumPy's generator")
-    return largest.elements
+    return int(largest.elements)
 
 
 def _same_state(one: Any, other: Any) -> bool:
