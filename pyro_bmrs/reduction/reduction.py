@@ -106,6 +106,12 @@ class Reduction(Estimated):
         """The draws that the posterior was represented by; None where its density is known."""
         return self._result.draws
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reduction:
+        """The same value, with a guide of its own. The fitted guide is not copied: autoguides lose their model so."""
+        twin = type(self)(self.fitted, self.reduced_priors, self._result)
+        twin.checked = self.checked
+        return twin
+
     @cached_property
     def model(self) -> Callable[..., Any]:
         """The model with the reduced priors in place, a Pyro program that takes the model's arguments."""

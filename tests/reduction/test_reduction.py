@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pyro
@@ -266,3 +267,16 @@ def test_an_exact_result_where_none_can_be_had():
 def test_a_number_of_draws_that_is_none(guide, num_samples):
     with pytest.raises(ReductionError, match="num_samples"):
         reduce_model(guide, {"bias": NARROW}, method="importance", num_samples=num_samples)
+
+
+def test_a_copy_has_a_guide_of_its_own_and_leaves_the_fitted_guide_as_it_is():
+    def one_site():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    guide = AutoNormal(one_site)
+    guide()
+    reduction = reduce_model(guide, dist.Normal(0.0, 0.2))
+    twin = copy.deepcopy(reduction)
+    assert guide.model is not None
+    assert twin.guide is not reduction.guide
+    torch.testing.assert_close(twin.elementwise, reduction.elementwise)
