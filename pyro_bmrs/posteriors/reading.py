@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoCallable, AutoGuide, AutoGuideList, AutoLaplaceApproximation, AutoNormalMessenger
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.mcmc.api import AbstractMCMC
@@ -17,12 +19,15 @@ from pyro.poutine.messenger import _bound_partial
 from torch import Tensor
 
 from pyro_bmrs import arviz_adapter
-from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.posteriors.fitted_draws import FittedDraws
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reduced_guide import copy_guide
 from pyro_bmrs.posteriors.traces import accepts, first_run
+
+# Nats that one more step of Newton's method may gain where a mode was found.
+_LARGEST_DECREMENT = 0.01
 
 
 def read_posterior(
@@ -97,8 +102,39 @@ def read_guide(
             "the model cannot be called with the arguments given; pass those that SVI was run with as args=, kwargs="
         )
     if isinstance(guide, AutoLaplaceApproximation):
-        guide = _with_model(guide, model).laplace_approximation(*args, **kwargs)
+        guide = _approximate(_with_model(guide, model), args, kwargs)
     return FittedGuide(guide, model, args, kwargs)
+
+
+def _approximate(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """
+    The Laplace approximation of a guide, at the mode that it should have found.
+
+    :raises ReductionError: where the log density is not curved downwards in all directions.
+    :warns ReductionWarning: where Newton's decrement says that the mode is elsewhere.
+    """
+    try:
+        normal = guide.laplace_approximation(*args, **kwargs)
+    except torch.linalg.LinAlgError as error:
+        raise ReductionError(
+            "the Laplace approximation does not exist where the guide is: the log density is not curved downwards in "
+            "all directions, so it is no mode; take more SVI steps, another start, or a guide that fits a scale"
+        ) from error
+    with torch.enable_grad():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(guide.model, trace=guide_trace)).get_trace(*args, **kwargs)
+        loss: Any = guide_trace.log_prob_sum() - model_trace.log_prob_sum()
+        (slope,) = torch.autograd.grad(loss, guide.loc)
+    root = normal.scale_tril.mT @ (normal.scale * slope)
+    decrement = float(root.square().sum()) / 2
+    if not decrement <= _LARGEST_DECREMENT:
+        warnings.warn(
+            f"The Laplace approximation was made away from the mode: a Newton step would gain {decrement:.2g} nats, "
+            f"and more than {_LARGEST_DECREMENT} is too many. Take more SVI steps, with a smaller step at the end.",
+            ReductionWarning,
+            stacklevel=4,
+        )
+    return normal
 
 
 def _has_lost_model(guide: Any) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -104,6 +105,7 @@ KINDS = [
 
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda guide: pickle.loads(pickle.dumps(guide))])
 @pytest.mark.parametrize("guide_type", KINDS)
+@pytest.mark.filterwarnings("ignore:The Laplace approximation was made away")  # none of these guides is fitted
 def test_a_guide_that_lost_its_model_asks_for_it_and_reduces(guide_type, how) -> None:
     guide = guide_type(model)
     guide(Y)
@@ -131,3 +133,33 @@ def test_a_copy_is_read_where_it_was_taken_beside_the_original_in_the_store() ->
     torch.testing.assert_close(reduction.posterior["weights"].mean, kept)
     nodes = pyro.poutine.trace(reduction.guide).get_trace(Y).nodes
     torch.testing.assert_close(nodes["weights_unconstrained"]["fn"].mean, kept)
+
+
+def test_a_laplace_approximation_away_from_the_mode_is_named():
+    def model(y):
+        pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 0.5), obs=y)
+
+    y = torch.tensor(1.0)
+    guide = AutoLaplaceApproximation(model)
+    guide(y)
+    for distance, warns in ((0.0, False), (0.03, False), (0.2, True)):
+        with torch.no_grad():
+            guide.loc.fill_(0.8 + distance)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            reduce_model(guide, {"z": dist.Normal(0.0, 0.5)}, args=(y,))
+        # The decrement of a quadratic is what it lacks at its top: precision times distance squared, halved.
+        assert any(f"would gain {5 * distance**2 / 2:.2g} nats" in str(one.message) for one in caught) == warns
+
+
+def test_a_laplace_approximation_at_no_mode_is_refused():
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("two tops", 4 * z**2 - z**4)
+
+    guide = AutoLaplaceApproximation(model)
+    guide()
+    with torch.no_grad():
+        guide.loc.fill_(0.0)
+    with pytest.raises(ReductionError, match="not curved downwards"):
+        reduce_model(guide, {"z": dist.Normal(0.0, 0.5)})

@@ -216,6 +216,7 @@ def test_too_few_weighted_draws_for_a_covariance_say_so():
     "kind", [AutoNormal, AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoLaplaceApproximation]
 )
 @pytest.mark.parametrize("point", [True, False])
+@pytest.mark.filterwarnings("ignore:The Laplace approximation was made away")  # none of these guides is fitted
 def test_every_guide_of_a_known_density_can_be_refitted_where_some_elements_are_reduced(kind, point):
     x, y = conjugate.data()
     guide = fit(conjugate.model, kind(conjugate.model), x, y, steps=30)

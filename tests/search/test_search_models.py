@@ -39,6 +39,7 @@ from tests.search.regression import PRIORS, ZERO, fitted, model, regression
         (AutoLaplaceApproximation, "exhaustive"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:The Laplace approximation was made away")  # none of these guides is fitted
 def test_models_of_every_guide_are_as_the_front_door_reduces_them(guide_type, strategy, prior):
     problem = regression(5)
     guide = fitted(guide_type(model), problem)
