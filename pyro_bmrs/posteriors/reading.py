@@ -115,7 +115,7 @@ def _approximate(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     """
     try:
         normal = guide.laplace_approximation(*args, **kwargs)
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ReductionError(
             "the Laplace approximation does not exist where the guide is: the log density is not curved downwards in "
             "all directions, so it is no mode; take more SVI steps, another start, or a guide that fits a scale"

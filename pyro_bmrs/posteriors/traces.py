@@ -103,7 +103,8 @@ def _provenance(site: Any) -> frozenset[str]:
     if len(outer) == len(beneath) or any(isinstance(layer, TransformedDistribution) for layer in outer):
         with torch.no_grad(), pyro.validation_enabled(False):
             found.update(get_provenance(distribution.log_prob(detach_provenance(site["value"]))))
-    return frozenset(found) | site["infer"].get("_read_before", frozenset())
+    read_before: frozenset[str] = site["infer"].get("_read_before", frozenset())
+    return frozenset(found) | read_before
 
 
 @dataclass(frozen=True)
