@@ -22,6 +22,7 @@ from pyro_bmrs.posteriors.guide_factors import read_factors
 from pyro_bmrs.posteriors.reduced_guide import GuideCopy, ReducedGuide
 from pyro_bmrs.posteriors.traces import (
     GuideRun,
+    first_run,
     latent_nodes,
     masked_prior,
     of_one_branch,
@@ -92,8 +93,22 @@ class FittedGuide(GuideRun):
 
     def is_weighted(self, name: str) -> bool:
         """Whether the model counts the site's prior with a weight other than 1, as ``poutine.scale`` gives it."""
-        found = weight(self.traces[1].nodes[name])
+        found = self._weight(self.traces[1].nodes[name])
         return isinstance(found, Tensor) or found != 1.0
+
+    def _weight(self, site: Any) -> Tensor | float:
+        """
+        The power to which a prior is raised where the guide is at its best.
+
+        What scales the guide's own statement as well, as it does where a messenger runs the model, scales the whole
+        divergence: the prior counts once, and the likelihood for so much less.
+        """
+        name, guide_trace = site["name"], self.traces[0]
+        runs_itself = first_run(self.guide) is None and name in guide_trace.nodes
+        own = weight(guide_trace.nodes[name]) if runs_itself else 1.0
+        ratio = weight(site) / own
+        is_one = torch.allclose(ratio, torch.ones_like(ratio)) if isinstance(ratio, Tensor) else ratio == 1.0
+        return 1.0 if is_one else ratio
 
     def is_local(self, name: str) -> bool:
         """Whether the guide knows the site on the plates' current subsample alone."""
@@ -138,7 +153,7 @@ class FittedGuide(GuideRun):
         with torch.no_grad():
             nodes = run_once()
         priors = {
-            name: PriorAtDraws(masked_prior(nodes[name]), log_probs[name], self.scale(name) * weight(nodes[name]))
+            name: PriorAtDraws(masked_prior(nodes[name]), log_probs[name], self.scale(name) * self._weight(nodes[name]))
             for name in names
         }
         return Draws(values, priors)

@@ -417,7 +417,7 @@ def test_draws_of_mcmc_have_no_elbo_to_compare_with():
     def model():
         pyro.sample("mean", dist.Normal(0.0, 1.0))
 
-    mcmc = MCMC(NUTS(model), num_samples=300, warmup_steps=100, disable_progbar=True)
+    mcmc = MCMC(NUTS(model), num_samples=600, warmup_steps=100, disable_progbar=True)
     mcmc.run()
     reduction = reduce_model(mcmc, dist.Normal(0.0, 0.9))
     with pytest.raises(ReductionError, match="reduction of draws"):
