@@ -21,11 +21,11 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(output: Path) -> pd.DataFrame:
-    return sparse_groups.main(["--seeds", "4", "--output", str(output)])
+    return sparse_groups.main(["--output", str(output)])
 
 
-def test_each_data_set_has_twenty_groups(table: pd.DataFrame) -> None:
-    assert table.groupby("data set")["active"].agg(["size", "sum"]).to_numpy().tolist() == [[20, 5]] * 4
+def test_there_are_ten_data_sets_of_twenty_groups(table: pd.DataFrame) -> None:
+    assert table.groupby("data set")["active"].agg(["size", "sum"]).to_numpy().tolist() == [[20, 5]] * 10
 
 
 def test_null_groups_switch_off_whole_through_their_scale_and_active_ones_stay(table: pd.DataFrame) -> None:
