@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 # The tensors are small: more threads than one only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test coverage paper-quick paper lint docs bench dev clean
+.PHONY: help quickstart test truth coverage paper-quick paper lint docs bench dev clean
 
 help:
 	@echo 'make quickstart   fit a model to real data, reduce it, save the figure quickstart.png'
 	@echo 'make test         the tests and the examples of the docstrings, and what they cover'
+	@echo 'make truth        published models against exact answers; build/truth.csv is the table'
 	@echo 'make paper-quick  the program of the paper'"'"'s experiments, on scikit-learn'"'"'s digits, in minutes'
 	@echo 'make paper        the paper'"'"'s experiments: days on a small machine; what is done is not done again'
 	@echo 'make lint         ruff and mypy'
@@ -36,6 +37,11 @@ coverage:
 	    printf '%-25s' "$$room"; $(BIN)/python -m coverage report --format=total --include="$$room*"; \
 	done
 	@printf '%-25s' pyro_bmrs/; $(BIN)/python -m coverage report --format=total --fail-under=$(COVERAGE_FLOOR)
+
+# A file that make test does not collect, since all its fits take some ten minutes.
+truth: $(VENV)/installed-test
+	@mkdir -p build
+	TRUTH_TABLE=build/truth.csv $(BIN)/python -m pytest tests/truth/whole_truth.py $(ARGS)
 
 # What is done is skipped: the results are kept, and go into the report.
 paper-quick: $(VENV)/installed-paper
