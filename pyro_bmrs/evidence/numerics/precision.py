@@ -125,13 +125,14 @@ def rounded_to(distribution: Distribution) -> torch.dtype | None:
     return dtype
 
 
-def _floats(distribution: Distribution) -> Iterator[Tensor]:
+def _floats(distribution: Distribution, within: tuple[Distribution, ...] = ()) -> Iterator[Tensor]:
+    within = (*within, distribution)
     for value in vars(distribution).values():
         if isinstance(value, Tensor):
             if value.is_floating_point():
                 yield value
-        elif isinstance(value, Distribution):
-            yield from _floats(value)
+        elif isinstance(value, Distribution) and not any(value is whole for whole in within):
+            yield from _floats(value, within)
 
 
 @dataclass
@@ -172,6 +173,8 @@ class _Conversion:
 
     def _rebuilt(self, whole: Any) -> Any:
         new: Any = object.__new__(type(whole))
+        # Before its parts, of which one may hold the whole.
+        self.known[id(whole)] = new
         for name, value in vars(whole).items():
             # What was computed from the parameters is computed again; a transform knows its inverse weakly.
             if name == _MARK or isinstance(getattr(type(whole), name, None), cached_property):

@@ -254,3 +254,10 @@ def test_what_all_elements_share_is_converted_once() -> None:
     posterior: Any = in_double(rule, normal, normal, normal).posterior
     assert posterior.loc.dtype == torch.float32
     assert shapes == [8]
+
+
+def test_a_distribution_that_holds_itself_is_converted_once():
+    normal, wide = dist.Normal(0.5, 0.1), dist.Normal(0.0, 1.0)
+    normal.origin = normal
+    change = log_evidence_change(normal, wide, dist.Normal(0.0, 0.3))
+    assert change == log_evidence_change(dist.Normal(0.5, 0.1), wide, dist.Normal(0.0, 0.3))
