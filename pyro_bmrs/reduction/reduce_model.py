@@ -136,7 +136,7 @@ def reduce_posterior(
         how = {"method": method, "num_samples": num_samples}
         return Reduction(fitted, priors, FactorwiseReduction(factored, priors, how))
     if method == "integration" or (method == "auto" and _has_points(fitted, priors)):
-        return Reduction(fitted, priors, IntegratedReduction(fitted, priors, progress=progress))
+        return _integrated(fitted, priors, progress)
     if method not in ("auto", "importance"):
         raise ReductionError(
             f"method={method!r} cannot be had: the posterior or the prior of a reduced site depends on other sites, or "
@@ -150,12 +150,25 @@ def reduce_posterior(
     if caught and method == "auto" and not given and not drawn.delta_evidence.requires_grad:
         # Where the posterior has too few draws, the model can still be asked.
         try:
-            return Reduction(fitted, priors, IntegratedReduction(fitted, priors, progress=progress))
+            return _integrated(fitted, priors, progress)
         except ReductionError:
             pass  # a model without a density at hand
     for warning in caught:
         warnings.warn(warning.message, stacklevel=3)
     return Reduction(fitted, priors, drawn)
+
+
+def _integrated(fitted: Posterior, priors: ReducedPriors, progress: bool) -> Reduction:
+    result = IntegratedReduction(fitted, priors, progress=progress)
+    ends = [name for name, end in (("full", result.full), ("reduced", result.reduced)) if not end.trusted]
+    if ends:
+        warnings.warn(
+            f"The change in log evidence of {sorted(priors.sites)} is not to be trusted: the integral of the "
+            f"{' and of the '.join(ends)} model has not converged. Fit the reduced model as well, and compare.",
+            ReductionWarning,
+            stacklevel=4,
+        )
+    return Reduction(fitted, priors, result)
 
 
 def _has_points(fitted: Posterior, priors: ReducedPriors) -> bool:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import pyro
 import pyro.distributions as dist
 import pytest
+import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from pyro_bmrs import ReductionError, ReductionWarning, reduce_model
@@ -61,3 +63,17 @@ def test_methods_that_there_are_not(exact_guide, method):
     guide, x, y = exact_guide(AutoMultivariateNormal)
     with pytest.raises(ReductionError, match="method must be one of"):
         reduce_model(guide, {"rest": dist.Normal(x.new_tensor(0.0), 0.3)}, args=(x, y), method=method)
+
+
+def test_an_integral_that_has_not_converged_says_so():
+    """A funnel that no location or scale of a prior straightens."""
+
+    def funnel():
+        neck = pyro.sample("neck", dist.Normal(0.0, 3.0))
+        rest = pyro.sample("rest", dist.Normal(torch.zeros(12), 1000.0).to_event(1))
+        pyro.factor("funnel", dist.Normal(0.0, (neck / 2).exp()).log_prob(rest).sum())
+
+    guide = AutoNormal(funnel)
+    guide()
+    with pytest.warns(ReductionWarning, match="integral of the full.* model has not converged"):
+        reduce_model(guide, {"neck": dist.Normal(0.0, 2.0)}, method="integration")
