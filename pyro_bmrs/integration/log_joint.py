@@ -68,7 +68,7 @@ class LogJoint:
         self.model, self._seen = model, _Standing(example or {})(model)
         self.arguments = args, dict(kwargs or {})
         self._args, self._kwargs = self.arguments
-        self._standardised = standardised
+        self.standardised = standardised
         with _quiet():
             trace = poutine.trace(self._seen).get_trace(*self._args, **self._kwargs)
         nodes: dict[str, Any] = dict(trace.nodes)
@@ -93,7 +93,7 @@ class LogJoint:
             self._total = SumProduct(whole, nesting).log_prob
 
     def _add(self, name: str, site: Any) -> None:
-        transform, fixed = site_transform(site["fn"], standardised=self._standardised), fixed_elements(site)
+        transform, fixed = site_transform(site["fn"], standardised=self.standardised), fixed_elements(site)
         shape = transform.inv(site["value"]).shape
         if fixed.any() and (transform.domain.event_dim or transform.codomain.event_dim):
             raise ReductionError(
@@ -155,18 +155,18 @@ class LogJoint:
         return values
 
     def _at(self, point: Tensor) -> Tensor:
-        with _Placing(self.places, point, self._standardised) as placing:
+        with _Placing(self.places, point, self.standardised) as placing:
             trace = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
         return self._total(trace) + placing.log_jacobian
 
     def _values_at(self, point: Tensor) -> dict[str, Tensor]:
-        with _Placing(self.places, point, self._standardised):
+        with _Placing(self.places, point, self.standardised):
             trace = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
         sites = latent_nodes(trace)
         return {name: sites[name]["value"] for name in self.sites}
 
     def _coordinates_of(self, values: Mapping[str, Tensor]) -> Tensor:
-        with _Reading(self.places, values, self._standardised) as reading:
+        with _Reading(self.places, values, self.standardised) as reading:
             self._model(*self._args, **self._kwargs)
         return torch.cat([reading.found[name] for name in self.places])
 

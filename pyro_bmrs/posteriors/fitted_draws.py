@@ -83,6 +83,9 @@ class FittedDraws:
     def keep(self) -> None:
         """The draws are there already."""
 
+    def log_weights(self, num_samples: int) -> None:
+        """There are none: draws are taken to be of the posterior."""
+
     def upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
         """For each site, the other latent sites that its prior depends on."""
         found = upstream_sites(track(self._at(0), self.args, self.kwargs), names)

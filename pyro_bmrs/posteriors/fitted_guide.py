@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoMessenger
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
@@ -157,6 +158,32 @@ class FittedGuide(GuideRun):
             for name in names
         }
         return Draws(values, priors)
+
+    def log_weights(self, num_samples: int) -> Tensor | None:
+        """
+        log p(data, x) - log q(x) at draws x of the guide, shape ``(num_samples,)``: how far it is from the posterior.
+
+        None where one of the two has no density for it: the model has sites that the guide does not draw, or the guide
+        draws more than these.
+        """
+        guide = self.unreduced_guide if "copy" in vars(self) else self.guide
+        if self.latent != self.sites or not self._draws_sites_alone(guide):
+            return None
+
+        def weigh(_: Tensor) -> Tensor:
+            of_guide, of_model = run(guide, self.model, self.args, self.kwargs)
+            ratio: Tensor = of_model.log_prob_sum() - of_guide.log_prob_sum()  # type: ignore[assignment]
+            return ratio
+
+        log_weights: Tensor = Vectorised("drawing from the guide")(weigh, torch.arange(num_samples))
+        return log_weights
+
+    def _draws_sites_alone(self, guide: Any) -> bool:
+        """Whether all that a guide draws is sites of the model, or, as autoguides do it, a one-to-one map of them."""
+        inner = guide.fitted_guide if isinstance(guide, ReducedGuide) else guide
+        if isinstance(inner, (AutoGuide, AutoMessenger)):
+            return not isinstance(inner, AutoDelta)
+        return frozenset(latent_nodes(self.traces[0])) <= self.latent
 
     def upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
         """For each site, the other latent sites that its prior, or its posterior in a traced guide, depends on."""

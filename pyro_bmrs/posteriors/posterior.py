@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
+from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_bmrs.posteriors.draws import Draws
@@ -57,6 +58,9 @@ class Posterior(Protocol):
 
     def draw(self, names: Collection[str], num_samples: int, progress: bool = False) -> Draws:
         """Joint draws, with the priors of some sites at each of them."""
+
+    def log_weights(self, num_samples: int) -> Tensor | None:
+        """Log density of the model less its own, at draws of it; None where it is draws, or one of them has none."""
 
 
 class FactoredPosterior(Posterior, Protocol):

@@ -17,7 +17,8 @@ from torch.distributions import Distribution
 
 from pyro_bmrs.evidence.accuracy import Accuracy, Estimated
 from pyro_bmrs.integration.ends import LogEvidence, Values, conditioned, integrate_model
-from pyro_bmrs.integration.log_evidence import NUM_STARTS, integrate
+from pyro_bmrs.integration.fits import full_evidence
+from pyro_bmrs.integration.log_evidence import NUM_STARTS
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import read_guide
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
@@ -52,7 +53,7 @@ class IntegratedReduction(Estimated):
         progress: bool = False,
     ) -> None:
         self._fitted, self._reduced_priors, self._num_draws = fitted, reduced_priors, num_draws
-        self.full = integrate(fitted, num_draws=num_draws, progress=progress)
+        self.full = full_evidence(fitted, num_draws=num_draws, progress=progress)
         self.reduced = self._integrate(reduced_model(fitted.model, reduced_priors), near)
         self.delta_evidence = torch.tensor(self.reduced.value - self.full.value)
         self.accuracy = self._accuracy()

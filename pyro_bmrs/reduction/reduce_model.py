@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyro_bmrs.errors import ReductionError, ReductionWarning, name_of_unknown
 from pyro_bmrs.evidence.dispatch import METHODS as METHODS_OF_EVIDENCE
@@ -21,10 +21,6 @@ from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, read_red
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.reduction.weighted import DrawnReduction
 from pyro_bmrs.structure.layers import has_points
-
-if TYPE_CHECKING:
-    pass
-
 
 METHODS = (*METHODS_OF_EVIDENCE, "integration")
 

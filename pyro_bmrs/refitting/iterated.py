@@ -18,9 +18,10 @@ from pyro_bmrs.reduction.priors import ReducedPriorLike
 from pyro_bmrs.refitting.checkpoints import Checkpoint
 from pyro_bmrs.refitting.refit import warn_not_converged
 from pyro_bmrs.refitting.rounds import Round, State, Task, advance, choose, read_task, repeat, search
-from pyro_bmrs.refitting.training import Schedule, Training, own_random_numbers, set_seed
+from pyro_bmrs.refitting.training import Schedule, Training
 from pyro_bmrs.search.groups import GroupsLike
 from pyro_bmrs.search.model_space import ModelSpace
+from pyro_bmrs.structure.vectorised import own_random_numbers, set_seed
 
 if TYPE_CHECKING:
     import pandas as pd

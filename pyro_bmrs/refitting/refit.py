@@ -26,9 +26,10 @@ from pyro_bmrs.posteriors.reading import bare_model, read_guide
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.refitting.moment_guides import guide_at_moments
-from pyro_bmrs.refitting.training import Objective, Schedule, Training, mean_and_error, own_random_numbers, set_seed
+from pyro_bmrs.refitting.training import Objective, Schedule, Training, mean_and_error
 from pyro_bmrs.refitting.unpinning import unpinned_guide
 from pyro_bmrs.structure.packed import holds_draws
+from pyro_bmrs.structure.vectorised import own_random_numbers, set_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

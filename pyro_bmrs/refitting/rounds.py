@@ -28,13 +28,14 @@ from pyro_bmrs.reduction.priors import ReducedPriorLike, match_prior, read_reduc
 from pyro_bmrs.reduction.reduce_model import reduce_posterior
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.refitting.refit import Refit, follow
-from pyro_bmrs.refitting.training import Objective, Schedule, Training, set_seed
+from pyro_bmrs.refitting.training import Objective, Schedule, Training
 from pyro_bmrs.refitting.unpinning import unpinned_guide
 from pyro_bmrs.search.groups import Groups, GroupsLike, read_groups
 from pyro_bmrs.search.model_space import ModelSpace
 from pyro_bmrs.search.search_models import search_models
 from pyro_bmrs.structure.layers import is_point
 from pyro_bmrs.structure.mixtures import mix
+from pyro_bmrs.structure.vectorised import set_seed
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,24 +13,22 @@ with. That of a normal's location is its standard deviation.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBO
 from pyro.infer.util import zero_grads
 from pyro.poutine.messenger import Messenger
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.posteriors.traces import latent_nodes, replay_whole
+from pyro_bmrs.structure.vectorised import set_seed
 
 _CHECK_PARTICLES = 50  # draws on which the ELBO is compared from window to window
 _FISHER_DRAWS = 32
@@ -67,22 +65,6 @@ class Schedule:
             raise ReductionError(f"tolerance must be a number of nats, not negative, not {self.tolerance!r}")
         if not isinstance(self.loss, ELBO):
             raise ReductionError(f"loss must be an ELBO, such as Trace_ELBO(), not a {type(self.loss).__name__}")
-
-
-@contextmanager
-def own_random_numbers() -> Iterator[None]:
-    """Lets what is inside seed the global generators, and puts them back."""
-    state = get_rng_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        set_rng_state(state)
-
-
-def set_seed(number: int) -> None:
-    """Seeds the global generators, with any integer."""
-    pyro.set_rng_seed(number % 2**32)
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:

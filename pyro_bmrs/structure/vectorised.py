@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -74,7 +76,7 @@ class Vectorised:
     def _in_chunks(self, function: Callable[[Any], Any], inputs: Any, count: int, progress: bool) -> Any:
         with pyro.validation_enabled(False), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")  # at an operation, not at the whole
-            size = max(1, _MOST_ELEMENTS // _largest_tensor(lambda: function(_take(inputs, 0))))
+            size = max(1, _MOST_ELEMENTS // largest_tensor(lambda: function(_take(inputs, 0))))
             mapped = torch.func.vmap(_with_noise_of_its_own(function), randomness="different")
             starts = tqdm(range(0, count, size), desc=self.doing, disable=not progress, leave=False)
             return _join(torch.cat, [mapped(_take(inputs, slice(start, start + size))) for start in starts])
@@ -131,7 +133,7 @@ class _Largest(TorchFunctionMode):
         return result
 
 
-def _largest_tensor(run: Callable[[], Any]) -> int:
+def largest_tensor(run: Callable[[], Any]) -> int:
     """
     The elements of the largest tensor that a run makes.
 
@@ -151,3 +153,19 @@ def _same_state(one: Any, other: Any) -> bool:
         bool(np.array_equal(one["state"]["key"], other["state"]["key"]))
         and one["state"]["pos"] == other["state"]["pos"]
     )
+
+
+@contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """Lets what is inside seed the global generators, and puts them back."""
+    state = get_rng_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        set_rng_state(state)
+
+
+def set_seed(number: int) -> None:
+    """Seeds the global generators, with any integer."""
+    pyro.set_rng_seed(number % 2**32)

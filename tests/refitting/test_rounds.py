@@ -12,7 +12,8 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_bmrs.refitting import reduce_iteratively, rounds
-from pyro_bmrs.refitting.training import Schedule, own_random_numbers
+from pyro_bmrs.refitting.training import Schedule
+from pyro_bmrs.structure.vectorised import own_random_numbers
 
 DATA = torch.tensor([2.0, 0.1])
 ZERO = dist.Delta(torch.tensor(0.0))

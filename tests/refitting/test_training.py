@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import random
 
 import numpy as np
 import pyro
@@ -18,7 +17,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from pyro_bmrs import ReductionError
-from pyro_bmrs.refitting.training import Objective, Schedule, Training, mean_and_error, own_random_numbers, set_seed
+from pyro_bmrs.refitting.training import Objective, Schedule, Training, mean_and_error
 from tests import conjugate
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -46,29 +45,6 @@ def objective(guide, *args, model=conjugate.model, **options):
 def test_settings_that_are_none(options, message):
     with pytest.raises(ReductionError, match=message):
         Schedule(**options)
-
-
-def numbers():
-    return random.random(), np.random.rand(), torch.rand(()).item()
-
-
-def test_random_numbers_inside_leave_those_outside_alone():
-    pyro.set_rng_seed(5)
-    expected = numbers(), numbers()
-    pyro.set_rng_seed(5)
-    first = numbers()
-    with own_random_numbers():
-        set_seed(2**40 + 1)
-        inside = numbers()
-        set_seed(1)
-        assert numbers() == inside
-    assert (first, numbers()) == expected
-    # After an error, too.
-    pyro.set_rng_seed(5)
-    with pytest.raises(KeyError), own_random_numbers():
-        set_seed(0)
-        raise KeyError
-    assert numbers() == expected[0]
 
 
 def test_the_mean_and_its_error():

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -13,7 +15,7 @@ import torch
 from scipy import stats
 
 from pyro_bmrs.structure import vectorised
-from pyro_bmrs.structure.vectorised import Vectorised
+from pyro_bmrs.structure.vectorised import Vectorised, own_random_numbers, set_seed
 
 DRAWS = torch.zeros(2000)
 
@@ -78,3 +80,26 @@ def test_an_error_of_the_function_is_seen():
 
     with pytest.raises(ValueError, match="its own"):
         Vectorised("drawing")(run, DRAWS)
+
+
+def numbers():
+    return random.random(), np.random.rand(), torch.rand(()).item()
+
+
+def test_random_numbers_inside_leave_those_outside_alone():
+    pyro.set_rng_seed(5)
+    expected = numbers(), numbers()
+    pyro.set_rng_seed(5)
+    first = numbers()
+    with own_random_numbers():
+        set_seed(2**40 + 1)
+        inside = numbers()
+        set_seed(1)
+        assert numbers() == inside
+    assert (first, numbers()) == expected
+    # After an error, too.
+    pyro.set_rng_seed(5)
+    with pytest.raises(KeyError), own_random_numbers():
+        set_seed(0)
+        raise KeyError
+    assert numbers() == expected[0]
