@@ -86,8 +86,9 @@ def importance_estimate(log_weights: Tensor, *, relative_efficiency: float | Ten
     total = torch.logsumexp(smoothed, 0)
     count = len(log_weights)
     shares = (smoothed - total).detach().exp()
-    variance = (shares - 1 / count).square().sum(0) * (count / (count - 1)) / efficiency
-    variance = torch.where(efficiency > 0, variance, torch.inf)
+    variance = (shares - 1 / count).square().sum(0) * (count / max(count - 1, 1)) / efficiency
+    # One draw, or a chain that never moved, says nothing of the spread.
+    variance = torch.where(efficiency > 0, variance, torch.inf) if count > 1 else torch.full_like(total, torch.inf)
     effective = efficiency / shares.square().sum(0)
     _warn_of_heavy_tails(pareto_k)
     return ImportanceEstimate(total - math.log(count), variance.sqrt(), pareto_k, effective, smoothed)

@@ -186,18 +186,24 @@ class FittedGuide(GuideRun):
         return frozenset(latent_nodes(self.traces[0])) <= self.latent
 
     def upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
-        """For each site, the other latent sites that its prior, or its posterior in a traced guide, depends on."""
+        """
+        For each site, the other latent sites that its prior, or its posterior in a traced guide, depends on.
+
+        Among the latter may be auxiliary ones, which the guide alone has.
+        """
         tracked = track(replay_whole(self.model, self.traces[0]), self.args, self.kwargs)
         latent = frozenset(latent_nodes(tracked))
         posterior = self.posterior_upstream(names)
-        return {name: (sites | posterior[name]) & latent for name, sites in upstream_sites(tracked, names).items()}
+        return {name: (sites & latent) | posterior[name] for name, sites in upstream_sites(tracked, names).items()}
 
     def posterior_upstream(self, names: Collection[str]) -> dict[str, frozenset[str]]:
-        """For each site, the other sites that its posterior depends on, which happens in a traced guide."""
+        """For each site, the guide's other sites that its posterior depends on, which happens in a traced guide."""
         found: dict[str, frozenset[str]] = dict.fromkeys(names, frozenset())
         traced = [name for name in names if name in self.factor_of and self.factor_of[name].traced]
         if traced:
-            found.update(upstream_sites(track_guide(self.guide, self.args, self.kwargs), traced))
+            tracked = track_guide(self.guide, self.args, self.kwargs)
+            drawn = frozenset(latent_nodes(tracked))
+            found |= {name: sites & drawn for name, sites in upstream_sites(tracked, traced).items()}
         return found
 
     def with_statements(self, statements: Mapping[str, Distribution], model: Callable[..., Any]) -> ReducedGuide:

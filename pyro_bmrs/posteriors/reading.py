@@ -24,7 +24,7 @@ from pyro_bmrs.posteriors.fitted_draws import FittedDraws
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reduced_guide import copy_guide
-from pyro_bmrs.posteriors.traces import accepts, first_run
+from pyro_bmrs.posteriors.traces import accepts, check_no_nan, first_run
 
 # Nats that one more step of Newton's method may gain where a mode was found.
 _LARGEST_DECREMENT = 0.01
@@ -45,22 +45,33 @@ def read_posterior(
     :param kwargs: keyword arguments of the model, remembered as those are.
     :raises ReductionError: for what cannot be read, with what is missing.
     """
+    args, kwargs = _arguments(args, kwargs)
     if isinstance(source, AbstractMCMC):
         run: Any = source
         samples = _samples(run)
         model = getattr(run.kernel, "model", None) if model is None else model
         if not args and not kwargs:
-            args, kwargs = run._args or (), run._kwargs
+            args, kwargs = run._args or (), dict(run._kwargs or {})
     elif arviz_adapter.has_posterior(source):
         samples = {name: torch.tensor(values) for name, values in arviz_adapter.posterior_draws(source).items()}
     else:
         return read_guide(source, model, args, kwargs)
     if model is None:
         raise ReductionError("draws do not know the model that they come from; pass model=")
-    kwargs = dict(kwargs or {})
     if not accepts(model, args, kwargs):
         raise ReductionError("the model cannot be called with the arguments given; pass its data as args=, kwargs=")
     return FittedDraws(samples, model, args, kwargs)
+
+
+def _arguments(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The model's arguments, as they are given: a tuple and a mapping, and not the one argument itself."""
+    if not isinstance(args, (tuple, list)):
+        raise ReductionError(
+            f"args is a {type(args).__name__}; give the model's positional arguments as a tuple, one alone as (x,)"
+        )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ReductionError(f"kwargs is a {type(kwargs).__name__}; give a mapping from names to arguments")
+    return tuple(args), dict(kwargs or {})
 
 
 def _samples(mcmc: Any) -> dict[str, Tensor]:
@@ -83,8 +94,9 @@ def read_guide(
     :param model: the model, needed where the guide does not know it.
     :param args: positional arguments of the model and the guide; for autoguides those of the first fit by default.
     :param kwargs: keyword arguments of both, remembered as those are.
-    :raises ReductionError: for a guide that is not fitted, or whose model or arguments are not known.
+    :raises ReductionError: for a guide that is not fitted or has diverged, or whose model or arguments are not known.
     """
+    args, kwargs = _arguments(args, kwargs)
     if not callable(guide):
         raise ReductionError(
             f"guide is a {type(guide).__name__}; give an autoguide, a GuideMessenger, a callable with sample sites, a "
@@ -94,9 +106,11 @@ def read_guide(
     if model is None:
         raise ReductionError("a hand-written guide does not know its model; pass model=")
     _check_fitted(guide)
+    if isinstance(guide, torch.nn.Module):
+        for name, parameter in guide.named_parameters():
+            check_no_nan(name.removesuffix("_unconstrained"), parameter)
     if not args and not kwargs:
         args, kwargs = _default_arguments(guide)
-    kwargs = dict(kwargs or {})
     if not accepts(model, args, kwargs):
         raise ReductionError(
             "the model cannot be called with the arguments given; pass those that SVI was run with as args=, kwargs="

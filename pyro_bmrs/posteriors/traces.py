@@ -175,10 +175,16 @@ def replay_whole(model: Callable[..., Any], guide_trace: Any) -> Callable[..., A
 
 
 def trace_guide(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
-    """A trace of a guide; a function whose parameters come to be only now has not been fitted."""
+    """
+    A trace of a guide.
+
+    :raises ReductionError: for a function whose parameters come to be only now, which has not been fitted, and for
+        parameters that are NaN.
+    """
     store = pyro.get_param_store()
     before = set(store.keys())
-    trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    with _NoneIsNaN():
+        trace = poutine.trace(guide).get_trace(*args, **kwargs)
     created = sorted(set(store.keys()) - before)
     if created and not isinstance(guide, torch.nn.Module):
         for name in created:
@@ -187,6 +193,27 @@ def trace_guide(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> po
             f"the guide has not been fitted: its parameters {created} did not exist; run SVI with it first"
         )
     return guide.get_traces()[1] if isinstance(guide, GuideMessenger) else trace
+
+
+class _NoneIsNaN(Messenger):
+    """Looks at each parameter that a program asks for."""
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        check_no_nan(msg["name"], msg["value"])
+
+
+def check_no_nan(name: str, parameter: Tensor) -> None:
+    """
+    Whether a parameter of a guide is a number in all elements.
+
+    :raises ReductionError: with the count of those that are not.
+    """
+    wrong = parameter.detach().isnan()
+    if wrong.any():
+        raise ReductionError(
+            f"the guide's parameter {name!r} is NaN at {int(wrong.sum())} of {wrong.numel()} elements: SVI has "
+            "diverged; fit again from another start, with smaller steps"
+        )
 
 
 def track_guide(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:

@@ -22,7 +22,7 @@ from pyro_bmrs.errors import ReductionError, name_of_unknown
 from pyro_bmrs.posteriors.traces import accepts, latent_nodes, track, upstream_sites
 from pyro_bmrs.structure.coordinates import elements
 from pyro_bmrs.structure.copies import with_own_tensors
-from pyro_bmrs.structure.layers import peel, to_event
+from pyro_bmrs.structure.layers import layers, peel, to_event
 from pyro_bmrs.structure.parameters import map_parameters, tensor_of
 
 ReducedPriorLike: TypeAlias = Distribution | Mapping[str, Distribution] | Callable[..., Any]
@@ -37,33 +37,49 @@ def match_prior(name: str, reduced_prior: Distribution, prior: Distribution) -> 
     """
     A reduced prior brought to the batch and event dimensions of the prior whose place it takes.
 
-    A scalar distribution serves a site of any shape; it is expanded and its rightmost batch dimensions are declared
-    dependent (``.to_event``) as the prior's are.
+    A scalar distribution serves a site of any shape. Where elements are independent, the reduced prior is expanded, and
+    its dimensions are declared dependent (``.to_event``) as the prior's are, however they were.
 
     Where the prior is masked, so is the reduced prior.
 
-    :raises ReductionError: where the shapes do not fit, where one of the two is discrete and the other continuous, and
-        for a prior that is improper, or masked in all elements, which comes to the same.
+    :raises ReductionError: where the shapes do not fit, where one of the two is discrete and the other continuous, for
+        a reduced prior with a NaN in it, and for a prior that is improper, or masked in all elements, which comes to
+        the same.
     """
     _check_proper(name, prior)
+    _check_numbers(name, reduced_prior)
     _check_kind(name, reduced_prior, prior)
-    missing = len(prior.event_shape) - len(reduced_prior.event_shape)
-    shape = prior.batch_shape + prior.event_shape[:missing] if missing > 0 else prior.batch_shape
-    problem = missing < 0 or reduced_prior.event_shape != prior.event_shape[max(missing, 0) :]
-    if not problem and reduced_prior.batch_shape != shape:
-        try:
-            problem = torch.broadcast_shapes(reduced_prior.batch_shape, shape) != shape
-        except RuntimeError:
-            problem = True
-        if not problem:
-            reduced_prior = reduced_prior.expand(shape)
-    if problem:
+    fitted = reduced_prior if _has_shapes_of(reduced_prior, prior) else _expanded(reduced_prior, prior)
+    if fitted is None:
         raise ReductionError(
             f"the reduced prior of site {name!r} has {describe_shape(reduced_prior)}, which does not broadcast to the "
             f"prior's {describe_shape(prior)}; give it a shape that does, or a scalar distribution for all elements"
         )
-    reduced_prior = _at_home(reduced_prior, prior)
-    return _masked_like(name, dist.Independent(reduced_prior, missing) if missing > 0 else reduced_prior, prior)
+    return _masked_like(name, _at_home(fitted, prior), prior)
+
+
+def _has_shapes_of(one: Distribution, other: Distribution) -> bool:
+    return one.batch_shape == other.batch_shape and one.event_shape == other.event_shape
+
+
+def _expanded(reduced_prior: Distribution, prior: Distribution) -> Distribution | None:
+    """
+    A reduced prior expanded to the shapes of a prior; None where they do not fit.
+
+    Which dimensions are declared dependent is a spelling where elements are independent.
+    """
+    event_dims = len(prior.event_shape)
+    parted = elements(reduced_prior)
+    dims = event_dims if parted is not None else event_dims - len(reduced_prior.event_shape)
+    bare = reduced_prior if parted is None else parted
+    shape = prior.batch_shape + prior.event_shape[: max(dims, 0)]
+    if dims < 0 or bare.event_shape != prior.event_shape[dims:]:
+        return None
+    try:
+        fits = torch.broadcast_shapes(bare.batch_shape, shape) == shape
+    except RuntimeError:
+        fits = False
+    return to_event(bare.expand(shape), dims) if fits else None
 
 
 def _check_proper(name: str, prior: Distribution) -> None:
@@ -78,6 +94,17 @@ def _check_proper(name: str, prior: Distribution) -> None:
             f"the prior of site {name!r} is switched off (masked in all elements), so that it is improper and evidence "
             "under it is arbitrary; take the mask off, or reduce other sites"
         )
+
+
+def _check_numbers(name: str, reduced_prior: Distribution) -> None:
+    for layer in layers(reduced_prior):
+        for parameter in layer.arg_constraints:
+            value = vars(layer).get(parameter)
+            if isinstance(value, Tensor) and (wrong := value.isnan()).any():
+                raise ReductionError(
+                    f"the reduced prior of site {name!r} has a NaN in its {parameter}, at {int(wrong.sum())} of "
+                    f"{wrong.numel()} elements; give a number"
+                )
 
 
 def _check_kind(name: str, reduced_prior: Distribution, prior: Distribution) -> None:

@@ -13,14 +13,14 @@ from pyro_bmrs.errors import ReductionError, ReductionWarning, name_of_unknown
 from pyro_bmrs.evidence.dispatch import METHODS as METHODS_OF_EVIDENCE
 from pyro_bmrs.evidence.dispatch import NUM_SAMPLES
 from pyro_bmrs.posteriors.draws import Draws
-from pyro_bmrs.posteriors.posterior import Posterior
+from pyro_bmrs.posteriors.posterior import FactoredPosterior, Posterior
 from pyro_bmrs.posteriors.reading import read_posterior
 from pyro_bmrs.reduction.factorwise import FactorwiseReduction
 from pyro_bmrs.reduction.integrated import IntegratedReduction
 from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, read_reduced_priors
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.reduction.weighted import DrawnReduction
-from pyro_bmrs.structure.layers import has_points
+from pyro_bmrs.structure.layers import has_points, is_point
 
 METHODS = (*METHODS_OF_EVIDENCE, "integration")
 
@@ -138,6 +138,8 @@ def reduce_posterior(
             f"method={method!r} cannot be had: the posterior or the prior of a reduced site depends on other sites, or "
             "has no density of its own; take method='auto' or 'importance'"
         )
+    if factored is not None:
+        _check_density(factored, priors)
     given = draws is not None
     draws = fitted.draw(sorted(priors.sites), num_samples, progress) if draws is None else draws
     with warnings.catch_warnings(record=True) as caught:
@@ -175,15 +177,25 @@ def _has_points(fitted: Posterior, priors: ReducedPriors) -> bool:
     return any(has_points(priors.at(name, values)) for name in continuous)
 
 
+def _check_density(fitted: FactoredPosterior, priors: ReducedPriors) -> None:
+    for name in sorted(priors.sites & fitted.factor_of.keys()):
+        if is_point(fitted.factor_of[name].posterior(name)):
+            raise ReductionError(
+                f"the posterior of site {name!r} is a point (Delta) and has no density, so no evidence can be had from "
+                "it; fit a guide with a density, such as AutoNormal, in place of AutoDelta, or take "
+                "method='integration', which asks the model"
+            )
+
+
 def _upstream(fitted: Posterior, priors: ReducedPriors) -> dict[str, frozenset[str]]:
     """For each reduced site, the sites that its posterior, its prior or its reduced prior depends on."""
     for name in priors.sites - fitted.sites:
         raise name_of_unknown(name, fitted.sites, fitted.noun)
     upstream = fitted.upstream(priors.sites)
     for name, sites in upstream.items():
-        if sites - fitted.sites:
+        if missing := sorted((sites & fitted.latent) - fitted.sites):
             raise ReductionError(
-                f"the prior of site {name!r} depends on {sorted(sites - fitted.sites)}, which {fitted.noun} does not "
+                f"the prior of site {name!r} depends on {missing}, which {fitted.noun} does not "
                 "hold (enumerated sites are summed out); reduce other sites, or have these drawn too"
             )
     return {name: sites | priors.upstream[name] for name, sites in upstream.items()}

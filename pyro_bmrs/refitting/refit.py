@@ -14,7 +14,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.infer.autoguide import AutoLaplaceApproximation
 from pyro.infer.elbo import ELBO
 from torch.distributions import Distribution, kl_divergence
@@ -24,6 +24,7 @@ from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.reading import bare_model, read_guide
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide
+from pyro_bmrs.posteriors.traces import latent_nodes
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.refitting.moment_guides import guide_at_moments
 from pyro_bmrs.refitting.training import Objective, Schedule, Training, mean_and_error
@@ -176,6 +177,7 @@ def refit(
         loss = Trace_ELBO()
     schedule = Schedule(loss, learning_rates, window, tolerance, max_steps, num_particles, seed)
     full = _read(model, guide, reduction)
+    _check_loss(full, loss)
     with own_random_numbers(), torch.enable_grad():
         set_seed(seed)
         begun = _start(reduction) if start is None else start
@@ -222,6 +224,18 @@ def _read(model: Callable[..., Any], guide: Any, reduction: Reduction) -> Fitted
                 f"{sorted(reduced.latent)}; pass the model that the guide was fitted to"
             )
     return full
+
+
+def _check_loss(full: FittedGuide, loss: ELBO) -> None:
+    """Whether an ELBO sums over the discrete sites that the guide leaves to be summed."""
+    nodes = latent_nodes(full.traces[1])
+    summed = sorted(name for name in full.latent - full.sites if nodes[name]["fn"].has_enumerate_support)
+    if summed and not isinstance(loss, (TraceEnum_ELBO, TraceTMC_ELBO)):
+        raise ReductionError(
+            f"the guide leaves the discrete sites {summed} to be summed out, and {type(loss).__name__} draws them from "
+            "their priors, so that its ELBO is another; pass loss=TraceEnum_ELBO(), or the one that the guide was "
+            "fitted with"
+        )
 
 
 def _is_same(guide: Any, other: Any) -> bool:

@@ -176,3 +176,10 @@ class TestErrors:
         normal = dist.MultivariateNormal(torch.ones(3), torch.eye(3))
         with pytest.raises(ReductionError, match="improper"):
             reduce(normal, improper, normal)
+
+
+def test_a_single_draw_says_nothing_of_its_error() -> None:
+    with pytest.warns(ReductionWarning, match="not to be trusted"):
+        estimate = importance_estimate(torch.tensor([0.7]))
+    assert estimate.delta_evidence == pytest.approx(0.7)
+    assert estimate.standard_error == torch.inf and estimate.effective_sample_size == 1

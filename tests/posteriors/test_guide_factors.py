@@ -322,3 +322,28 @@ def test_beside_others_in_a_list_it_is_told_apart_from_them() -> None:
     first = reduce_model(parts, {"weights": dist.Normal(0.0, 0.5)})
     second = reduce_model(first.guide, {"rate": dist.LogNormal(0.0, 0.5)})
     torch.testing.assert_close(first.delta_evidence + second.delta_evidence, log_evidence(0.5, 0.5) - log_evidence(1.0))
+
+
+def test_a_point_estimate_whose_prior_depends_on_others_has_no_density_either():
+    def model():
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 0.1))
+        pyro.sample("z", dist.Normal(0.0, scale))
+
+    guide = AutoDelta(model)
+    guide()
+    with pytest.raises(ReductionError, match="'z' is a point .* no density"):
+        reduce_model(guide, {"z": dist.Normal(0.0, 0.5)})
+
+
+def test_a_site_that_depends_on_an_auxiliary_variable_is_drawn():
+    def guide(y):
+        u = pyro.sample("u", dist.Normal(0.3, 0.2), infer={"is_auxiliary": True})
+        pyro.sample("a", dist.Normal(u, 0.15))
+        pyro.sample("b", dist.Gamma(8.0, 8.0))
+
+    y = torch.tensor([0.1, 0.4, -0.2])
+    reduction = reduce_model(guide, {"a": dist.Normal(0.0, 0.8)}, model=two_sites, args=(y,), num_samples=1500)
+    # The variable integrated out, the site is normal with the variance of both.
+    expected = log_evidence_change(dist.Normal(0.3, 0.25), STANDARD, dist.Normal(0.0, 0.8))
+    assert abs(reduction.delta_evidence - expected) < 5 * reduction.standard_error
+    assert reduce_model(guide, {"b": dist.Gamma(3.0, 3.0)}, model=two_sites, args=(y,)).method == "exact"

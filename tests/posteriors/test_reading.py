@@ -163,3 +163,33 @@ def test_a_laplace_approximation_at_no_mode_is_refused():
         guide.loc.fill_(0.0)
     with pytest.raises(ReductionError, match="not curved downwards"):
         reduce_model(guide, {"z": dist.Normal(0.0, 0.5)})
+
+
+@pytest.mark.parametrize("args", [torch.ones(3), "ab", {"y": Y}])
+def test_the_one_argument_itself_is_no_tuple_of_them(args):
+    guide = AutoNormal(model)
+    guide(Y)
+    with pytest.raises(ReductionError, match=f"args is a {type(args).__name__}; give .* as a tuple"):
+        reduce_model(guide, {"bias": NARROW}, args=args)
+    with pytest.raises(ReductionError, match="kwargs is a tuple; give a mapping"):
+        reduce_model(guide, {"bias": NARROW}, kwargs=(Y,))
+    assert reduce_model(guide, {"bias": NARROW}, args=[Y]).method == "exact"
+
+
+@pytest.mark.parametrize("guide_type", [AutoNormal, AutoMultivariateNormal, AutoNormalMessenger])
+def test_a_guide_that_has_diverged_says_so(guide_type):
+    guide = guide_type(model)
+    guide(Y)
+    with torch.no_grad():
+        next(guide.parameters()).reshape(-1)[0] = torch.nan
+    with pytest.raises(ReductionError, match="guide's parameter 'loc.*' is NaN at 1 of .*diverged"):
+        reduce_model(guide, {"bias": NARROW}, args=(Y,))
+
+
+def test_a_function_guide_that_has_diverged_says_so():
+    def guide():
+        pyro.sample("z", dist.Normal(pyro.param("loc"), 1.0))
+
+    pyro.param("loc", torch.tensor(torch.nan))
+    with pytest.raises(ReductionError, match="guide's parameter 'loc' is NaN at 1 of 1"):
+        reduce_model(guide, NARROW, model=lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))

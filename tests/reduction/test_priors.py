@@ -133,3 +133,34 @@ def test_a_masked_prior_masks_the_reduced_one():
         dist.Normal(torch.zeros(3, 2), 1.0).to_event(1).mask(mask),
     )
     assert torch.equal(whole.log_prob(torch.ones(3, 2)) == 0, ~mask)
+
+
+SPELLINGS = {
+    "scalar": lambda d: d(torch.tensor(0.0)),
+    "batch": lambda d: d(torch.zeros(3)),
+    "to_event": lambda d: d(torch.zeros(3)).to_event(1),
+    "expanded": lambda d: d(torch.tensor(0.0)).expand([3]),
+    "expanded, to_event": lambda d: d(torch.tensor(0.0)).expand([3]).to_event(1),
+    "one element": lambda d: d(torch.zeros(1)).to_event(1),
+    "masked": lambda d: d(torch.zeros(3)).mask(torch.ones(3, dtype=torch.bool)),
+    "event_dim": lambda d: dist.Delta(torch.zeros(3), event_dim=1) if d is dist.Delta else d(torch.zeros(3)),
+}
+
+
+@pytest.mark.parametrize("of", [dist.Delta, lambda loc: dist.Normal(loc, 0.2)], ids=["point", "normal"])
+@pytest.mark.parametrize("prior", [dist.Normal(torch.zeros(3), 1.0), dist.Normal(torch.zeros(3), 1.0).to_event(1)])
+def test_every_spelling_is_the_same_reduced_prior(prior, of):
+    """How dimensions are declared is no matter where elements are independent."""
+    values = torch.tensor([0.0, 0.5, 0.0]).float()
+    expected = of(torch.zeros(3).float()).log_prob(values).sum()
+    for how, spell in SPELLINGS.items():
+        matched = match_prior("z", spell(of), prior)
+        assert (matched.batch_shape, matched.event_shape) == (prior.batch_shape, prior.event_shape), how
+        torch.testing.assert_close(matched.log_prob(values).sum(), expected, msg=how)
+
+
+def test_a_reduced_prior_with_a_nan_is_refused():
+    prior = dist.Normal(torch.zeros(3), 1.0)
+    reduced_prior = dist.Normal(torch.tensor([0.0, torch.nan, 0.0]), 0.1, validate_args=False).to_event(1)
+    with pytest.raises(ReductionError, match="'z' has a NaN in its loc, at 1 of 3 elements"):
+        match_prior("z", reduced_prior, prior)

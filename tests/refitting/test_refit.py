@@ -517,3 +517,18 @@ def test_a_site_with_an_improper_prior_beside_the_reduced_one():
     guide(y)
     result = refit(model, guide, reduce_model(guide, {"loc": dist.Normal(0.0, 0.5)}), max_steps=1, num_particles=10)
     assert math.isfinite(result.delta_elbo)
+
+
+def test_an_elbo_that_does_not_sum_over_what_the_guide_leaves_out_is_refused():
+    @config_enumerate
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(y)):
+            k = pyro.sample("k", dist.Bernoulli(0.4))
+            pyro.sample("y", dist.Normal(mean * k, 0.5), obs=y)
+
+    y = torch.tensor([1.0, 1.2])
+    guide = fit(model, AutoNormal(pyro.poutine.block(model, hide=["k"])), y, steps=2, loss=TraceEnum_ELBO())
+    reduction = reduce_model(guide, {"mean": dist.Normal(0.0, 1.0)}, model=model, args=(y,))
+    with pytest.raises(ReductionError, match=r"\['k'\] to be summed out, and Trace_ELBO draws them.*TraceEnum_ELBO"):
+        refit(model, guide, reduction)
