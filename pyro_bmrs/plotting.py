@@ -87,7 +87,7 @@ def plot_reduction(
         ...     return pyro.sample("weights", dist.Normal(torch.zeros(3), 1.0).to_event(1))
         >>> guide = AutoNormal(model)
         >>> _ = guide()
-        >>> ax = plot_reduction(reduce_model(guide, {"weights": dist.Normal(0.0, 0.1)}))
+        >>> ax = plot_reduction(reduce_model(guide, {"weights": dist.Normal(0.0, 0.1)}, check=False))
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['weights[0]', 'weights[1]', 'weights[2]']
     """

@@ -3,14 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import pyro
 import pytest
 import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from tests import exact_guides, programs
+
+
+@pytest.fixture(autouse=True, scope="module")
+def unchecked() -> Iterator[None]:
+    """
+    Only what asks for a check is checked: most tests state facts of guides that were never fitted to a model.
+
+    The examples of the package, and the tests of what is checked by itself, have it as users do.
+    """
+    with pyro.settings.context(bmrs_automatic_check=False):
+        yield
 
 
 @pytest.fixture

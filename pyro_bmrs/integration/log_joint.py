@@ -116,6 +116,11 @@ class LogJoint:
         return any(is_standardisable(sites[name]["fn"]) and upstream[name] - {name} for name in self.places)
 
     @property
+    def is_vectorised(self) -> bool:
+        """Whether many points are evaluated at once: as long as the model's code has not failed so."""
+        return self._vectorised.at_once
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype in which the model is evaluated."""
         return torch.get_default_dtype() if self._like is None else self._like.dtype

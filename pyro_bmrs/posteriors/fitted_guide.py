@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoMessenger
 from torch import Tensor
 from torch.distributions import Distribution
@@ -58,6 +59,11 @@ class FittedGuide(GuideRun):
     def keep(self) -> None:
         """Reads now what is read off the guide, so that more SVI with it changes nothing."""
         _ = self.traces, self.factors, self.copy
+
+    @property
+    def trace(self) -> poutine.Trace:
+        """A run of the model, at values that the guide draws or began with."""
+        return self.traces[1]
 
     @cached_property
     def unreduced_guide(self) -> ReducedGuide:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -45,6 +46,10 @@ class Posterior(Protocol):
     @property
     def sites(self) -> frozenset[str]:
         """The model's latent sites that it is a posterior of."""
+
+    @property
+    def trace(self) -> poutine.Trace:
+        """A run of the model, at values that it allows."""
 
     @property
     def factored(self) -> FactoredPosterior | None:

@@ -157,7 +157,7 @@ class ReducedGuide(PyroModule):
         >>> def model():
         ...     pyro.sample("weights", dist.Normal(torch.zeros(2), 1.).to_event(1))
         >>> guide = AutoNormal(model); _ = guide()
-        >>> reduction = reduce_model(guide, dist.Delta(torch.zeros(2), event_dim=1))
+        >>> reduction = reduce_model(guide, dist.Delta(torch.zeros(2), event_dim=1), check=False)
         >>> sorted(reduction.guide.current_statements())
         ['weights', 'weights_unconstrained']
         >>> Predictive(reduction.model, guide=reduction.guide, num_samples=1)()["weights"]

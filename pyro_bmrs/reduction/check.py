@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pyro_bmrs.evidence.importance import LARGEST_K
 from pyro_bmrs.integration.ends import LogEvidence
 
 # How far the answer read off the posterior may be from the model's, in nats and as a share, and still agree with it.
@@ -25,6 +26,9 @@ class Check:
     :param full: log evidence of the model that was fitted.
     :param reduced: log evidence of the reduced model.
     :param read_off: the change in log evidence that was read off the fitted posterior, in nats.
+    :param read_off_error: its standard error; 0 where it is no estimate.
+    :param guide_pareto_k: shape of the tail of the fitted guide's own weights p(data, x) / q(x); above 0.7 the guide is
+        far from the posterior. None where there is no guide, or one of the two has no density at its draws.
     :param elementwise: for each reduced site, the change in log evidence of reducing each of its elements alone,
         integrated; None where this was not asked for.
     """
@@ -32,6 +36,8 @@ class Check:
     full: LogEvidence
     reduced: LogEvidence
     read_off: float
+    read_off_error: float = 0.0
+    guide_pareto_k: float | None = None
     elementwise: Mapping[str, Tensor] | None = None
 
     @property
@@ -57,8 +63,19 @@ class Check:
     @property
     def agrees(self) -> bool:
         """Whether what was read off is what the model says: to 0.1 nats and 5 %, or two standard errors."""
-        allowed = max(TOLERANCE + RELATIVE_TOLERANCE * abs(self.delta_evidence), 2 * self.standard_error)
+        error = math.hypot(self.standard_error, self.read_off_error)
+        allowed = max(TOLERANCE + RELATIVE_TOLERANCE * abs(self.delta_evidence), 2 * error)
         return abs(self.delta_evidence - self.read_off) <= allowed
+
+    @property
+    def holds(self) -> bool:
+        """Whether what was read off is right: it agrees with integrals that are to be trusted."""
+        return self.trusted and self.agrees
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the fitted guide is far from the posterior, by its own weights."""
+        return self.guide_pareto_k is not None and self.guide_pareto_k > LARGEST_K
 
     @property
     def probability(self) -> float:
@@ -67,6 +84,20 @@ class Check:
 
     def words(self) -> str:
         """What was found, in a sentence."""
+        far = f"; the guide is far from the posterior (Pareto k {self.guide_pareto_k:.2f} of its own weights)"
+        return self._words() + (far if self.is_far else "")
+
+    @property
+    def advice(self) -> str | None:
+        """What to do about it; None where what was read off is right, and the guide near the posterior."""
+        mend = "more draws" if self.guide_pareto_k is None else "more steps of SVI, or a richer guide"
+        if not self.trusted:
+            return f"Take {mend}; or fit the reduced model as well, and compare"
+        if not self.agrees:
+            return f"Go by the model's value, checked.delta_evidence; the posterior is mended by {mend}"
+        return f"Of the posterior itself do not make much: it is mended by {mend}" if self.is_far else None
+
+    def _words(self) -> str:
         numbers = f"ΔF = {self.delta_evidence:.2f} ± {self.standard_error:.2g} nats by the model"
         if not self.trusted:
             ends = [name for name, end in (("full", self.full), ("reduced", self.reduced)) if not end.trusted]

@@ -115,7 +115,7 @@ class IntegratedReduction(Estimated):
 
 def reduced_draws(reduction: Any, progress: bool) -> Values:
     """Draws from the reduced posterior that was read off, by site, along the first dimension."""
-    guide, fitted = reduction.guide, reduction.fitted
+    guide, fitted = reduction.new_guide(), reduction.fitted
     if isinstance(guide, DrawsGuide):
         return guide.resample(NUM_STARTS)
     return read_guide(guide, reduction.model, fitted.args, fitted.kwargs).draw((), NUM_STARTS, progress).values

@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 
 from pyro_bmrs import arviz_adapter
 from pyro_bmrs.evidence.accuracy import Estimated
+from pyro_bmrs.integration.fits import guide_tail
 from pyro_bmrs.plotting import plot_reduction
 from pyro_bmrs.posteriors.draws import Draws
 from pyro_bmrs.posteriors.posterior import Posterior
@@ -26,6 +27,7 @@ from pyro_bmrs.reduction.factorwise import FactorwiseReduction
 from pyro_bmrs.reduction.integrated import IntegratedReduction, reduced_draws
 from pyro_bmrs.reduction.priors import ReducedPriors, reduced_model
 from pyro_bmrs.reduction.weighted import DrawnReduction
+from pyro_bmrs.structure.vectorised import own_parameters
 from pyro_bmrs.tables import element_labels, moments
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Reduction(Estimated):
         >>> guide = AutoNormal(model); _ = guide()
         >>> with torch.no_grad():
         ...     _ = guide.locs.weights.copy_(torch.tensor([0.01, 2.0]))
-        >>> reduction = reduce_model(guide, {"weights": dist.Normal(0., 0.1)})
+        >>> reduction = reduce_model(guide, {"weights": dist.Normal(0., 0.1)}, check=False)
         >>> reduction
         Reduction(weights): ΔF = -95.58 nats (closed form, of the guide; not checked against the model), probability ...
         >>> reduction.elementwise["weights"].detach()
@@ -70,6 +72,8 @@ class Reduction(Estimated):
         self.fitted, self.reduced_priors, self._result = fitted, reduced_priors, result
         self.checked: Check | None = None
         """What :meth:`check` found when it was last called; None where it was not."""
+        self.unchecked: str | None = None
+        """Why it was not checked by itself, in words; None where that was not tried."""
         self.accuracy = result.accuracy
 
     @property
@@ -109,7 +113,7 @@ class Reduction(Estimated):
     def __deepcopy__(self, memo: dict[int, Any]) -> Reduction:
         """The same value, with a guide of its own. The fitted guide is not copied: autoguides lose their model so."""
         twin = type(self)(self.fitted, self.reduced_priors, self._result)
-        twin.checked = self.checked
+        twin.checked, twin.unchecked = self.checked, self.unchecked
         return twin
 
     @cached_property
@@ -146,12 +150,16 @@ class Reduction(Estimated):
         :raises ReductionError: for a model whose density is not at hand: one that subsamples, or has latent sites with
             infinitely many discrete values.
         """
-        draws = reduced_draws(self, progress)
-        integrated = IntegratedReduction(
-            self.fitted, self.reduced_priors, near=draws, num_draws=num_draws, progress=progress
-        )
-        each = integrated.elementwise if elementwise else None
-        self.checked = Check(integrated.full, integrated.reduced, float(self.delta_evidence.detach()), each)
+        read_off = float(self.delta_evidence.detach())
+        error = 0.0 if self.standard_error is None else float(self.standard_error)
+        with own_parameters():
+            draws = reduced_draws(self, progress)
+            integrated = IntegratedReduction(
+                self.fitted, self.reduced_priors, near=draws, num_draws=num_draws, progress=progress
+            )
+            each = integrated.elementwise if elementwise else None
+            tail = guide_tail(self.fitted)
+        self.checked = Check(integrated.full, integrated.reduced, read_off, error, tail, each)
         return self.checked
 
     @property
@@ -182,8 +190,16 @@ class Reduction(Estimated):
             how += f", Pareto k {float(self.pareto_k):.2f}{warning}"
         if self.effective_sample_size is not None:
             how += f", effective sample size {float(self.effective_sample_size):.0f}"
-        unchecked = self.checked is None and self.method in _OF_THE_GUIDE
-        return f"{how}; not checked against the model" if unchecked else how
+        return how if self.checked is not None or self._is_the_models else f"{how}; {self._words_of_check()}"
+
+    @property
+    def _is_the_models(self) -> bool:
+        """Whether the number is not read off the posterior, so that there is nothing to check."""
+        return self.unchecked is None and self.method not in _OF_THE_GUIDE
+
+    def _words_of_check(self) -> str:
+        why = f": {self.unchecked}" if self.unchecked else ""
+        return f"not checked against the model{why}" if self.checked is None else self.checked.words()
 
     def _repr_html_(self) -> str:
         sites = ", ".join(f"<code>{html.escape(name)}</code>" for name in self.reduced_sites)
@@ -197,9 +213,13 @@ class Reduction(Estimated):
 
         ``delta_evidence`` and ``probability`` are of reducing the element alone; ``reduced_mean`` and ``reduced_sd``
         are under the reduction of all. Moments are NaN where elements cannot be parted. After a check of each element,
-        ``checked_delta_evidence`` is what the model says; what it says of the whole is in ``attrs["check"]``.
+        ``checked_delta_evidence`` is what the model says; what it says of the whole is in ``attrs["check"]``, or that
+        it was not asked.
         """
-        return summarise(self)
+        table = summarise(self)
+        if not self._is_the_models:
+            table.attrs["check"] = self._words_of_check()
+        return table
 
     def to_arviz(self, num_samples: int = 1000) -> Any:
         """
@@ -241,10 +261,7 @@ def summarise(reduction: Reduction) -> pd.DataFrame:
             columns["checked_delta_evidence"] = checked.elementwise[name]
         flat = {label: column.detach().reshape(-1).cpu().numpy() for label, column in columns.items()}
         tables.append(pd.DataFrame(flat, index=reduction.element_labels[name]))
-    table = pd.concat(tables)
-    if checked is not None:
-        table.attrs["check"] = checked.words()
-    return table
+    return pd.concat(tables)
 
 
 @torch.no_grad()
@@ -259,6 +276,9 @@ def to_arviz(reduction: Reduction, num_samples: int) -> Any:
         value = getattr(reduction, attribute)
         if value is not None:
             data.posterior.attrs[attribute] = float(value)
+    if reduction.checked is not None:
+        data.posterior.attrs["checked_delta_evidence"] = reduction.checked.delta_evidence
+        data.posterior.attrs["checked_standard_error"] = reduction.checked.standard_error
     return data
 
 

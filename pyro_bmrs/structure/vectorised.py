@@ -169,3 +169,11 @@ def own_random_numbers() -> Iterator[None]:
 def set_seed(number: int) -> None:
     """Seeds the global generators, with any integer."""
     pyro.set_rng_seed(number % 2**32)
+
+
+@contextmanager
+def own_parameters() -> Iterator[None]:
+    """Lets what is inside put parameters into the store, and takes them out again; those that were there stay."""
+    store = pyro.get_param_store()
+    with store.scope(store.get_state()):
+        yield
