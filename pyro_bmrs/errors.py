@@ -1,13 +1,15 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The one exception for mistakes that a user can mend, the one warning, and which site an error is about."""
+"""The one exception for mistakes that a user can mend, the one warning, which site an error is about, and numbers."""
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class ReductionError(ValueError):
@@ -41,6 +43,33 @@ def name_of_unknown(name: str, known: Collection[str], what: str) -> ReductionEr
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     return ReductionError(f"{what} has no latent site {name!r}; its latent sites are {sorted(known)}{hint}")
+
+
+def check_number(number: Any, what: str, *, low: float = -math.inf, above: float = -math.inf) -> None:
+    """
+    Sees that what a user gives for a number is a finite one.
+
+    :param number: what was given; a tensor of one element will do.
+    :param what: what it is, for the message.
+    :param low: the least that it may be.
+    :param above: what it has to be larger than.
+    :raises ReductionError: if it is not.
+
+    Example::
+
+        >>> from pyro_bmrs.errors import check_number
+        >>> check_number(0.5, "the scale", above=0)
+        >>> check_number(float("nan"), "the scale", above=0)
+        Traceback (most recent call last):
+        pyro_bmrs.errors.ReductionError: the scale is a finite number above 0, not nan
+    """
+    try:
+        is_good = math.isfinite(number) and number >= low and number > above
+    except (TypeError, ValueError, RuntimeError):  # of what has no value as a number
+        is_good = False
+    if not is_good:
+        bound = f" above {above:g}" if above > -math.inf else f" of at least {low:g}" if low > -math.inf else ""
+        raise ReductionError(f"{what} is a finite number{bound}, not {number!r}")
 
 
 @contextmanager

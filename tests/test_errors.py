@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
+import torch
 
 from pyro_bmrs import ReductionError, reduce_model
-from pyro_bmrs.errors import name_of_unknown, naming
+from pyro_bmrs.errors import check_number, name_of_unknown, naming
 from tests.programs import NARROW
 
 
@@ -46,3 +48,16 @@ def test_mistakes_of_another_kind_pass_as_they_are():
     with pytest.raises(ZeroDivisionError, match="^division by zero$"):
         with naming("w"):
             1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize("number", [1, 1.5, torch.tensor(2.0), np.float32(3.0)])
+def test_numbers(number):
+    check_number(number, "a number", low=1)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.5, None, "2", torch.ones(2)])
+def test_what_is_no_number(number):
+    with pytest.raises(ReductionError, match="the share is a finite number of at least 1, not"):
+        check_number(number, "the share", low=1)
+    with pytest.raises(ReductionError, match="finite number above 2"):
+        check_number(2, "the share", above=2)

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.errors import ReductionError, check_number
 from pyro_bmrs.pruning.criteria.weights import incoming_weights
 from pyro_bmrs.pruning.examples import run
 from pyro_bmrs.pruning.layers import channel_dim
@@ -77,6 +77,7 @@ def in_proportion_to_cost(
     :param mean: the mean over all units.
     :param power: of the costs: 1 for proportion, 0 for the same number everywhere, 0.5 for half-way on a log scale.
     :return: a number for each site.
+    :raises ReductionError: for a mean or a power that is no finite number; else as :func:`unit_costs`.
 
     Example::
 
@@ -86,6 +87,8 @@ def in_proportion_to_cost(
         >>> {name: round(odds, 2) for name, odds in in_proportion_to_cost(attach_noise(net)).items()}
         {'0': 1.71, '2': 0.29}
     """
+    check_number(mean, "the mean over all units")
+    check_number(power, "the power of the costs")
     costs = {name: cost**power for name, cost in unit_costs(net, example_inputs).items()}
     sites = noise_sites(net)
     total = sum(costs[name] * site.noise.num_units for name, site in sites.items())

@@ -22,10 +22,12 @@ class Criterion(ABC):
     What decides which units go: a class with scores, and, unless the smallest are to go first, margins.
 
     ``decides`` says whether the criterion has a threshold of its own; else :func:`~pyro_bmrs.pruning.prune` has to be
-    told how many units to remove.
+    told how many units to remove. ``adds`` says whether what speaks for units that go together is the sum over them, as
+    log evidence is; of scores that only rank it is the mean, so that units do not go or stay for being tied.
     """
 
     decides: bool = False
+    adds: bool = False
 
     @abstractmethod
     def scores(self, net: nn.Module, guide: AutoTruncatedLogNormal) -> Scores:
@@ -40,7 +42,7 @@ class Criterion(ABC):
         """
         How much speaks for the removal of each unit: the larger, the sooner it goes; by default the smallest scores.
 
-        Those of units that go together are added. Where the criterion ``decides``, a unit goes from 0 on.
+        Where the criterion ``decides``, a unit goes from 0 on.
 
         :param scores: what :meth:`scores` returned.
         """
@@ -77,6 +79,24 @@ def score_units(criterion: Criterion, net: nn.Module, guide: AutoTruncatedLogNor
                 "that is NaN: the weights, or the noise, are not finite"
             )
     return scores
+
+
+def margins_of(criterion: Criterion, scores: Scores) -> Scores:
+    """
+    A criterion's margins, checked.
+
+    :param criterion: the criterion.
+    :param scores: what it gave the units.
+    :raises ReductionError: for margins that are NaN or infinite where the scores are not.
+    """
+    margins = criterion.margins(scores)
+    bad = {name for name, margin in margins.items() if (scores[name].isfinite() & ~margin.isfinite()).any()}
+    if bad:
+        raise ReductionError(
+            f"what {criterion!r} makes of its scores at {sorted(bad)} is NaN or infinite: its threshold, or its prior "
+            "odds, have to be finite numbers"
+        )
+    return margins
 
 
 def check_guide(net: nn.Module, guide: AutoTruncatedLogNormal) -> None:

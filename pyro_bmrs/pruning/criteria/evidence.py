@@ -44,6 +44,7 @@ class EvidenceCriterion(Criterion):
     """
 
     decides = True
+    adds = True
     prior_log_odds: float | Mapping[str, float] = 1.0
 
     @abstractmethod

@@ -19,6 +19,8 @@ from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores
 from pyro_bmrs.pruning.examples import call, evaluation, one_by_one
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.noise.hooks import AttentionHook, noise_hooks_in
+from pyro_bmrs.pruning.noise.steps.precision import at_least_single
+from pyro_bmrs.pruning.training.batches import prediction
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Saliency(Criterion):
     :param batches: pairs of inputs and targets, examples along the first dimension; a list or a data loader. Inputs are
         a tensor, a sequence of positional arguments, or a mapping of keyword arguments.
     :param kind: ``"taylor"`` or ``"fisher"``.
-    :param loss: the mean loss of a batch, given the network's output and the targets; by default the cross entropy.
+    :param loss: the mean loss of a batch, given the network's output (or the logits in it) and the targets; by default
+        the cross entropy.
     :raises ReductionError: for another kind, or batches without examples.
     """
 
@@ -78,7 +81,7 @@ class Saliency(Criterion):
         shape = (len(y),) if len(y) > 1 else ()
         noise = {name: mean.expand(shape + mean.shape).clone().requires_grad_() for name, mean in means.items()}
         with poutine.condition(data=noise):
-            loss = self.loss(call(net, x), y) * len(y)
+            loss = self.loss(at_least_single(prediction(call(net, x))), y) * len(y)
         gradients = torch.autograd.grad(loss, list(noise.values()), allow_unused=True)
         return {
             name: torch.zeros_like(mean).expand(len(y), -1) if gradient is None else gradient.reshape(len(y), -1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from pyro_bmrs.errors import check_number
 from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 
@@ -23,10 +24,14 @@ class SNR(Criterion):
     https://arxiv.org/abs/1705.07283.
 
     :param threshold: units up to it go.
+    :raises ReductionError: for a threshold that is no finite number.
     """
 
     threshold: float = 1.0
     decides = True
+
+    def __post_init__(self) -> None:
+        check_number(self.threshold, "the threshold of a signal-to-noise ratio")
 
     def scores(self, net: nn.Module, guide: AutoTruncatedLogNormal) -> Scores:
         """Mean over standard deviation; 0 for units that are gone."""

@@ -16,6 +16,7 @@ from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores
 from pyro_bmrs.pruning.layers import weight_rows
 from pyro_bmrs.pruning.noise.attachment import NoiseSite, noise_sites
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
+from pyro_bmrs.pruning.noise.steps.precision import at_least_single
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class WeightNorm(Criterion):
 
 def incoming_weights(net: nn.Module, site: NoiseSite) -> Tensor:
     """
-    The weights that belong to each unit of a noise site, of shape ``(num_units, weights)``.
+    The weights of each unit of a noise site, of shape ``(num_units, weights)``, in single precision at least.
 
     :raises ReductionError: where the layer has no weight, or is not known.
     """
@@ -49,4 +50,4 @@ def incoming_weights(net: nn.Module, site: NoiseSite) -> Tensor:
     if not site.module or not isinstance(getattr(layer, "weight", None), Tensor):
         raise ReductionError(f"the layer of noise site {site.name!r} is not known, or has no weight to go by")
     rows = weight_rows(layer)
-    return (rows.T if site.kind == "heads" else rows).reshape(site.noise.num_units, -1)
+    return at_least_single(rows.T if site.kind == "heads" else rows).reshape(site.noise.num_units, -1)

@@ -21,7 +21,7 @@ from torch import nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.layers import ATTENTION, has_channels_in_columns, linear_width
-from pyro_bmrs.pruning.noise.hooks import AttentionHook, ConvolutionHook, NoiseHook, noise_hooks_in
+from pyro_bmrs.pruning.noise.hooks import AttentionHook, ConvolutionHook, NoiseHook, noise_hooks_in, remove_hooks
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 from pyro_bmrs.pruning.noise.placement import Placement, find_placements
 
@@ -171,14 +171,8 @@ def detach_noise(net: nn.Module) -> nn.Module:
     hooks = set(noise_hooks_in(net))
     if not hooks:
         raise ReductionError("the network has no noise attached")
-    for module in list(net.modules()):
-        for registry in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in registry.items() if isinstance(hook, NoiseHook)]:
-                del registry[key]
-                module._forward_hooks_always_called.pop(key, None)
+    remove_hooks(net)
     for hook in hooks:
-        for name in [name for name, child in hook.place.named_children() if child is hook.noise]:
-            delattr(hook.place, name)
         for encoder in hook.encoders:
             encoder.use_nested_tensor = True
     return net

@@ -9,12 +9,14 @@ A network whose forward cannot be traced (:mod:`torch.fx`) is read part by part.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.layers import ATTENTION, TRANSFORMER_LAYERS, has_weights_between_units, layer_kind, layer_units
 
 
@@ -25,6 +27,24 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self.leaves or layer_kind(m) is not None or super().is_leaf_module(m, module_qualified_name)
+
+
+def copy_to_trace(net: nn.Module) -> nn.Module:
+    """
+    A copy of a network, since what its forward stores in it is something symbolic while it is traced.
+
+    :param net: the network.
+    :raises ReductionError: if it cannot be copied.
+    """
+    # Tensors that are computed, as old weight norms keep them, are the only ones that cannot be copied.
+    computed = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    try:
+        return copy.deepcopy(net, {id(value): value for value in computed if not value.is_leaf})
+    # Whatever stands in the way of a copy says so in its own way.
+    except Exception as error:
+        raise ReductionError(
+            f"{type(net).__name__} cannot be copied, and is not traced itself, which could leave marks in it: {error}"
+        ) from error
 
 
 def _trace(module: nn.Module, leaves: Collection[nn.Module]) -> fx.Graph | None:

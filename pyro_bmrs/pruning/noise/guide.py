@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.distributions import Independent, MaskedDistribution
@@ -21,8 +21,9 @@ from torch.distributions import constraints
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
+from pyro_bmrs.pruning.noise.multiplicative_noise import Learned, MultiplicativeNoise
 from pyro_bmrs.pruning.noise.noise_posterior import LazyDensities, NoisePosterior, NoisePosteriors, NoiseUnits
+from pyro_bmrs.pruning.noise.steps.precision import at_least_single, single_at_least
 
 _INIT_LOC, _INIT_LOG_SCALE = 0.0, -5.0
 
@@ -40,8 +41,11 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
     The noise of the model's :class:`~pyro_bmrs.pruning.MultiplicativeNoise` modules is known before the first run: its
     parameters are there for an optimiser as soon as the guide is made. They are one, ``noise_parameters``, with the
     locations of all units in its first row and the logs of their scales in its second, which keeps the cost of a step
-    from growing with the number of layers. Other log-uniform sites get their parameters in the first run, as the
-    parent's do.
+    from growing with the number of layers. They are in single precision at least, whatever the network's is. Other
+    log-uniform sites get their parameters in the first run, as the parent's do.
+
+    The network knows the guide that was made for it last: in evaluation mode ``net(x)`` predicts with the noise at its
+    posterior mean.
 
     :param model: the model; usually :class:`~pyro_bmrs.pruning.Classification` or
         :class:`~pyro_bmrs.pruning.Regression` around a network with noise. Any Pyro program will do, but noise can be
@@ -66,9 +70,12 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
         self.locs, self.scales = PyroModule(), PyroModule()
         self._units = NoiseUnits(_find_noise(model))
         like = next((noise.like for noise in self._units.noise.values()), torch.empty(0))
-        initial = like.new_tensor([[_INIT_LOC], [_INIT_LOG_SCALE]])
+        initial = at_least_single(like).new_tensor([[_INIT_LOC], [_INIT_LOG_SCALE]])
         self.noise_parameters = nn.Parameter(initial.repeat(1, sum(self._units.sizes)))
+        for noise, units in zip(self._units.noise.values(), self._units.slices):
+            noise.learned = Learned(self.noise_parameters, units)
         self._posteriors: NoisePosteriors | None = None
+        self._all_have_acted = False
 
     @property
     def noise(self) -> dict[str, MultiplicativeNoise]:
@@ -105,7 +112,7 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
         """
         The posterior mean of the noise at each site, 0 for pruned units; without gradients.
 
-        ``poutine.condition(net, data=guide.mean_noise())`` is the network as it predicts.
+        ``poutine.condition(net, data=guide.mean_noise())`` is the network as it predicts, as ``net.eval()`` is.
         """
         with torch.no_grad():
             means = {name: self.noise_posterior(name).mean for name in self.noise}
@@ -120,20 +127,52 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
         :return: the posteriors.
         """
         posteriors = NoisePosteriors(self._units, self.noise_parameters, weight)
-        # Past the module's own __setattr__, which costs as much as the draw.
-        for name, noise in self.noise.items():
-            vars(noise)["given"] = partial(posteriors.draw, name)
         try:
+            # Past the module's own __setattr__, which costs as much as the draw.
+            for name, noise in self.noise.items():
+                vars(noise)["given"] = partial(posteriors.draw, name)
             yield posteriors
         finally:
             for noise in self.noise.values():
-                del vars(noise)["given"]
+                vars(noise).pop("given", None)
+        self.check_acting()
+
+    def check_acting(self) -> None:
+        """
+        Sees that a network that was run in training mode does not pass by any of its noise.
+
+        :raises ReductionError: if there is noise that never acted.
+        """
+        if self._all_have_acted:
+            return
+        passed = [name for name, noise in self.noise.items() if noise.training and not noise.has_acted]
+        if passed:
+            raise ReductionError(
+                f"the noise of {passed} never acted: the network does not call the modules that it is attached to, "
+                "whose weights it may use by itself (as F.linear(x, layer.weight) does). Nothing would be learned of "
+                "these units but that they look useless: name the other layers in attach_noise(net, [...]), or let the "
+                "network call these. Where they are called in some of the steps only, run the network once before"
+            )
+        self._all_have_acted = all(noise.has_acted for noise in self.noise.values())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What moves and converts a module; the noise stays in single precision at least."""
+        before, parent = self.noise_parameters.data, cast(Any, super())
+        module = parent._apply(fn, recurse)
+        parameters = self.noise_parameters
+        if parameters.dtype != single_at_least(parameters.dtype):
+            # What was rounded on the way is taken from before.
+            gradient, parameters.grad = parameters.grad, None
+            parameters.data = at_least_single(before).to(parameters.device)
+            parameters.grad = None if gradient is None else gradient.to(parameters.dtype)
+        return module
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_posteriors": None}
 
     def __enter__(self) -> Any:
-        self._posteriors = None
+        # Here, where gradients are on if they are to be had, and not in a part of the network that does without.
+        self._posteriors = NoisePosteriors(self._units, self.noise_parameters) if self.noise else None
         return super().__enter__()
 
     def get_posterior(self, name: str, prior: Any) -> Any:
@@ -166,6 +205,7 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
 
     def get_traces(self) -> tuple[Any, Any]:
         """The traces of model and guide; the densities of noise are computed only where they are asked for."""
+        self.check_acting()
         model_trace, guide_trace = super().get_traces()
         for name in self.noise.keys() & guide_trace.nodes.keys():
             posterior: Any = guide_trace.nodes[name]["fn"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 
@@ -48,48 +48,79 @@ class ConvolutionHook(NoiseHook):
     """
     Noise on the channels that a convolution is given: on its weight, which is the same and smaller than the images.
 
-    Where there is a draw for each example, or the weight is no plain parameter, it acts on the images.
+    It takes the place of the convolution's ``forward``, so that the weight itself is never touched, whatever interrupts
+    it. Where there is a draw for each example, it acts on the images.
     """
 
     def attach(self) -> None:
-        super().attach()
-        self.place.register_forward_hook(self, always_call=True)
+        self.place.add_module(f"{self.kind}_noise_on_{self.when}", self.noise)
+        vars(self.place)["forward"] = self
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], *output: Any) -> Any:
-        """What a forward pre-hook and a forward hook do."""
-        if output:
-            vars(module).pop("weight", None)
-            return None
-        noise, weight = self.noise.draw(len(args[0])), module._parameters.get("weight")
-        if noise.dim() > 1 or weight is None:
-            return self.noise.multiply(args[0], noise), *args[1:]
-        # What is found in the instance comes before its parameter, which stays as it is.
-        vars(module)["weight"] = self.noise.multiply(weight, noise)
-        return None
+    def __call__(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """What the convolution computes."""
+        place: Any = self.place
+        noise, weight = self.noise.draw(len(input)), place.weight
+        if noise.dim() > 1:
+            input = self.noise.multiply(input, noise)
+        else:
+            weight = self.noise.multiply(weight, noise)
+        output: Tensor = place._conv_forward(input, weight, place.bias)
+        return output
 
 
 class AttentionHook(NoiseHook):
     """
     Noise on the heads of ``nn.MultiheadAttention``, which uses its output projection's weight and never calls it.
 
-    While the attention runs, the columns of the weight that belong to a head are multiplied by the head's noise.
+    While the attention runs, the columns of the weight that belong to a head are multiplied by the head's noise. As a
+    hook it does nothing; but where there are hooks, torch's transformers do not go past their attentions.
     """
 
     def attach(self) -> None:
         self.place.add_module(f"{self.kind}_noise_on_{self.when}", self.noise)
         self.layer.register_forward_pre_hook(self)
-        self.layer.register_forward_hook(self, always_call=True)
+        vars(self.layer)["forward"] = _WithNoise(self)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], *output: Any) -> None:
-        if output:
-            vars(self.place).pop("weight", None)
-        else:
-            vars(self.place)["weight"] = self.noise(self.place.weight)
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
+        """What a forward pre-hook does."""
+
+
+class _WithNoise:
+    """The forward of an attention, with noise on the weight of its output projection."""
+
+    def __init__(self, hook: AttentionHook) -> None:
+        self.hook = hook
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        layer, place = self.hook.layer, self.hook.place
+        weight = self.hook.noise(place.weight)
+        # What is found in the instance comes before its parameter, which stays as it is. No call stands between these
+        # lines, at which an interrupt could come in.
+        attributes = vars(place)
+        try:
+            attributes["weight"] = weight
+            return type(layer).forward(layer, *args, **kwargs)
+        finally:
+            del attributes["weight"]
 
 
 def noise_hooks_in(net: nn.Module) -> Iterator[NoiseHook]:
-    """The noise hooks on a network and its modules; that of an attention, which hangs there twice, twice."""
+    """The noise hooks on a network and its modules."""
     for module in net.modules():
-        for hook in [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]:
+        forward = vars(module).get("forward")
+        for hook in [*module._forward_pre_hooks.values(), *module._forward_hooks.values(), forward]:
             if isinstance(hook, NoiseHook):
                 yield hook
+
+
+def remove_hooks(net: nn.Module) -> None:
+    """Takes the noise hooks, and the noise, off a network and its modules."""
+    for hook in list(noise_hooks_in(net)):
+        for module in (hook.place, hook.layer):
+            for registry in (module._forward_pre_hooks, module._forward_hooks):
+                for key in [key for key, other in registry.items() if other is hook]:
+                    del registry[key]
+            if isinstance(vars(module).get("forward"), NoiseHook | _WithNoise):
+                del vars(module)["forward"]
+        for name in [name for name, child in hook.place.named_children() if child is hook.noise]:
+            delattr(hook.place, name)

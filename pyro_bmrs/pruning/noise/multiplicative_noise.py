@@ -6,22 +6,43 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Independent, MaskedDistribution
 from pyro.nn import PyroModule
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
-from pyro_bmrs.distributions import LogUniform
-from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.noise.remembered import Remembered
+from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
+from pyro_bmrs.errors import ReductionError, ReductionWarning
+from pyro_bmrs.pruning.noise.steps.precision import at_least_single
+from pyro_bmrs.pruning.noise.steps.recalled import Recalled, is_recomputing, may_be_recomputed
+from pyro_bmrs.pruning.noise.steps.remembered import Remembered
 
 # By which handlers know the sites.
 _MARK: Any = {"is_noise": True}
+
+
+class Learned(NamedTuple):
+    """
+    What a guide has learned of one noise.
+
+    :param parameters: log-locations and logs of the log-scales of all units of the guide, shape ``(2, units)``.
+    :param units: which of them are this noise's.
+    """
+
+    parameters: Tensor
+    units: slice
+
+    def posterior(self, prior: LogUniform) -> TruncatedLogNormal:
+        """The posterior of each unit, without gradients, given its prior."""
+        loc, log_scale = self.parameters.detach()[:, self.units].to(prior.low)
+        return TruncatedLogNormal(loc, log_scale.exp(), prior.low, prior.high)
 
 
 class MultiplicativeNoise(PyroModule):
@@ -42,6 +63,12 @@ class MultiplicativeNoise(PyroModule):
     examples) as under ``TraceMeanField_ELBO``. The expected loss is that of one draw for all. In evaluation mode there
     is always one draw.
 
+    Called as a plain module, with no Pyro handler around it, it takes what the guide that was made for it last has
+    learned: the posterior mean in evaluation mode, as networks predict with, and a draw of the posterior, without
+    gradients to its parameters, in training mode. Where there is no guide it draws from the prior, and warns.
+
+    Noise is in single precision at least, and its product with the input in the input's.
+
     Call the network outside the plate of the data: inside, Pyro would take the noise for a variable of each example.
 
     :param num_units: how many units share the input's dimension ``dim``.
@@ -59,18 +86,24 @@ class MultiplicativeNoise(PyroModule):
 
     Example::
 
-        >>> import torch
+        >>> import pyro, torch
         >>> from pyro_bmrs.pruning import MultiplicativeNoise
         >>> noise = MultiplicativeNoise(3, name="hidden")
         >>> noise.kept[1] = False
-        >>> noise(torch.ones(2, 3))[:, 1]
-        tensor([0., 0.])
+        >>> with pyro.condition(data={"hidden": torch.tensor([0.5, 0.5, 1.0])}):
+        ...     noise(torch.ones(2, 3))
+        tensor([[0.5000, 0.0000, 1.0000],
+                [0.5000, 0.0000, 1.0000]])
     """
 
     kept: Tensor
     like: Tensor
     # What draws the noise of a given shape in the place of a sample statement, while there is such a thing.
     given: Callable[[tuple[int, ...]], Tensor] | None = None
+    # What the guide that was made last has learned of it; not a parameter of this module.
+    learned: Learned | None = None
+    # Whether it ever acted: noise that a network passes by is never drawn.
+    has_acted = False
 
     def __init__(
         self,
@@ -101,6 +134,8 @@ class MultiplicativeNoise(PyroModule):
         self.register_buffer("like", torch.empty(0), persistent=False)
         self._is_whole: Remembered[bool] = Remembered()
         self._priors: Remembered[tuple[LogUniform, Independent]] = Remembered()
+        self._mean: Remembered[Tensor] = Remembered()
+        self._recalled = Recalled()
 
     @property
     def site_name(self) -> str:
@@ -138,16 +173,51 @@ class MultiplicativeNoise(PyroModule):
 
     def draw(self, num_examples: int) -> Tensor:
         """
-        The noise, by a sample statement: for each unit, or for each example and unit.
+        The noise: for each unit, or for each example and unit.
 
         :param num_examples: how many examples there are.
         """
-        if not (self.per_example and self.training):
-            return self._sample()
+        if self.given is None and is_recomputing():
+            return self._recalled.again(self.site_name, self.buffers_of_prior[1].device)
+        # Past the module's own __setattr__, which costs as much as the draw.
+        vars(self)["has_acted"] = True
+        if may_be_recomputed():
+            return self._recalled.draw(self.buffers_of_prior[1].device, lambda: self._draw(num_examples))
+        return self._draw(num_examples)
+
+    def _draw(self, num_examples: int) -> Tensor:
+        is_per_example = self.per_example and self.training
         if self.given is not None:
-            return self.given((num_examples,))
+            return self.given((num_examples,) if is_per_example else ())
+        if not _PYRO_STACK:
+            return self._by_itself((num_examples,) if is_per_example else ())
+        if not is_per_example:
+            return self._sample()
         with pyro.plate(f"{self.site_name}.examples", num_examples, dim=-1), poutine.scale(scale=1 / num_examples):
             return self._sample()
+
+    def _sample(self) -> Tensor:
+        """The noise by a sample statement."""
+        value: Tensor = pyro.sample(self.site_name, self.prior, infer=_MARK)
+        return value
+
+    @torch.no_grad()
+    def _by_itself(self, shape: tuple[int, ...]) -> Tensor:
+        """The noise where nobody hears a sample statement."""
+        learned = self.learned
+        if learned is None:
+            warnings.warn(
+                f"no guide has learned the noise at site {self.site_name!r}, and it is drawn from its prior: make an "
+                "AutoTruncatedLogNormal of the model, and train it or load its state; then the network predicts with "
+                "the mean",
+                ReductionWarning,
+                stacklevel=3,
+            )
+            return self.unit_prior.sample(shape)
+        if self.training:
+            return learned.posterior(self.unit_prior).sample(shape)
+        tensors = learned.parameters, *self.buffers_of_prior
+        return self._mean.of(tensors, lambda: learned.posterior(self.unit_prior).mean)
 
     def multiply(self, input: Tensor, noise: Tensor) -> Tensor:
         """
@@ -165,7 +235,9 @@ class MultiplicativeNoise(PyroModule):
         if batch or trailing:
             between = (1,) * (dim - 1) if batch else ()
             noise = noise.reshape(batch + between + noise.shape[-1:] + (1,) * trailing)
-        return input * noise
+        product = input * noise
+        # In the precision of the layers, which may be less than that of noise.
+        return product if product.dtype == input.dtype else product.to(input.dtype)
 
     @property
     def is_whole(self) -> bool:
@@ -186,10 +258,12 @@ class MultiplicativeNoise(PyroModule):
             )
         return dim
 
-    def _sample(self) -> Tensor:
-        if self.given is not None:
-            return self.given(())
-        return pyro.sample(self.site_name, self.prior, infer=_MARK)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What moves and converts a module; noise stays in single precision at least."""
+        parent: Any = super()
+        module = parent._apply(fn, recurse)
+        self.like = at_least_single(self.like)
+        return module
 
     def extra_repr(self) -> str:
         """What :func:`repr` shows."""

@@ -26,8 +26,9 @@ from torch.types import _size
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
-from pyro_bmrs.pruning.noise.noise_step import LogUniforms, NoiseStep, noise_step
-from pyro_bmrs.pruning.noise.remembered import Remembered
+from pyro_bmrs.pruning.noise.steps.noise_step import LogUniforms, NoiseStep, noise_step
+from pyro_bmrs.pruning.noise.steps.precision import full_precision
+from pyro_bmrs.pruning.noise.steps.remembered import Remembered
 
 
 class NoiseUnits:
@@ -58,7 +59,8 @@ class NoiseUnits:
 
     def _make_weights(self, sites: tuple[float, ...]) -> Tensor:
         members, kept = self.tables.members, torch.cat([module.kept for module in self.noise.values()])
-        return kept * (members @ members.new_tensor(sites))
+        with full_precision(kept.device):
+            return kept * (members @ members.new_tensor(sites))
 
     def split(self, units: Tensor) -> dict[str, Tensor]:
         """Values of all units by site."""
@@ -107,6 +109,8 @@ class NoisePosteriors:
         self.units, self.parameters = units, parameters
         self.tables = units.tables
         self._weights = None if weight is None else units.weights(tuple(map(weight, units.noise)))
+        # A part of the network that is checkpointed runs without gradients, and may be the first to ask for noise.
+        self._has_gradients = torch.is_grad_enabled()
         self._step: NoiseStep | None = None
         self._drawn: dict[_size, tuple[dict[str, Tensor], Draws]] = {}
         self._given: dict[str, tuple[Tensor, Draws]] = {}
@@ -121,7 +125,8 @@ class NoisePosteriors:
         return TruncatedLogNormal(loc, log_scale.exp(), prior.low, prior.high)
 
     def _next_step(self, uniform: Tensor) -> NoiseStep:
-        self._step = noise_step(uniform, self.parameters, self.tables.of_units, self.units.slices, self._weights)
+        with torch.set_grad_enabled(self._has_gradients), full_precision(uniform.device):
+            self._step = noise_step(uniform, self.parameters, self.tables.of_units, self.units.slices, self._weights)
         return self._step
 
     @property
@@ -138,7 +143,8 @@ class NoisePosteriors:
         """By site, the sum over the units that are kept."""
         if not self.units.is_whole:
             units = units * torch.cat([module.kept for module in self.units.noise.values()])
-        return dict(zip(self.units.noise, torch.matmul(units, self.tables.members).unbind(-1)))
+        with full_precision(units.device):
+            return dict(zip(self.units.noise, torch.matmul(units, self.tables.members).unbind(-1)))
 
     @property
     def weighted_divergence(self) -> Tensor:

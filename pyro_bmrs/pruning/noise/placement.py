@@ -36,7 +36,7 @@ from pyro_bmrs.pruning.layers import (
     linear_width,
     unit_dim,
 )
-from pyro_bmrs.pruning.noise.graph import Flow, called_name, graphs, is_flattening
+from pyro_bmrs.pruning.noise.graph import Flow, called_name, copy_to_trace, graphs, is_flattening
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 
@@ -68,6 +68,7 @@ def find_placements(net: nn.Module, kinds: Collection[str], heads: Mapping[str, 
     :param kinds: the kinds of units asked for.
     :param heads: for output projections of attentions that are not recognised, the number of heads.
     """
+    net = copy_to_trace(net)
     modules = dict(net.named_modules())
     recognised = _recognised_heads(modules)
     attentions = tuple(modules[_attention_of(modules, place)] for place in recognised)

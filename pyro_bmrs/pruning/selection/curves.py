@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import nn
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.criteria.criterion import Criterion, score_units
+from pyro_bmrs.pruning.criteria.criterion import Criterion, margins_of, score_units
 from pyro_bmrs.pruning.examples import evaluation
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.selection.order import removal_order, rescue, unit_groups
@@ -64,8 +64,8 @@ def accuracy_vs_compression(
 
     if num_points is not None and num_points < 2:
         raise ReductionError(f"a curve has at least two points, not {num_points}")
-    margins = criterion.margins(score_units(criterion, net, guide))
-    groups = [group for group, _ in removal_order(net, margins, unit_groups(net, example_inputs))]
+    margins = margins_of(criterion, score_units(criterion, net, guide))
+    groups = [group for group, _ in removal_order(net, margins, unit_groups(net, example_inputs), adds=criterion.adds)]
     going, _ = rescue(net, groups, groups)
     total = sum(noise.num_units for noise in guide.noise.values())
     steps: Sequence[int] = range(len(going) + 1)
@@ -104,6 +104,6 @@ def rank_correlations(net: nn.Module, guide: AutoTruncatedLogNormal, criteria: I
     kept = torch.cat([noise.kept for noise in guide.noise.values()])
     columns = {}
     for criterion in criteria:
-        margins = criterion.margins(score_units(criterion, net, guide))
+        margins = margins_of(criterion, score_units(criterion, net, guide))
         columns[criterion.name] = torch.cat([margins[name] for name in guide.noise])[kept].tolist()
     return pd.DataFrame(columns).corr(method="spearman")

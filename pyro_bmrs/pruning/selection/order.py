@@ -32,13 +32,23 @@ def unit_groups(net: nn.Module, example_inputs: Any = None) -> list[list[Unit]]:
     return [*tied, *([unit] for unit in units if unit not in known)]
 
 
-def removal_order(net: nn.Module, margins: Scores, groups: Sequence[Sequence[Unit]]) -> list[tuple[list[Unit], float]]:
-    """The groups of units that are left, in the order of their removal, with what speaks for it."""
+def removal_order(
+    net: nn.Module, margins: Scores, groups: Sequence[Sequence[Unit]], *, adds: bool = True
+) -> list[tuple[list[Unit], float]]:
+    """
+    The groups of units that are left, in the order of their removal, with what speaks for it.
+
+    :param net: a network with noise.
+    :param margins: what speaks for the removal of each unit, by site.
+    :param groups: the units that go together.
+    :param adds: whether what speaks for units that go together is the sum over them, or else the mean.
+    """
     sites = noise_sites(net)
     numbers = {name: margin.tolist() for name, margin in margins.items()}
     kept = {name: site.noise.kept.tolist() for name, site in sites.items()}
     left = [[unit for unit in group if kept[unit[0]][unit[1]]] for group in groups]
-    order = [(group, sum(numbers[name][unit] for name, unit in group)) for group in left if group]
+    sums = [(group, sum(numbers[name][unit] for name, unit in group)) for group in left if group]
+    order = [(group, total if adds else total / len(group)) for group, total in sums]
     return sorted(order, key=lambda pair: -pair[1])
 
 

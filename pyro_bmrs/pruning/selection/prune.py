@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
-from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores, score_units
+from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores, margins_of, score_units
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.selection.order import Unit, removal_order, rescue, unit_groups
 from pyro_bmrs.pruning.training.models import Likelihood
@@ -101,7 +101,8 @@ def prune(
     :param fraction: the share of the units left that is to go, those first for which the criterion speaks most; by
         default the criterion decides.
     :param example_inputs: what the network is called with. Where they are given, units that the network ties together
-        (residual sums, grouped convolutions) go together, by the sum of what speaks for it; this needs torch-pruning.
+        (residual sums, grouped convolutions) go together, by the sum of what speaks for it (the mean, if the
+        criterion's scores only rank); this needs torch-pruning.
     :return: the :class:`PruningResult`.
     :raises ReductionError: for a guide of another network or one that is not fitted, scores that are NaN, a criterion
         without a threshold and no ``fraction``, or one that is not between 0 and 1. Nothing is pruned then.
@@ -128,9 +129,9 @@ def prune(
             f"{criterion.name} has no threshold of its own; say what share of the units goes: fraction="
         )
     scores = score_units(criterion, net, guide)
-    margins = criterion.margins(scores)
+    margins = margins_of(criterion, scores)
     groups = unit_groups(net, example_inputs)
-    order = removal_order(net, margins, groups)
+    order = removal_order(net, margins, groups, adds=criterion.adds)
     if fraction is None:
         going = [group for group, margin in order if margin >= 0]
     else:

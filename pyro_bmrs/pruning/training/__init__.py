@@ -3,9 +3,11 @@
 
 """Networks with noise as Pyro models, and how they are trained."""
 
+from pyro_bmrs.pruning.training.classification import Classification
 from pyro_bmrs.pruning.training.elbo import NoiseELBO
 from pyro_bmrs.pruning.training.kl_weight import WarmUp
-from pyro_bmrs.pruning.training.models import Classification, Likelihood, Regression, parameter_groups
+from pyro_bmrs.pruning.training.models import Likelihood, parameter_groups
+from pyro_bmrs.pruning.training.regression import Regression
 
 __all__ = [
     "Classification",

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from pyro.infer import TraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
@@ -15,6 +15,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
+from pyro_bmrs.pruning.training.batches import run_on_batch, targets_of
 from pyro_bmrs.pruning.training.models import Likelihood
 
 
@@ -70,7 +71,7 @@ class NoiseELBO(TraceMeanField_ELBO):
             and guide.model is model
         )
         # Without targets there is nothing observed, and other arguments are the model's to understand.
-        has_targets = len(args) == 2 and not kwargs and args[1] is not None
+        has_targets = len(args) in (1, 2) and not kwargs and targets_of(*args, *[None] * (2 - len(args))) is not None
         # Each particle is a draw, and the parent class averages over them.
         is_one_draw = self.num_particles == 1
         # Handlers outside, as SVI's, are to meet the sample statements that the short cut does without.
@@ -78,9 +79,15 @@ class NoiseELBO(TraceMeanField_ELBO):
         has_others = self._has_others is model
         return is_plain_model and is_plain_guide and has_targets and is_one_draw and is_alone and not has_others
 
-    def _short_loss(self, model: Likelihood, guide: AutoTruncatedLogNormal, x: Any, y: Tensor) -> Tensor:
-        with guide.given_noise(model.example_weight) as noise, _NothingElse():
-            loss: Tensor = model.negative_log_likelihood(model.net(x), y) + noise.weighted_divergence
+    def _short_loss(self, model: Likelihood, guide: AutoTruncatedLogNormal, x: Any, y: Any = None) -> Tensor:
+        depth = len(_PYRO_STACK)
+        try:
+            with guide.given_noise(model.example_weight) as noise, _NothingElse():
+                output, targets = run_on_batch(model.net, x), cast(Tensor, targets_of(x, y))
+                loss: Tensor = model.negative_log_likelihood(output, targets) + noise.weighted_divergence
+        finally:
+            # An interrupt may come between a handler's entry and what would see to its exit.
+            del _PYRO_STACK[depth:]
         if model.training:
             model.count_step()
         # As a number: on a tensor with a gradient, Pyro would hang a hook that costs as much as a layer.

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from pyro.poutine.messenger import Messenger
 
-from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.errors import ReductionError, check_number
 
 KLWeight: TypeAlias = "float | str | Mapping[str, float] | WarmUp | Callable[[int], float]"
 
@@ -19,9 +20,11 @@ class WarmUp:
     """
     A KL weight that rises linearly from 0 over the first training steps.
 
+    A step is a loss that is computed in training; where gradients are accumulated over batches, each is one.
+
     :param num_steps: how many steps it takes.
     :param weight: where it ends, as any ``kl_weight`` of :class:`Likelihood`; 1 is the ELBO.
-    :raises ReductionError: for less than one step.
+    :raises ReductionError: for less than one step, or a number of them that is not finite.
 
     Example::
 
@@ -31,8 +34,7 @@ class WarmUp:
     """
 
     def __init__(self, num_steps: int, weight: KLWeight = 1.0) -> None:
-        if num_steps < 1:
-            raise ReductionError(f"a warm-up takes at least one step, not {num_steps}")
+        check_number(num_steps, "the number of steps that a warm-up takes", low=1)
         self.num_steps, self.weight = num_steps, weight
 
     def share(self, step: int) -> float:
@@ -59,10 +61,10 @@ def check_kl_weight(weight: KLWeight, sizes: Mapping[str, int]) -> None:
         numbers = []
     else:
         numbers = [weight]
-    if not all(isinstance(number, (int, float)) and number >= 0 for number in numbers):
+    if not all(isinstance(number, (int, float)) and 0 <= number < math.inf for number in numbers):
         raise ReductionError(
-            "kl_weight is a number, not negative, one for each site, 'layer_mean', a callable of the step, or a "
-            f"WarmUp of these; not {weight!r}"
+            "kl_weight is a number, finite and not negative, one for each site, 'layer_mean', a callable of the step, "
+            f"or a WarmUp of these; not {weight!r}"
         )
     if weight == "layer_mean" and not sizes:
         raise ReductionError("kl_weight='layer_mean' is a mean over noise sites, and the network has none")
@@ -77,6 +79,7 @@ def weight_of_site(weight: Any, site: str, step: int, sizes: Mapping[str, int], 
     :param step: how many training steps there were.
     :param sizes: how many units each site has.
     :param num_examples: how many examples there are in the training data.
+    :raises ReductionError: if what a callable returns is no weight.
     """
     if isinstance(weight, (int, float)):
         return float(weight)
@@ -84,7 +87,11 @@ def weight_of_site(weight: Any, site: str, step: int, sizes: Mapping[str, int], 
         return weight.share(step) * weight_of_site(weight.weight, site, step, sizes, num_examples)
     if weight == "layer_mean":
         return num_examples / (len(sizes) * sizes[site])
-    return float(weight[site] if isinstance(weight, Mapping) else weight(step))
+    if isinstance(weight, Mapping):
+        return float(weight[site])
+    number = weight(step)
+    check_number(number, f"what kl_weight returns for step {step}", low=0)
+    return float(number)
 
 
 class Scales(Messenger):

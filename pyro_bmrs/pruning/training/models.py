@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBOModule
@@ -17,9 +16,11 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
-from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.errors import ReductionError, check_number
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
+from pyro_bmrs.pruning.noise.steps.precision import at_least_single, full_precision
+from pyro_bmrs.pruning.training.batches import prediction, run_on_batch, targets_of
 from pyro_bmrs.pruning.training.kl_weight import KLWeight, Scales, check_kl_weight, weight_of_site
 
 
@@ -36,6 +37,14 @@ class Likelihood(nn.Module):
     The loss of an ELBO is a mean per example: with N examples in all and B of them in a batch, the log likelihood is
     scaled by 1 / B and the divergences by 1 / N, which is the ELBO of all the data over N.
 
+    A derived class says by ``observation`` what is observed, given the network's output; the log likelihood of an
+    example is the sum over all that is observed of it. It is computed in single precision at least, whatever the
+    network's is.
+
+    The network is called with a batch's inputs: a tensor, a sequence of positional arguments, or a mapping of keyword
+    arguments, which may hold the targets as ``"labels"``. It returns a tensor, or has it as ``logits``, as the outputs
+    of transformers do, or as the first of a tuple.
+
     :param net: the network.
     :param num_examples: how many examples there are in the training data.
     :param kl_weight: what the divergence of the noise is multiplied by: 1 is the ELBO; a number :math:`\beta` fits the
@@ -44,14 +53,26 @@ class Likelihood(nn.Module):
         :math:`d_l` units (D. Wright, C. Igel and R. Selvan (2024), https://arxiv.org/abs/2406.01345); a mapping has a
         number for each site, as :func:`in_proportion_to_cost` gives; a callable is given the number of the training
         step. :class:`WarmUp` begins any of these at 0.
-    :raises ReductionError: for fewer than one example, a weight that is none of the above, or a mapping whose sites are
-        not the network's.
+    :raises ReductionError: for fewer than one example, a number of them or a weight that is not finite, a weight that
+        is none of the above, or a mapping whose sites are not the network's; when called, for targets that do not have
+        the shape of what is observed.
+
+    Example::
+
+        >>> import pyro.distributions as dist, torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, Likelihood, NoiseELBO, attach_noise
+        >>> class Counts(Likelihood):
+        ...     def observation(self, output):
+        ...         return dist.Poisson(output.exp())
+        >>> model = Counts(attach_noise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))), 200)
+        >>> NoiseELBO()(model, AutoTruncatedLogNormal(model))(torch.randn(9, 3), torch.ones(9, 2)).dim()
+        0
     """
 
     def __init__(self, net: nn.Module, num_examples: int, *, kl_weight: KLWeight = 1.0) -> None:
         super().__init__()
-        if num_examples < 1:
-            raise ReductionError(f"num_examples is the size of the training data, not {num_examples}")
+        check_number(num_examples, "num_examples, the size of the training data,", low=1)
         noise = [module for module in net.modules() if isinstance(module, MultiplicativeNoise)]
         self._sizes = {module.site_name: module.num_units for module in noise}
         self.net, self.num_examples, self.kl_weight = net, num_examples, kl_weight
@@ -80,17 +101,25 @@ class Likelihood(nn.Module):
         Runs the network, and observes ``y`` where it is given; else draws it.
 
         :param x: what the network is called with.
-        :param y: what was observed, the examples along the first dimension.
-        :return: the network's output.
+        :param y: what was observed, the examples along the first dimension; by default what ``x``, if it is a mapping,
+            has as ``"labels"``.
+        :return: what the network predicts: its output, or the logits in it.
         """
+        y = targets_of(x, y)
+        # With nobody to hear, no more is asked for than what the network predicts.
+        if not _PYRO_STACK:
+            return prediction(run_on_batch(self.net, x))
         if _is_heard():
             pyro.module("net", self.net)
         with Scales(1 / self.num_examples, self.noise_weight):
-            output: Tensor = self.net(x)
+            output = prediction(run_on_batch(self.net, x))
         # A guide that runs the model would take what is not observed for latent.
         if y is not None or not any(isinstance(handler, GuideMessenger) for handler in _PYRO_STACK):
+            with full_precision(output.device):
+                aligned, observed = self.aligned(output, y)
+                observation = self._observation_of(aligned, observed)
             with poutine.scale(scale=1 / len(output)), pyro.plate("data", len(output), dim=-1):
-                pyro.sample("y", self.observation(output), obs=y)
+                pyro.sample("y", observation, obs=observed)
         if self.training and y is not None:
             self.count_step()
         return output
@@ -108,75 +137,61 @@ class Likelihood(nn.Module):
         self._num_steps = int(state)
 
     def observation(self, output: Tensor) -> Any:
-        """The distribution of what is observed, given the network's output; of one batch dimension, the examples."""
+        """
+        The distribution of what is observed, given the network's output; its first dimension counts the examples.
+
+        :param output: what the network predicts, as :meth:`aligned` returns it.
+        """
         raise NotImplementedError
 
-    def negative_log_likelihood(self, output: Tensor, y: Tensor) -> Tensor:
-        """Of what was observed given the network's output, in nats; the mean over examples."""
-        log_likelihoods: Tensor = self.observation(output).log_prob(y)
-        return -log_likelihoods.mean()
+    def aligned(self, output: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """
+        The network's output and the targets, side by side, as :meth:`observation` is given them.
 
+        :param output: what the network predicts.
+        :param y: the targets.
+        :return: both, the output in single precision at least.
+        """
+        return at_least_single(output), y
 
-class Classification(Likelihood):
-    """
-    A network whose outputs are the logits of classes, as a Pyro model.
+    def _observation_of(self, output: Tensor, y: Tensor | None) -> Any:
+        """The distribution of all that is observed of each example, of the shape of the targets."""
+        observation = self.observation(output)
+        if observation.batch_shape[:1] != output.shape[:1]:
+            raise ReductionError(
+                f"the first dimension of an observation counts the examples, {len(output)} here, and this "
+                f"{type(observation).__name__} has the batch shape {tuple(observation.batch_shape)}"
+            )
+        shape = observation.batch_shape + observation.event_shape
+        if y is not None and y.shape != shape:
+            raise ReductionError(
+                f"the network's output is of the shape {tuple(shape)} and the targets of {tuple(y.shape)}, which would "
+                "be compared each with all: bring them to one shape, as by y.unsqueeze(-1) or output.squeeze(-1)"
+            )
+        return observation.to_event(len(observation.batch_shape) - 1)
 
-    With a guide and an ELBO it is trained as any PyTorch module is.
+    def log_likelihood(self, output: Tensor, y: Tensor) -> Tensor:
+        """
+        Of all examples of a batch together, in nats.
 
-    :param net: the network, with noise; its outputs have shape ``(batch, classes)``.
-    :param num_examples: how many examples there are in the training data.
-    :param kl_weight: see :class:`Likelihood`.
+        :param output: what the network predicts, as :meth:`aligned` returns it.
+        :param y: the targets, likewise.
+        """
+        log_likelihoods: Tensor = self._observation_of(output, y).log_prob(y)
+        return log_likelihoods.sum()
 
-    Example::
+    def negative_log_likelihood(self, output: Any, y: Tensor) -> Tensor:
+        """
+        Of what was observed given the network's output, in nats; the mean over examples.
 
-        >>> import torch
-        >>> from torch import nn
-        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, NoiseELBO
-        >>> from pyro_bmrs.pruning import attach_noise, parameter_groups
-        >>> x, y = torch.randn(200, 3), torch.randint(2, (200,))
-        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)))
-        >>> model = Classification(net, num_examples=200)
-        >>> elbo = NoiseELBO()(model, AutoTruncatedLogNormal(model))
-        >>> optimizer = torch.optim.Adam(parameter_groups(elbo, lr=1e-3))
-        >>> for _ in range(3):
-        ...     loss = elbo(x, y)
-        ...     optimizer.zero_grad(); loss.backward(); optimizer.step()
-    """
-
-    def observation(self, output: Tensor) -> Any:
-        """A categorical distribution."""
-        return dist.Categorical(logits=output)
-
-    def negative_log_likelihood(self, output: Tensor, y: Tensor) -> Tensor:
-        """The same as by the distribution, in one operation, unless a derived class has another."""
-        if type(self).observation is not Classification.observation:
-            return super().negative_log_likelihood(output, y)
-        return nn.functional.cross_entropy(output, y)
-
-
-class Regression(Likelihood):
-    """
-    A network whose outputs are the means of normal observations, as a Pyro model.
-
-    :param net: the network, with noise.
-    :param num_examples: how many examples there are in the training data.
-    :param scale: the standard deviation of the observations; by default it is learned.
-    :param kl_weight: see :class:`Likelihood`.
-    :raises ReductionError: also for a scale that is not positive.
-    """
-
-    def __init__(
-        self, net: nn.Module, num_examples: int, *, scale: float | None = None, kl_weight: KLWeight = 1.0
-    ) -> None:
-        super().__init__(net, num_examples, kl_weight=kl_weight)
-        if scale is not None and not scale > 0:
-            raise ReductionError(f"the scale of the observations is positive, not {scale}")
-        log_scale = torch.zeros(()) if scale is None else torch.tensor(scale).log()
-        self.log_scale = nn.Parameter(log_scale, requires_grad=scale is None)
-
-    def observation(self, output: Tensor) -> Any:
-        """A normal distribution, independent over outputs."""
-        return dist.Normal(output, self.log_scale.exp()).to_event(output.dim() - 1)
+        :param output: what the network returned.
+        :param y: the targets.
+        """
+        predicted = prediction(output)
+        with full_precision(predicted.device):
+            aligned, observed = self.aligned(predicted, y)
+            assert observed is not None, "targets"
+            return -self.log_likelihood(aligned, observed) / len(aligned)
 
 
 def parameter_groups(elbo: ELBOModule, *, lr: float, noise_lr: float | None = None) -> list[dict[str, Any]]:

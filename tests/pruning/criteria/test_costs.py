@@ -65,3 +65,9 @@ def test_inputs_that_say_nothing_about_a_layer_are_refused():
         unit_costs(net, {"x": torch.randn(2, 3), "skip": True})
     with pytest.raises(ReductionError, match=r"does not run on example_inputs \(\(2, 3\)\)"):
         unit_costs(net, torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("options", [{"mean": float("nan")}, {"power": float("inf")}])
+def test_means_and_powers_are_finite(options):
+    with pytest.raises(ReductionError, match="finite number"):
+        in_proportion_to_cost(attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))), **options)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from pyro_bmrs import ReductionError
 from pyro_bmrs.pruning import SNR, prune
 from tests.pruning.criteria.guided import fitted
 
@@ -32,3 +34,9 @@ def test_it_decides_at_its_threshold():
         result = prune(net, guide, SNR(threshold))
         for name, removed in result.removed.items():
             assert torch.equal(removed, snr[name] <= threshold)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), None])
+def test_thresholds_that_are_no_numbers(threshold):
+    with pytest.raises(ReductionError, match="finite number"):
+        SNR(threshold)

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import nn
 
 from pyro_bmrs import ReductionError
-from pyro_bmrs.pruning import MultiplicativeNoise, attach_noise, detach_noise, noise_sites
+from pyro_bmrs.pruning import AutoTruncatedLogNormal, MultiplicativeNoise, attach_noise, detach_noise, noise_sites
 from tests.pruning.noise.places import (
     NETWORKS,
     Block,
@@ -111,6 +111,7 @@ def test_heads_of_an_attention_that_is_not_recognised():
 
 def test_per_example_draws_differ_between_examples_in_training_alone():
     net = attach_noise(mlp(), per_example=True)
+    AutoTruncatedLogNormal(net)
     x = torch.randn(1, 6).expand(4, 6)
     net[3].eval()
     rows = net(x)

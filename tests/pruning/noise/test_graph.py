@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import fx, nn
 
-from pyro_bmrs.pruning.noise.graph import Flow, called_name, graphs, is_flattening
+from pyro_bmrs import ReductionError
+from pyro_bmrs.pruning import AutoTruncatedLogNormal, attach_noise, noise_sites
+from pyro_bmrs.pruning.noise.graph import Flow, called_name, copy_to_trace, graphs, is_flattening
 from tests.pruning.noise.places import ResNet, Untraceable, encoder, places
 
 
@@ -85,3 +89,45 @@ def test_modules_that_flatten(module, flattens):
 def test_names_of_functions_and_methods():
     graph = fx.symbolic_trace(lambda x: torch.relu(x).tanh() + 1).graph
     assert [called_name(node) for node in graph.nodes if node.op.startswith("call")] == ["relu", "tanh", "add"]
+
+
+class Remembers(nn.Module):
+    """Keeps what it saw, and makes a tensor when it is first called."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.act, self.last = nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)
+        self.seen, self.lazy, self.state = [], None, {"nested": {}}
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        if self.lazy is None:
+            self.lazy = torch.ones_like(x)
+        self.seen.append(x)
+        self.state["nested"]["last"] = hidden = self.act(self.hidden(x + self.lazy))
+        return self.last(hidden)
+
+
+def test_tracing_leaves_no_mark_in_the_network():
+    net = Remembers()
+    attach_noise(net)
+    assert (net.seen, net.lazy, net.state, float(net.calls)) == ([], None, {"nested": {}}, 0.0)
+    assert noise_sites(net)["hidden"].place == "act"
+    AutoTruncatedLogNormal(net)
+    assert net.eval()(torch.ones(2, 3)).shape == (2, 2) and isinstance(net.lazy, torch.Tensor)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_network_whose_weights_are_computed_is_copied():
+    net = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2))
+    net(torch.ones(1, 3))
+    assert copy_to_trace(net)[0].weight is net[0].weight
+    assert places(net)["0"][0] == "1"
+
+
+def test_a_network_that_cannot_be_copied():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    net.lock = threading.Lock()
+    with pytest.raises(ReductionError, match="Sequential cannot be copied, .*lock"):
+        attach_noise(net)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pyro import poutine
 from torch import nn
 
-from pyro_bmrs.pruning import attach_noise, detach_noise, noise_sites
+from pyro_bmrs.pruning import AutoTruncatedLogNormal, attach_noise, detach_noise, noise_sites
 from tests.pruning.noise.places import (
     LeNet,
     ResNet,
@@ -50,6 +50,7 @@ def test_noise_on_the_weight_of_a_convolution_is_that_on_the_images(build, kept)
 
 def test_a_convolution_that_fails_keeps_no_noise_on_its_weight():
     net = attach_noise(convolutions())
+    AutoTruncatedLogNormal(net)
     with pytest.raises(RuntimeError):
         net[3](torch.ones(2, 5, 4, 4))
     assert "weight" not in vars(net[3]) and net[3].weight is net[3]._parameters["weight"]
@@ -83,7 +84,7 @@ def test_head_noise_multiplies_what_the_output_projection_is_given():
 
 def test_the_attentions_weight_is_back_after_an_error():
     attention = nn.MultiheadAttention(8, 2)
-    attach_noise(nn.ModuleDict({"attn": attention, "head": nn.Linear(8, 2)}))
+    AutoTruncatedLogNormal(attach_noise(nn.ModuleDict({"attn": attention, "head": nn.Linear(8, 2)})))
     with pytest.raises(Exception, match="shape|dimension|size"):
         attention(*[torch.randn(2, 5, 9)] * 3)
     assert isinstance(attention.out_proj.weight, nn.Parameter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import pyro
 import pytest
@@ -12,11 +13,12 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule
+from scipy.integrate import quad
 from torch import nn
 
-from pyro_bmrs import ReductionError
+from pyro_bmrs import ReductionError, ReductionWarning
 from pyro_bmrs.distributions import LogUniform
-from pyro_bmrs.pruning import AutoTruncatedLogNormal, MultiplicativeNoise
+from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, MultiplicativeNoise, attach_noise
 
 LOW = math.exp(-20)
 
@@ -163,6 +165,7 @@ def test_site_names_are_the_module_s_in_a_pyro_module():
 
 def test_copies_and_state_dicts_carry_what_is_kept():
     noise = MultiplicativeNoise(3, name="a")
+    AutoTruncatedLogNormal(noise)
     noise(torch.ones(1, 3))
     twin = copy.deepcopy(noise)
     twin.kept[0] = False
@@ -190,5 +193,73 @@ def test_noise_that_cannot_be(options, match):
 
 @pytest.mark.parametrize("shape", [(2, 4), (3,), (2, 4, 3)])
 def test_an_input_that_does_not_fit(shape):
+    noise = poutine.condition(MultiplicativeNoise(3, name="a"), {"a": torch.ones(3)})
     with pytest.raises(ReductionError, match="'a' is for 3 units"):
-        MultiplicativeNoise(3, name="a")(torch.ones(shape))
+        noise(torch.ones(shape))
+
+
+def learned(net):
+    """A guide whose noise has moved."""
+    guide = AutoTruncatedLogNormal(net)
+    with torch.no_grad():
+        guide.noise_locs.copy_(torch.linspace(-3.0, 0.3, len(guide.noise_locs)))
+        guide.noise_log_scales.fill_(-1.0)
+    return guide
+
+
+def plain_mean(loc, scale):
+    """Of a log-normal on the prior's interval, by SciPy's quadrature."""
+
+    def integral(power):
+        return quad(lambda x: math.exp(power * x - 0.5 * ((x - loc) / scale) ** 2), -20, 0, points=[min(loc, 0.0)])[0]
+
+    return integral(1) / integral(0)
+
+
+def test_a_network_by_itself_predicts_with_the_posterior_mean():
+    net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))).double()
+    guide = learned(net)
+    net[1].units_noise_on_output.kept[1] = False
+    x = torch.randn(5, 3).double()
+    means = [plain_mean(loc, math.exp(-1.0)) for loc in guide.noise_locs.tolist()]
+    gates = torch.tensor(means).double() * torch.tensor([1, 0, 1, 1])
+    expected = (torch.tanh(net[0](x)) * gates) @ net[2].weight.T + net[2].bias
+    for predict in (net.eval(), copy.deepcopy(net), Classification(net, 10).eval(), pickle.loads(pickle.dumps(net))):
+        torch.testing.assert_close(predict(x), expected, rtol=1e-6, atol=1e-8)
+    with torch.no_grad():
+        guide.noise_locs.sub_(2.0)
+    assert not torch.allclose(net(x), expected)
+    torch.testing.assert_close(net(x), poutine.condition(net, guide.mean_noise())(x), rtol=1e-12, atol=0)
+
+
+def test_a_copy_of_network_and_guide_is_fitted_by_itself():
+    net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+    pair = copy.deepcopy(nn.ModuleList([net, learned(net)])).eval()
+    x, before = torch.randn(5, 3), net.eval()(torch.ones(1, 3))
+    with torch.no_grad():
+        pair[1].noise_locs.fill_(-9.0)
+    torch.testing.assert_close(pair[0](x), poutine.condition(pair[0], pair[1].mean_noise())(x))
+    assert torch.equal(net(torch.ones(1, 3)), before)
+
+
+def test_in_training_a_network_by_itself_draws_from_the_posterior():
+    noise = MultiplicativeNoise(2, name="a", per_example=True)
+    posterior = learned(noise).noise_posterior("a")
+    pyro.set_rng_seed(0)
+    draws = noise(torch.ones(100_000, 2))
+    torch.testing.assert_close(draws.mean(0), posterior.mean.detach(), atol=4e-3, rtol=0)
+    torch.testing.assert_close(draws.std(0), posterior.stddev.detach(), atol=4e-3, rtol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_noise_that_no_guide_knows_is_drawn_from_its_prior_with_a_word(training):
+    noise = MultiplicativeNoise(2, name="a").train(training)
+    with pytest.warns(ReductionWarning, match="'a', and it is drawn from its prior"):
+        noise(torch.ones(1, 2))
+
+
+def test_noise_is_no_parameter_of_the_network():
+    net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+    names = [name for name, _ in net.named_parameters()]
+    learned(net)
+    assert [name for name, _ in net.named_parameters()] == names

@@ -57,6 +57,16 @@ def test_what_speaks_for_tied_units_is_added() -> None:
     ]
 
 
+def test_of_scores_that_only_rank_the_mean_of_tied_units_counts() -> None:
+    """A lone unit of 0.6 stays where tied ones of 0.3 go, however many they are."""
+    net = mlp()
+    margins = {"0": torch.tensor([-0.3, -0.6]), "2": torch.tensor([-0.3, -0.3, -0.2])}
+    groups = [[("0", 0), ("2", 0), ("2", 1)], [("0", 1)], [("2", 2)]]
+    order = removal_order(net, margins, groups, adds=False)
+    assert [group for group, _ in order] == [groups[2], groups[0], groups[1]]
+    assert [group for group, _ in removal_order(net, margins, groups)] == [groups[2], groups[1], groups[0]]
+
+
 def test_units_that_are_gone_have_no_place_in_the_order() -> None:
     net = mlp()
     noise_sites(net)["2"].noise.kept[1:] = False

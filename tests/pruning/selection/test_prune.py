@@ -93,6 +93,26 @@ def test_units_that_a_sum_ties_go_together():
     assert kept(guide)["stem"] == [False, False, True, True]
 
 
+def test_a_fraction_does_not_spare_units_for_being_tied():
+    """The lone unit of the branch's inside is worth twice what each of the tied ones is."""
+    pytest.importorskip("torch_pruning")
+    net = Residual().eval()
+    guide = AutoTruncatedLogNormal(attach_noise(net))
+    with torch.no_grad():
+        guide.noise_locs.copy_(torch.tensor([-1.5, -0.3, -0.3, -0.3, -1.5, -0.2, -0.2, -0.2]))
+    prune(net, guide, PosteriorMean(), fraction=0.25, example_inputs=torch.randn(1, 1, 6, 6))
+    assert kept(guide) == {"stem": [False, True, True, True], "conv": [False, True, True, True]}
+    assert BMRS_N().adds and not any(criterion.adds for criterion in (PosteriorMean(), SNR(), WeightNorm()))
+
+
+@pytest.mark.parametrize("odds", [float("nan"), float("inf"), -float("inf"), {"0": 1.0, "2": float("nan")}])
+def test_odds_that_are_no_numbers(odds):
+    net, guide = mlp([-20.0, 0.0, -20.0, -0.1, 0.0, -20.0, -0.1])
+    with pytest.raises(ReductionError, match="NaN or infinite: its threshold, or its prior odds"):
+        prune(net, guide, BMRS_N(prior_log_odds=odds))
+    assert all(all(units) for units in kept(guide).values())
+
+
 def test_a_residual_branch_may_go_as_a_whole():
     net = Residual()
     guide = AutoTruncatedLogNormal(attach_noise(net, kinds=["block"]))
@@ -118,6 +138,7 @@ def broken(guide):
         (lambda net, guide: (net, nn.Linear(2, 2)), {}, "Linear"),
         (lambda net, guide: (net, guide), {"criterion": WeightNorm()}, "fraction="),
         (lambda net, guide: (net, guide), {"fraction": 1.5}, "between 0 and 1"),
+        (lambda net, guide: (net, guide), {"fraction": float("nan")}, "between 0 and 1"),
     ],
 )
 def test_mistakes_change_nothing(change, options, match):

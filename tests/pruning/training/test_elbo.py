@@ -4,17 +4,33 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule, PyroSample
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import nn
+from torch.distributions import kl_divergence
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
-from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, NoiseELBO, Regression, attach_noise
+from pyro_bmrs import ReductionError
+from pyro_bmrs.pruning import (
+    AutoTruncatedLogNormal,
+    Classification,
+    NoiseELBO,
+    Regression,
+    attach_noise,
+    compact,
+    detach_noise,
+    parameter_groups,
+    prune,
+)
 
 
 def network(num_outputs=3, **options):
@@ -184,3 +200,188 @@ def test_the_short_cut_is_for_what_it_knows_alone(make, guide, options, call, mo
         NoiseELBO()(plain, AutoTruncatedLogNormal(plain))(x, y)
     model = make(net, 50)
     assert call(NoiseELBO(**options)(model, guide(model)), x, y).isfinite()
+
+
+class Checkpointed(nn.Module):
+    """Two hidden layers and a dropout, of which activations are not kept if it is said how."""
+
+    def __init__(self, how=None):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.act1, self.act2, self.dropout, self.how = nn.Tanh(), nn.Tanh(), nn.Dropout(0.5), how
+
+    def hidden(self, x):
+        return self.dropout(self.act2(self.second(self.act1(self.first(x)))))
+
+    def forward(self, x):
+        # Read part by part, however it is, so that the noise is in the same places.
+        assert x.isfinite().all()
+        hidden = self.hidden(x) if self.how is None else checkpoint(self.hidden, x, use_reentrant=self.how)
+        return self.last(hidden)
+
+
+def checkpointed_gradients(elbo, how, per_example, pairs):
+    """Of the sum of the losses of several batches, all of which wait for one backward pass."""
+    torch.manual_seed(0)
+    model = Classification(attach_noise(Checkpointed(how), ["first", "second"], per_example=per_example), 32)
+    guide = AutoTruncatedLogNormal(model)
+    guide.noise_log_scales.data.fill_(0.0)
+    module = elbo()(model, guide)
+    torch.manual_seed(1)
+    sum(module(x, y) for x, y in pairs).backward()
+    return [parameter.grad for parameter in module.parameters()], torch.rand(1)
+
+
+@pytest.mark.parametrize("elbo", [NoiseELBO, TraceMeanField_ELBO, Trace_ELBO])
+@pytest.mark.parametrize("per_example", [False, True])
+def test_activations_that_are_computed_again_meet_the_same_noise(elbo, per_example):
+    pairs = [(torch.randn(6, 4, requires_grad=True), torch.randint(2, (6,))) for _ in range(3)]
+    expected, following = checkpointed_gradients(elbo, None, per_example, pairs)
+    for how in (False, True):
+        found, then = checkpointed_gradients(elbo, how, per_example, pairs)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+        assert torch.equal(then, following)
+
+
+def test_checkpoints_that_keep_no_state_of_the_generators_are_refused():
+    net = Checkpointed(False)
+    net.hidden = partial(checkpoint, net.hidden, use_reentrant=False, preserve_rng_state=False)
+    net.how = None
+    model = Classification(attach_noise(net, ["first", "second"]), 32)
+    loss = NoiseELBO()(model, AutoTruncatedLogNormal(model))(torch.randn(6, 4), torch.randint(2, (6,)))
+    with pytest.raises(ReductionError, match="preserve_rng_state=True"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("elbo", [NoiseELBO, TraceMeanField_ELBO, Trace_ELBO])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("per_example", [False, True])
+def test_under_autocast_the_divergence_is_in_single_precision(elbo, dtype, per_example):
+    """The loss less the log likelihood is what it is without autocast, up to the rounding of that difference."""
+    model = Classification(network(per_example=per_example), 2, kl_weight=1.0)
+    guide = AutoTruncatedLogNormal(model)
+    with torch.no_grad():
+        guide.noise_log_scales.copy_(torch.linspace(-4.0, 2.0, len(guide.noise_locs)))
+    divergence = sum(kl_divergence(guide.noise_posterior(n), s.unit_prior).sum() for n, s in guide.noise.items()) / 2
+    with torch.autocast("cpu", dtype):
+        loss = elbo()(model, guide)(torch.zeros(6, 1, 6, 6), torch.zeros(6).long())
+    loss.backward()
+    assert loss.dtype == torch.float32
+    parameters = [*model.parameters(), guide.noise_parameters]
+    assert {parameter.grad.dtype for parameter in parameters} == {torch.float32}
+    if elbo is not Trace_ELBO:
+        # Of three classes, of which nothing is known: near log 3.
+        assert 0.3 < loss - divergence < 2.5
+
+
+@pytest.mark.parametrize("elbo", [NoiseELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_network_in_half_precision_trains_scores_and_is_pruned(elbo, when):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5), nn.Tanh(), nn.Linear(5, 2))
+    model = Classification(attach_noise(net.bfloat16() if when == "before" else net), 50)
+    module = elbo()(model, AutoTruncatedLogNormal(model)).bfloat16()
+    guide = module.guide
+    assert guide.noise_parameters.dtype == torch.float32 and net[0].weight.dtype == torch.bfloat16
+    optimizer = torch.optim.Adam(parameter_groups(module, lr=1e-3))
+    x, y = torch.randn(6, 1, 6, 6).bfloat16(), torch.randint(2, (6,))
+    # Units that the data do not need: they begin where noise is all but 0.
+    guide.noise_parameters.data[:, :2] = torch.tensor([[-15.0], [1.0]])
+    for _ in range(3):
+        loss = module(x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.dtype == torch.float32 and loss.isfinite()
+    assert prune(net, guide).removed["0"].tolist() == [True, True, False, False]
+    predicted = net.eval()(x)
+    assert predicted.dtype == torch.bfloat16
+    torch.testing.assert_close(compact(net, guide, x)(x), predicted, rtol=0.1, atol=0.05)
+
+
+def test_validation_without_a_tape_comes_before_training():
+    model = Classification(network(), 50)
+    module = Trace_ELBO()(model, AutoTruncatedLogNormal(model))
+    x, y = torch.randn(6, 1, 6, 6), torch.randint(3, (6,))
+    with torch.inference_mode():
+        assert module(x, y).isfinite() and model.eval()(x).isfinite().all()
+    model.train()
+    module(x, y).backward()
+
+
+class PassesBy(nn.Module):
+    """An attention that uses the weight of its projection without calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = 2, nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return nn.functional.linear(self.qkv(x)[..., :8], self.proj.weight)
+
+
+@pytest.mark.parametrize("elbo", [NoiseELBO, TraceMeanField_ELBO, Trace_ELBO])
+def test_noise_that_a_network_passes_by(elbo):
+    net = attach_noise(nn.Sequential(PassesBy(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)))
+    model = Classification(net, 50)
+    guide = AutoTruncatedLogNormal(model)
+    assert guide.noise.keys() == {"0", "1"}
+    data = torch.randn(6, 8), torch.randint(2, (6,))
+    with pytest.raises(ReductionError, match=r"noise of \['0'\] never acted: .* name the other layers"):
+        elbo()(model, guide)(*data)
+    detach_noise(net)
+    model = Classification(attach_noise(net, ["1"]), 50)
+    assert elbo()(model, AutoTruncatedLogNormal(model))(*data).isfinite()
+
+
+class Skips(nn.Module):
+    """Leaves a layer out at times, as layers are dropped at random."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.act1, self.second, self.act2 = nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU()
+        self.last, self.skips = nn.Linear(4, 2), False
+
+    def forward(self, x):
+        x = self.act1(self.first(x))
+        return self.last(x if self.skips else self.act2(self.second(x)))
+
+
+def test_noise_that_acts_in_some_steps_only():
+    net = attach_noise(Skips())
+    model = Classification(net, 50)
+    module = NoiseELBO()(model, AutoTruncatedLogNormal(model))
+    net.eval()(torch.randn(1, 4))
+    net.train().skips = True
+    assert module(torch.randn(6, 4), torch.randint(2, (6,))).isfinite()
+
+
+def test_an_interrupted_loss_leaves_nothing_behind():
+    """Wherever it comes in: after each call of the network's parts in turn."""
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    convolutions = [nn.Conv1d(1, 8, 2), nn.ReLU(), nn.Conv1d(8, 8, 2), nn.Tanh()]
+    net = attach_noise(nn.Sequential(*convolutions, layer, nn.Linear(8, 3)))
+    model = Classification(net, 50, class_dim=-1)
+    module = NoiseELBO()(model, AutoTruncatedLogNormal(model))
+    data = torch.randn(4, 1, 10), torch.randint(3, (4, 8))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+
+    class Interrupts(TorchFunctionMode):
+        def __init__(self, after):
+            super().__init__()
+            self.left = after
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return function(*args, **(kwargs or {}))
+
+    for after in range(0, 60, 3):
+        with pytest.raises(KeyboardInterrupt), Interrupts(after):
+            module(*data)
+        assert not any("weight" in vars(part) for part in net.modules())
+        assert not any("given" in vars(noise) for noise in module.guide.noise.values())
+        assert not _PYRO_STACK
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert module(*data).isfinite()

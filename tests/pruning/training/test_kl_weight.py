@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
+from pyro_bmrs import ReductionError
 from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, WarmUp, attach_noise
 from tests.pruning.training.guided import NUM_EXAMPLES, all_but_certain, divergences, network
 
@@ -71,3 +72,17 @@ def test_any_weight_can_warm_up(weight):
         assert rising.noise_weight(site) == pytest.approx(whole.noise_weight(site) / 4)
     rising.load_state_dict(rising.state_dict() | {"_extra_state": torch.tensor(7)})
     assert [rising.noise_weight(site) for site in ("0", "2")] == [whole.noise_weight(site) for site in ("0", "2")]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_and_counts_are_finite(number):
+    net = network()
+    for weight in (number, {"0": number, "2": 1.0}, WarmUp(4, number)):
+        with pytest.raises(ReductionError, match="finite and not negative"):
+            Classification(net, NUM_EXAMPLES, kl_weight=weight)
+    for make in (lambda: WarmUp(number), lambda: Classification(net, number)):
+        with pytest.raises(ReductionError, match="is a finite number of at least 1"):
+            make()
+    model = Classification(net, NUM_EXAMPLES, kl_weight=lambda step: number)
+    with pytest.raises(ReductionError, match="what kl_weight returns for step 0 is a finite number"):
+        TraceMeanField_ELBO()(model, AutoTruncatedLogNormal(model))(torch.randn(5, 4), torch.zeros(5).long())

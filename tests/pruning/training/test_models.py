@@ -81,7 +81,7 @@ def test_the_noise_has_a_learning_rate_of_its_own():
         (lambda: Classification(network(), 5, kl_weight={"0": 1.0, "2": -1.0}), "kl_weight"),
         (lambda: Classification(nn.Linear(2, 2), 5, kl_weight="layer_mean"), "none"),
         (lambda: Regression(network(), 5, scale=0.0), "scale"),
-        (lambda: WarmUp(0), "at least one step"),
+        (lambda: WarmUp(0), "of at least 1, not 0"),
     ],
 )
 def test_mistakes(make, match):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from operator import is_
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -60,7 +61,9 @@ class Remembered(Generic[T]):
             or settings != self._settings
             or not all(map(is_, tensors, self._tensors))
         ):
-            self._value = make()
+            # What validation without a tape makes, training may have to differentiate.
+            with torch.inference_mode(False):
+                self._value = make()
             self._tensors, self._versions, self._settings = tensors, versions, settings
         value: T = self._value
         return value

@@ -10,7 +10,7 @@ import pickle
 
 import torch
 
-from pyro_bmrs.pruning.noise.remembered import Remembered
+from pyro_bmrs.pruning.noise.steps.remembered import Remembered
 
 
 class Total:

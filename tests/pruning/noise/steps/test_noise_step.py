@@ -9,8 +9,8 @@ from torch.distributions import Uniform, kl_divergence
 
 from pyro_bmrs.distributions import TruncatedNormal
 from pyro_bmrs.distributions.numerics.truncated_quantile import truncated_quantile
-from pyro_bmrs.pruning.noise import noise_step
-from pyro_bmrs.pruning.noise.noise_step import LogUniforms, NoiseStep
+from pyro_bmrs.pruning.noise.steps import noise_step
+from pyro_bmrs.pruning.noise.steps.noise_step import LogUniforms, NoiseStep
 
 DOUBLE = torch.float64
 
