@@ -5,25 +5,30 @@
 The evidence of a model, in the coordinates in which it is best integrated, from draws that are near its posterior.
 
 Both ends of a reduction are such models. A model whose sites have priors that depend on other sites is integrated in
-two kinds of coordinates, the sites' own and standardised ones. The one whose draws count for more gives the estimate,
-and both have to agree.
+standardised coordinates, and where these do not suit it, in the sites' own as well. The one whose draws count for more
+gives the estimate, and where both are about as good they have to agree.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_bmrs.integration.adaptive import LogIntegral, effective_share, log_integral
+from pyro_bmrs.integration.importance.adaptive import LogIntegral, effective_share, log_integral
+from pyro_bmrs.integration.importance.modes import find_modes
 from pyro_bmrs.integration.log_joint import LogJoint
 
 Values = Mapping[str, Tensor]
+
+# Above this chance of a further mode that matters, the integral is not to be trusted.
+_MOST_UNSEEN = 0.1
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,14 @@ class LogEvidence:
     :param integral: the integral of the model's joint density.
     :param other: the same in other coordinates; None where there are none.
     :param log_joint: the joint density, in the coordinates of ``integral``.
+    :param unseen: an estimate of the chance that one search more would find a mode that matters and is not integrated
+        over; 0 where none was looked for, since the model's code has no derivatives at many points at once.
     """
 
     integral: LogIntegral
     other: LogIntegral | None
     log_joint: LogJoint
+    unseen: float = 0.0
 
     @property
     def value(self) -> float:
@@ -80,11 +88,22 @@ class LogEvidence:
 
     @property
     def trusted(self) -> bool:
-        """Whether the weights say that the estimate holds, and one in other coordinates says nothing else."""
+        """
+        Whether the weights say that the estimate holds, and nothing else says that it does not.
+
+        Namely modes that were found so rarely that there may be others, or an estimate in other coordinates.
+        """
+        if self.unseen > _MOST_UNSEEN:
+            return False
         if not self.integral.trusted or self.other is None or not self._other_counts:
             return self.integral.trusted
         allowed = 4 * math.hypot(self.integral.standard_error, self.other.standard_error)
         return abs(self.integral.value - self.other.value) <= max(allowed, 0.25)
+
+    @property
+    def is_beyond_doubt(self) -> bool:
+        """Whether the weights are so even that another estimate need not be asked for."""
+        return self.trusted and self.pareto_k <= 0.5 and self.effective_share >= 0.1
 
     def draws(self, num_draws: int) -> dict[str, Tensor]:
         """Draws from the model's posterior, by site, along the first dimension."""
@@ -118,21 +137,45 @@ def integrate_model(
     """
     example = {name: values[0] for name, values in starts[0].items()}
     own = LogJoint(model, args, kwargs, example=example)
-    joints = [own]
-    if own.has_hierarchy:
-        joints.append(LogJoint(model, args, kwargs, example=example, standardised=True))
-    integrals = [_integrate(joint, starts, num_draws) for joint in joints]
-    best = max(range(len(joints)), key=lambda place: integrals[place].effective_share)
-    other = integrals[1 - best] if len(joints) > 1 else None
-    return LogEvidence(integrals[best], other, joints[best])
+    if not own.has_hierarchy:
+        return _integrate(_Begin(own, starts), num_draws)
+    standardised = LogJoint(model, args, kwargs, example=example, standardised=True)
+    begins = sorted((_Begin(joint, starts) for joint in (standardised, own)), key=lambda begin: -begin.share)
+    first = _integrate(begins[0], num_draws)
+    if first.is_beyond_doubt or (first.trusted and begins[1].share < 0.5 * begins[0].share):
+        return first
+    best, other = sorted((first, _integrate(begins[1], num_draws)), key=lambda end: -end.effective_share)
+    return replace(best, other=other.integral)
 
 
-def _integrate(log_joint: LogJoint, starts: Sequence[Values], num_draws: int | None) -> LogIntegral:
-    begins = [moments(log_joint.coordinates(values)) for values in starts]
-    shares = [effective_share(log_joint, *begin) for begin in begins] if len(begins) > 1 else [1.0]
-    first = log_integral(log_joint, *begins[max(range(len(begins)), key=shares.__getitem__)], num_draws=num_draws)
-    # Most of what one round more of draws cannot mend, four times as many can.
-    return first if first.trusted else log_integral(log_joint, *first.moments(), num_draws=4 * len(first.points))
+class _Begin:
+    """
+    Where an integral is begun: at each set of draws, and at the modes that can be found.
+
+    :param log_joint: the joint density, in the coordinates that are integrated over.
+    :param starts: sets of draws near the posterior, by site.
+    """
+
+    def __init__(self, log_joint: LogJoint, starts: Sequence[Values]) -> None:
+        self.log_joint = log_joint
+        begins = [moments(log_joint.coordinates(values)) for values in starts]
+        parts, self.unseen = [begins], 0.0
+        if log_joint.dim and log_joint.has_derivatives:
+            modes = find_modes(log_joint, begins)
+            parts.append(list(zip(modes.points, modes.covariances)))
+            self.unseen = modes.unseen
+        loc, covariance = zip(*(begin for part in parts for begin in part))
+        self.loc, self.covariance = torch.stack(loc), torch.stack(covariance)
+
+    @cached_property
+    def share(self) -> float:
+        """The share of draws from here that count: what the coordinates are good for."""
+        return effective_share(self.log_joint, self.loc, self.covariance) if self.log_joint.dim else 1.0
+
+
+def _integrate(begin: _Begin, num_draws: int | None) -> LogEvidence:
+    integral = log_integral(begin.log_joint, begin.loc, begin.covariance, num_draws=num_draws)
+    return LogEvidence(integral, None, begin.log_joint, begin.unseen)
 
 
 def moments(coordinates: Tensor) -> tuple[Tensor, Tensor]:

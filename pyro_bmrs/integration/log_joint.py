@@ -82,7 +82,8 @@ class LogJoint:
         for name in self.sites:
             if not is_point(sites[name]["fn"]):
                 self._add(name, sites[name])
-        self._vectorised = Vectorised("evaluating the model")
+        # One for each function: what cannot be done at once with one of them can be with the others.
+        self._vectorised: dict[Any, Vectorised] = {}
         self._model = model
         self._total: Callable[[poutine.Trace], Tensor] = _sum_of_sites
         if discrete:
@@ -136,6 +137,36 @@ class LogJoint:
         values = self._map(self._at, points.to(self.dtype), progress).to(points.dtype)
         return torch.where(values.isnan(), -torch.inf, values)
 
+    @cached_property
+    def has_derivatives(self) -> bool:
+        """Whether the model's code gives second derivatives, at many points at once."""
+        try:
+            self.derivatives(torch.zeros(2, self.dim, dtype=self.dtype))
+        # Code may fail in many ways here: an operation without a derivative, without a rule for many points, .numpy().
+        except Exception:
+            return False
+        return self._vectorised[self._row_of_hessian].at_once
+
+    def derivatives(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        The first and second derivatives of the log density.
+
+        :param points: shape ``(num_points, dim)``.
+        :return: shapes ``(num_points, dim)`` and ``(num_points, dim, dim)``.
+        """
+        count, dim = points.shape
+        # A row at a time, so that what is held at once is known.
+        axes = torch.eye(dim, dtype=self.dtype).repeat(count, 1)
+        inputs = {"point": points.to(self.dtype).repeat_interleave(dim, 0), "axis": axes}
+        rows, gradients = self._map(self._row_of_hessian, inputs, False)
+        hessian = rows.reshape(count, dim, dim).to(points.dtype)
+        return gradients[::dim].to(points.dtype), (hessian + hessian.mT) / 2
+
+    def prior_points(self, num_points: int) -> Tensor:
+        """Draws from the prior of the sites, shape ``(num_points, dim)``, from torch's global generator."""
+        points: Tensor = self._map(self._prior_point, torch.zeros(num_points), False)
+        return points
+
     def coordinates(self, values: Mapping[str, Tensor], *, progress: bool = False) -> Tensor:
         """
         The points at which sites have given values.
@@ -164,6 +195,18 @@ class LogJoint:
             trace = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
         return self._total(trace) + placing.log_jacobian
 
+    def _row_of_hessian(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        def slope_along(point: Tensor) -> tuple[Tensor, Tensor]:
+            gradient = torch.func.grad(self._at)(point)
+            return gradient @ given["axis"], gradient
+
+        row_and_gradient: tuple[Tensor, Tensor] = torch.func.grad(slope_along, has_aux=True)(given["point"])
+        return row_and_gradient
+
+    def _prior_point(self, _: Tensor) -> Tensor:
+        trace = poutine.trace(self.model).get_trace(*self._args, **self._kwargs)
+        return self._coordinates_of({name: trace.nodes[name]["value"] for name in self.places})
+
     def _values_at(self, point: Tensor) -> dict[str, Tensor]:
         with _Placing(self.places, point, self.standardised):
             trace = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
@@ -177,8 +220,9 @@ class LogJoint:
 
     def _map(self, function: Callable[[Any], Any], inputs: Any, progress: bool) -> Any:
         """A function of one point, of many: at once where the model's code allows it, else one by one."""
+        vectorised = self._vectorised.setdefault(function, Vectorised("evaluating the model"))
         with _quiet():
-            return self._vectorised(function, inputs, progress=progress)
+            return vectorised(function, inputs, progress=progress)
 
 
 @contextmanager

@@ -50,6 +50,8 @@ class Vectorised:
 
     def __init__(self, doing: str) -> None:
         self.doing = doing
+        # How large the tensors of the last function are, which is often the next one too.
+        self._measured: tuple[Callable[[Any], Any], int] | None = None
         self.at_once = True
         """Whether inputs are taken at once: as long as no function has failed so."""
 
@@ -76,7 +78,9 @@ class Vectorised:
     def _in_chunks(self, function: Callable[[Any], Any], inputs: Any, count: int, progress: bool) -> Any:
         with pyro.validation_enabled(False), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")  # at an operation, not at the whole
-            size = max(1, _MOST_ELEMENTS // largest_tensor(lambda: function(_take(inputs, 0))))
+            if self._measured is None or self._measured[0] != function:
+                self._measured = function, largest_tensor(lambda: function(_take(inputs, 0)))
+            size = max(1, _MOST_ELEMENTS // self._measured[1])
             mapped = torch.func.vmap(_with_noise_of_its_own(function), randomness="different")
             starts = tqdm(range(0, count, size), desc=self.doing, disable=not progress, leave=False)
             return _join(torch.cat, [mapped(_take(inputs, slice(start, start + size))) for start in starts])
@@ -92,7 +96,7 @@ def _join(how: Callable[[Any], Tensor], rows: list[Any]) -> Any:
 
 def _with_noise_of_its_own(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def run(given: Any) -> Any:
-        with _EmptyForEach(tree_leaves(given)[0].sum()):
+        with _InItsPlace(tree_leaves(given)[0].sum()):
             return function(given)
 
     return run
@@ -102,9 +106,12 @@ def _with_noise_of_its_own(function: Callable[[Any], Any]) -> Callable[[Any], An
 _EMPTY = (torch.empty, torch.empty_like, torch.Tensor.new, torch.Tensor.new_empty)
 
 
-class _EmptyForEach(TorchFunctionMode):
+class _InItsPlace(TorchFunctionMode):
     """
-    Gives empty tensors an element of their own for each input of a vectorised run.
+    Does what distributions do in place, and vmap refuses to, in a way that it does not.
+
+    Empty tensors get an element of their own for each input of a vectorised run; a number at all elements that a mask
+    names, as a multinomial distribution has it, is filled in without asking which they are.
 
     :param like: a number that is another for each input.
     """
@@ -114,10 +121,19 @@ class _EmptyForEach(TorchFunctionMode):
         self.like = like
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__setitem__ and _fills_by_mask(*args):
+            target, mask, value = args
+            target.masked_fill_(mask.reshape(mask.shape + (1,) * (target.dim() - mask.dim())), value)
+            return None
         result = func(*args, **(kwargs or {}))
         if func not in _EMPTY or not isinstance(result, Tensor) or result.device != self.like.device:
             return result
         return torch.where(self.like == self.like, result, result)
+
+
+def _fills_by_mask(target: Tensor, place: Any, value: Any) -> bool:
+    is_mask = isinstance(place, Tensor) and place.dtype == torch.bool
+    return is_mask and (not isinstance(value, Tensor) or value.dim() == 0)
 
 
 class _Largest(TorchFunctionMode):

@@ -19,12 +19,13 @@ from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation, AutoMultiv
 
 from pyro_bmrs import reduce_model
 from tests.truth.generalised import GENERALISED
+from tests.truth.held_out import HELD_OUT
 from tests.truth.hierarchical import HIERARCHICAL
 from tests.truth.nonlinear import NONLINEAR
 from tests.truth.regressions import REGRESSIONS
 from tests.truth.studies import FOLDER, Study
 
-STUDIES = {study.name: study for study in (*REGRESSIONS, *GENERALISED, *HIERARCHICAL, *NONLINEAR)}
+STUDIES = {study.name: study for study in (*REGRESSIONS, *GENERALISED, *HIERARCHICAL, *NONLINEAR, *HELD_OUT)}
 TRUTH = json.loads((FOLDER / "truth.json").read_text())
 # The kinds of fit, and how many steps they take.
 KINDS: dict[str, tuple[Callable[..., AutoGuide], int]] = {

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.truth.exact import generalised, hierarchical, nonlinear, regressions
+from tests.truth.exact import generalised, held_out, hierarchical, nonlinear, regressions
 from tests.truth.exact.case import FOLDER, Case, evidence
 from tests.truth.exact.integrals import Integral
 
@@ -49,6 +49,13 @@ CASES: dict[str, Callable[[], Case]] = {
         nonlinear.dugongs,
         nonlinear.eyes,
         nonlinear.mice,
+        held_out.peas,
+        held_out.blood,
+        held_out.leukaemia,
+        held_out.eyes_apart,
+        held_out.shrunk,
+        held_out.funnel,
+        held_out.correlated,
     )
 }
 # Two ways to write the same model.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pyro_bmrs import ReductionError
-from pyro_bmrs.integration.adaptive import log_integral
+from pyro_bmrs.integration.importance.adaptive import log_integral
 
 
 def normal(dim: int, correlation: float) -> torch.distributions.MultivariateNormal:
