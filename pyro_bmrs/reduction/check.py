@@ -48,6 +48,8 @@ class Check:
     @property
     def standard_error(self) -> float:
         """Of :attr:`delta_evidence`, in nats."""
+        if self.reduced is self.full:
+            return 0.0
         return math.hypot(self.full.standard_error, self.reduced.standard_error)
 
     @property

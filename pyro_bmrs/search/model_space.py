@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import html
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,13 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from tqdm.auto import tqdm
 
 from pyro_bmrs.arviz_adapter import to_arviz
+from pyro_bmrs.errors import ReductionError, ReductionWarning
+from pyro_bmrs.integration.fits import full_evidence
 from pyro_bmrs.plotting import plot_model_space
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.reduction.check import Check
 from pyro_bmrs.reduction.reduce_model import reduce_posterior
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.search.averaging.model_average import AveragedPosterior, ModelAverage
+from pyro_bmrs.search.checks import problems
 from pyro_bmrs.search.groups import Groups
 from pyro_bmrs.search.models import ModelPosterior, Models
 from pyro_bmrs.structure.mixtures import mix
@@ -92,6 +99,8 @@ class ModelSpace:
     ) -> None:
         self._fitted, self._priors, self._reduced_priors = candidates
         self._groups, self._models, self._posterior, self._strategy = groups, models, posterior, strategy
+        self.checks: tuple[Check, ...] = ()
+        """What :meth:`check` found of the most probable models, the first first; empty where it was not asked."""
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -153,6 +162,42 @@ class ModelSpace:
         changed = {name: prior for name, prior in stated.items() if sides[name].any()}
         return reduce_posterior(self._fitted, changed or stated)
 
+    def check(self, num_models: int = 5, *, progress: bool = False) -> tuple[Check, ...]:
+        """
+        The most probable models as the model has them: the evidence of each, integrated, beside what was read off.
+
+        The evidence of the full model is integrated once for all. :meth:`table` shows what was found.
+
+        :param num_models: how many.
+        :param progress: whether to show progress bars.
+        :return: the :class:`Check` of each, which are :attr:`checks` from now on.
+        :raises ReductionError: for a model that cannot be integrated, as :meth:`Reduction.check` does, and for a number
+            of models that is not positive.
+        :warns ReductionWarning: where the model says something else of their evidence or of their order, or its
+            integrals are not to be trusted.
+        """
+        if not isinstance(num_models, int) or num_models < 1:
+            raise ReductionError(f"the number of models to check must be a positive integer, not {num_models!r}")
+        reduced = self.top(num_models).reduced
+        rows = tqdm(reduced, desc="models checked", disable=not progress, leave=False)
+        self.checks = tuple(self._check(row, progress) for row in rows)
+        log_odds = torch.where(reduced, self._models.log_odds, 0.0).sum(-1)
+        found = problems(self.checks, log_odds)
+        if found:
+            warnings.warn(
+                f"Of the {len(reduced)} best models {'; '.join(found)}. Go by checked_delta_evidence in table(); the "
+                "search is mended by more steps of SVI, or a richer guide.",
+                ReductionWarning,
+                stacklevel=2,
+            )
+        return self.checks
+
+    def _check(self, reduced: Tensor, progress: bool) -> Check:
+        if reduced.any():
+            return self.reduction(reduced).check(progress=progress)
+        full = full_evidence(self._fitted, progress=progress)
+        return Check(full, full, 0.0)
+
     def average(self, num_models: int | None = None) -> dict[str, Distribution]:
         """
         The posterior of each site, averaged over the models with their probabilities.
@@ -175,7 +220,9 @@ class ModelSpace:
         """
         A table of the most probable models, one row a model.
 
-        ``reduced`` names the groups that take their reduced prior, ``delta_evidence`` is in nats.
+        ``reduced`` names the groups that take their reduced prior, ``delta_evidence`` is in nats. After a
+        :meth:`check`, ``checked_delta_evidence`` is what the model says, with its ``standard_error`` and the
+        ``pareto_k`` of its integrals, above 0.7 where they are not to be trusted; NaN for models that were not checked.
         """
         import pandas as pd
 
@@ -186,6 +233,11 @@ class ModelSpace:
             "delta_evidence": top.delta_evidence.cpu().numpy(),
             "probability": top.probability.cpu().numpy(),
         }
+        if self.checks:
+            count = len(top.reduced)
+            columns["checked_delta_evidence"] = _padded([check.delta_evidence for check in self.checks], count)
+            columns["standard_error"] = _padded([check.standard_error for check in self.checks], count)
+            columns["pareto_k"] = _padded([check.pareto_k for check in self.checks], count)
         return pd.DataFrame(columns, index=pd.RangeIndex(1, len(top.reduced) + 1, name="rank"))
 
     def _name(self, reduced: Tensor) -> str:
@@ -252,13 +304,19 @@ class ModelSpace:
     def _headline(self) -> str:
         best = self.top(1)
         numbers = f"ΔF = {float(best.delta_evidence):.2f} nats, probability {float(best.probability):.3g}"
-        return f"the best reduces {self._name(best.reduced[0])}; {numbers}"
+        checked = self.checks[0].words() if self.checks else "of the guide, not checked against the model"
+        return f"the best reduces {self._name(best.reduced[0])}; {numbers} ({checked})"
 
     def _repr_html_(self) -> str:
         return (
             f"<p><b>ModelSpace</b> ({self._size()}): {html.escape(self._headline())}</p>"
             f"{self.table(5).to_html()}{self.summary().to_html(max_rows=20)}"
         )
+
+
+def _padded(values: Sequence[float], count: int) -> np.ndarray:
+    """Values of the first of many, with NaN for the others."""
+    return np.array([*values, *[math.nan] * count][:count])
 
 
 def _flat(values: Tensor) -> np.ndarray:

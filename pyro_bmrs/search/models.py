@@ -37,6 +37,10 @@ class ModelPosterior(Protocol):
         """How many models there are."""
 
     @property
+    def log_odds(self) -> Tensor:
+        """Prior log odds for each group's reduction, shape ``(num_groups,)``."""
+
+    @property
     def alone(self) -> Tensor:
         """Change in log evidence with the reduction of each group alone, shape ``(num_groups,)``."""
 

@@ -39,6 +39,7 @@ def search_models(
     strategy: str = "auto",
     prior_log_odds: float | Tensor = 0.0,
     max_models: int = MAX_MODELS,
+    check: int = 0,
     progress: bool = False,
 ) -> ModelSpace:
     """
@@ -65,11 +66,14 @@ def search_models(
     :param prior_log_odds: prior log odds of a group's reduction, in nats, one number or one for each group; positive
         favours small models. 0 gives all models the same prior probability.
     :param max_models: how many models may be counted through.
+    :param check: how many of the most probable models to hold against the model; see :meth:`ModelSpace.check`.
     :param progress: whether to show a progress bar.
     :return: the :class:`ModelSpace`.
     :raises ReductionError: for what the caller can mend: unknown, empty or overlapping groups, a space too large to be
         counted through, a posterior of no known density, priors that depend on other sites or are not normal, and
         whatever :func:`~pyro_bmrs.reduce_model` objects to.
+    :warns ReductionWarning: of the models checked, where the model says something else of their evidence or of their
+        order, or its integrals are not to be trusted.
 
     Example::
 
@@ -85,13 +89,32 @@ def search_models(
         >>> space = search_models(guide, dist.Delta(torch.tensor(0.)))
         >>> space
         ModelSpace(3 groups, 8 models, factorised):
-        the best reduces weights[0], weights[1]; ΔF = 2.59 nats, probability 0.522
+        the best reduces weights[0], weights[1]; ΔF = 2.59 nats, probability 0.522 (of the guide, not checked against
+        the model)
         >>> space.inclusion_probability["weights"]
         tensor([0.0926, 0.4249, 1.0000], dtype=torch.float64)
     """
     if strategy not in STRATEGIES:
         raise ReductionError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, not {strategy!r}")
-    fitted = read_guide(guide, model, args, kwargs)
+    if not isinstance(check, int) or check < 0:
+        raise ReductionError(f"check must be how many of the models to hold against the model, not {check!r}")
+    space = _search(
+        read_guide(guide, model, args, kwargs), reduced_prior, groups, strategy, prior_log_odds, max_models, progress
+    )
+    if check:
+        space.check(check, progress=progress)
+    return space
+
+
+def _search(
+    fitted: FittedGuide,
+    reduced_prior: ReducedPriorLike,
+    groups: GroupsLike,
+    strategy: str,
+    prior_log_odds: float | Tensor,
+    max_models: int,
+    progress: bool,
+) -> ModelSpace:
     with torch.no_grad():
         stated = read_reduced_priors(reduced_prior, fitted.latent, fitted.args, fitted.kwargs)
         _check_searchable(fitted, stated)

@@ -1,0 +1,50 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The most probable models of a space, held against the model: what it says of their order and of their evidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_bmrs.reduction.check import Check
+
+
+def problems(checks: Sequence[Check], log_odds: Tensor) -> list[str]:
+    """
+    What the model says otherwise of models that stand in the order of their probability, in words.
+
+    :param checks: one for each, the most probable first.
+    :param log_odds: prior log odds of each against the full model, in nats, shape ``(num_models,)``.
+    """
+    found = []
+    doubtful = [rank for rank, check in enumerate(checks, 1) if not check.trusted]
+    if doubtful:
+        found.append(f"the integrals of {_ranks(doubtful)} are not to be trusted")
+    off = {rank: abs(c.delta_evidence - c.read_off) for rank, c in enumerate(checks, 1) if c.trusted and not c.agrees}
+    if off:
+        found.append(f"the evidence of {_ranks(off)} is off, by up to {max(off.values()):.2g} nats")
+    best = _overtaken(checks, log_odds)
+    if best is not None:
+        found.append(f"their order is another, with {_ranks([best])} the first")
+    return found
+
+
+def _overtaken(checks: Sequence[Check], log_odds: Tensor) -> int | None:
+    """The rank of the best model by the integrals, where a model overtakes another by more than two standard errors."""
+    score = torch.tensor([check.delta_evidence for check in checks], dtype=torch.double) + log_odds.double().cpu()
+    # The full model's end is the same for all, and so is its error.
+    errors = [check.reduced.standard_error for check in checks]
+    for place, later in enumerate(score):
+        for before in range(place):
+            if later - score[before] > 2 * math.hypot(errors[place], errors[before]):
+                return int(score.argmax()) + 1
+    return None
+
+
+def _ranks(ranks: Sequence[int] | dict[int, float]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
