@@ -7,7 +7,7 @@ from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws
 from pyro_bmrs.posteriors.factors import Factor, JointNormalFactor, PackedFactor, ReducedFactor, SiteFactor
 from pyro_bmrs.posteriors.fitted_draws import FittedDraws
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
-from pyro_bmrs.posteriors.guide_factors import read_factors
+from pyro_bmrs.posteriors.guides.guide_factors import read_factors
 from pyro_bmrs.posteriors.posterior import FactoredPosterior, Posterior
 from pyro_bmrs.posteriors.reading import read_guide, read_posterior
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide, packed_statement

@@ -20,7 +20,7 @@ from torch.distributions.constraints import Constraint
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws, log_density, log_density_unseen
 from pyro_bmrs.posteriors.factors import Factor
-from pyro_bmrs.posteriors.guide_factors import read_factors
+from pyro_bmrs.posteriors.guides.guide_factors import read_factors
 from pyro_bmrs.posteriors.reduced_guide import GuideCopy, ReducedGuide
 from pyro_bmrs.posteriors.traces import (
     GuideRun,

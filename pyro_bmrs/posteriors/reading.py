@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoCallable, AutoGuide, AutoGuideList, AutoLaplaceApproximation, AutoNormalMessenger
+from pyro.infer.autoguide import (
+    AutoCallable,
+    AutoGaussian,
+    AutoGuide,
+    AutoGuideList,
+    AutoLaplaceApproximation,
+    AutoNormalMessenger,
+    AutoStructured,
+)
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.mcmc.api import AbstractMCMC
 from pyro.poutine.messenger import _bound_partial
@@ -22,6 +30,7 @@ from pyro_bmrs import arviz_adapter
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.posteriors.fitted_draws import FittedDraws
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.posteriors.guides.joint_normals import as_multivariate_normal
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reduced_guide import copy_guide
 from pyro_bmrs.posteriors.traces import accepts, check_no_nan, first_run
@@ -115,9 +124,18 @@ def read_guide(
         raise ReductionError(
             "the model cannot be called with the arguments given; pass those that SVI was run with as args=, kwargs="
         )
+    return FittedGuide(_in_one_statement(guide, model, args, kwargs), model, args, kwargs, guide)
+
+
+def _in_one_statement(guide: Any, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A guide that is a joint normal in other words as the autoguide that draws it at once; any other as it is."""
     if isinstance(guide, AutoLaplaceApproximation):
-        guide = _approximate(_with_model(guide, model), args, kwargs)
-    return FittedGuide(guide, model, args, kwargs)
+        return _approximate(_with_model(guide, model), args, kwargs)
+    if isinstance(guide, (AutoGaussian, AutoStructured)):
+        whole = _with_model(guide, model)
+        normal = as_multivariate_normal(whole, whole.model, args, kwargs)
+        return whole if normal is None else normal
+    return guide
 
 
 def _approximate(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -31,7 +31,7 @@ from torch.distributions import Distribution, constraints, transform_to
 from torch.distributions.constraints import Constraint
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.structure.copies import with_own_tensors
+from pyro_bmrs.structure.copies import detached, with_own_tensors
 from pyro_bmrs.structure.parameters import map_parameters
 
 _ModuleList: Any = PyroModule[torch.nn.ModuleList]
@@ -54,6 +54,8 @@ class TrainableDistribution(PyroModule):
 
     def __init__(self, distribution: Distribution) -> None:
         super().__init__()
+        # Transforms may hold tensors that were computed from the fitted guide's parameters.
+        distribution = detached(distribution)
         try:
             self._template = map_parameters(distribution, self._hold)
         except NotImplementedError:

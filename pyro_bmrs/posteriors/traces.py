@@ -112,16 +112,18 @@ class GuideRun:
     """
     A fitted guide and its model, with the arguments that they are run with.
 
-    :param guide: the guide, with a Laplace approximation carried out.
+    :param guide: the guide, with a Laplace approximation carried out, and a joint normal in one statement.
     :param model: the model, without what an autoguide wraps around it.
     :param args: positional arguments of both.
     :param kwargs: keyword arguments of both.
+    :param given: the guide as it was given; None where that is ``guide``.
     """
 
     guide: Any
     model: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    given: Any = None
 
     @cached_property
     def traces(self) -> tuple[poutine.Trace, poutine.Trace]:

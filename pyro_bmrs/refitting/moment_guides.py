@@ -44,7 +44,8 @@ def guide_at_moments(
             f"a {type(original).__name__} cannot be begun at weighted draws, whose moments do not determine it; pass "
             "start=, a guide of your own for reduction.model"
         )
-    weights = (draws.log_weights - draws.log_weights.logsumexp(0)).exp()
+    like = next(values for values in draws.draws.values() if values.is_floating_point())
+    weights = (draws.log_weights - draws.log_weights.logsumexp(0)).exp().to(like)
     means = {name: torch.tensordot(weights, values.to(weights), 1).to(values) for name, values in draws.draws.items()}
     # Sites that were not drawn (those summed out) are not the new guide's, either.
     shown = poutine.block(model, hide_fn=lambda msg: _is_latent(msg) and msg["name"] not in draws.draws)

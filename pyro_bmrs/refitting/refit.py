@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
-from pyro.infer.autoguide import AutoLaplaceApproximation
 from pyro.infer.elbo import ELBO
 from torch.distributions import Distribution, kl_divergence
 from tqdm.auto import tqdm
@@ -214,7 +213,7 @@ def _read(model: Callable[..., Any], guide: Any, reduction: Reduction) -> Fitted
             "this is a reduction of draws, which have no ELBO to compare with; fit a guide and reduce that, or compare "
             "with another MCMC run"
         )
-    if not _is_same(guide, reduced.guide) and not isinstance(guide, AutoLaplaceApproximation):
+    if not _is_same(guide, reduced.guide if reduced.given is None else reduced.given):
         raise ReductionError("this is a reduction of another guide; pass the one that reduce_model was given")
     full = FittedGuide(reduced.unreduced_guide, bare_model(model), reduced.args, reduced.kwargs)
     with own_random_numbers():

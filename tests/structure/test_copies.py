@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_bmrs.structure.copies import with_own_tensors
+from pyro_bmrs.structure.copies import detached, with_own_tensors
 
 VALUES = torch.tensor([0.3, 0.7])
 
@@ -55,3 +55,15 @@ def test_what_is_shared_stays_shared() -> None:
     copy = with_own_tensors(dist.Normal(scale, scale))
     assert copy.loc is not scale
     assert type(copy) is dist.Normal
+
+
+def test_a_detached_copy_passes_no_gradient_on_and_stays() -> None:
+    parameter = torch.tensor([0.7, 1.3], requires_grad=True)
+    affine = dist.transforms.AffineTransform(2 * parameter, parameter.exp())
+    original = dist.TransformedDistribution(dist.Normal(parameter, 1.0), affine)
+    copy, before = detached(original), original.log_prob(VALUES).detach()
+    with torch.no_grad():
+        parameter.mul_(3.0)
+    density = copy.log_prob(VALUES)
+    assert not density.requires_grad
+    torch.testing.assert_close(density, before)

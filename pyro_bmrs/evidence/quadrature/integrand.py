@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,6 +132,8 @@ def find_integrand(posterior: Distribution, prior: Distribution, reduced_prior: 
         density is not integrable.
     """
     interval = common_interval(posterior, prior, reduced_prior)
+    # What a transform rounds to an end of a support has a density of 0, and is no mistake of the user's.
+    posterior, prior, reduced_prior = map(_unvalidated, (posterior, prior, reduced_prior))
     with torch.no_grad():
         marks, centre, width = survey(posterior, prior, reduced_prior, interval)
     # Bounds may carry gradients, so the line is made outside.
@@ -144,6 +148,19 @@ def find_integrand(posterior: Distribution, prior: Distribution, reduced_prior: 
         panels = resolve(density.at_with_noise, edges, tolerance).sort()
         _check_integrable(panels, tolerance)
     return Integrand(density, panels, tolerance)
+
+
+def _unvalidated(distribution: Distribution) -> Distribution:
+    """The distribution, on the same tensors, without a check of the values whose density is asked for."""
+    twin = copy.copy(distribution)
+    held = vars(distribution).items()
+    vars(twin).update({name: _unvalidated(part) for name, part in held if _is_other(part, distribution)})
+    twin._validate_args = False
+    return twin
+
+
+def _is_other(part: Any, whole: Distribution) -> bool:
+    return isinstance(part, Distribution) and part is not whole
 
 
 def _check_integrable(panels: Panels, tolerance: float) -> None:

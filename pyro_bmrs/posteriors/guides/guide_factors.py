@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import singledispatch
 from typing import Any
 
@@ -16,13 +16,13 @@ from pyro.infer.autoguide import (
     AutoNormal,
     AutoNormalMessenger,
 )
-from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, biject_to
+from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, biject_to
 
 from pyro_bmrs.posteriors.factors import Factor, JointNormalFactor, PackedFactor, SiteFactor
 from pyro_bmrs.posteriors.reduced_guide import ReducedGuide, packed_statement
-from pyro_bmrs.posteriors.traces import GuideRun, first_run, latent_nodes, trace_guide
+from pyro_bmrs.posteriors.traces import GuideRun, first_run, latent_nodes, trace_guide, track_guide, upstream_sites
 from pyro_bmrs.structure.coordinates import Block, drop_identity, is_normal_vector, push_forward
-from pyro_bmrs.structure.layers import is_point
+from pyro_bmrs.structure.layers import is_point, peel
 
 
 @singledispatch
@@ -30,8 +30,8 @@ def read_factors(guide: Any, run: GuideRun) -> list[Factor]:
     """
     The independent factors of a guide whose densities are known.
 
-    This is the general case: each sample site of one run of the guide is a factor, but for those that are set by an
-    auxiliary one. A type of guide that knows more is registered with ``read_factors.register``, as in
+    This is the general case: each sample site of one run of the guide is a factor, but for those that are computed of
+    others, as of an auxiliary one. A type of guide that knows more is registered with ``read_factors.register``, as in
     :func:`functools.singledispatch`, and that is all there is to do: reductions, their guides and the reductions of
     those go by the factors. Autoguides that draw one packed normal vector (subclasses of ``AutoContinuous`` whose
     ``get_posterior`` is normal) need no registration.
@@ -63,13 +63,30 @@ def read_factors(guide: Any, run: GuideRun) -> list[Factor]:
     trace = run.traces[0] if guide is run.guide and first_run(guide) is None else None
     trace = trace or trace_guide(guide, run.args, run.kwargs)
     latent = latent_nodes(trace)
-    auxiliary = any(site["infer"].get("is_auxiliary") for site in latent.values())
+    computed = _computed(guide, latent, run)
     return [
         SiteFactor(name, name, site["fn"], traced=True)
         for name, site in latent.items()
-        # A site set by an auxiliary variable can be drawn, but its own density is not at hand.
-        if not (auxiliary and is_point(site["fn"])) and not site["infer"].get("is_auxiliary")
+        # A site set by another variable can be drawn, but its own density is not at hand.
+        if name not in computed and not site["infer"].get("is_auxiliary")
     ]
+
+
+def _computed(guide: Any, latent: Mapping[str, Any], run: GuideRun) -> frozenset[str]:
+    """The sites that are no points, though drawn from one, but values computed of what was drawn."""
+    points = {name: site["fn"] for name, site in latent.items() if is_point(site["fn"])}
+    # Where there is a density, something was drawn, though not by a sample statement.
+    computed = {name for name, point in points.items() if not _is_bare(point)}
+    others = points.keys() - computed
+    if others and any(site["infer"].get("is_auxiliary") for site in latent.values()):
+        upstream = upstream_sites(track_guide(guide, run.args, run.kwargs), others)
+        computed |= {name for name in others if upstream[name] & latent.keys()}
+    return frozenset(computed)
+
+
+def _is_bare(point: Distribution) -> bool:
+    core: Any = peel(point).core
+    return bool((core.log_density == 0).all())
 
 
 _general: Callable[[Any, GuideRun], list[Factor]] = read_factors.dispatch(object)

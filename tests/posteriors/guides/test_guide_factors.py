@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.distributions.transforms import affine_coupling, iterated
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, autoguide, config_enumerate
 from pyro.infer.autoguide import (
     AutoContinuous,
     AutoDelta,
@@ -27,7 +29,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch.distributions import constraints
 from torch.distributions.transforms import ExpTransform
 
-from pyro_bmrs import ReductionError, reduce_model, search_models
+from pyro_bmrs import ReductionError, reduce_model, refit, search_models
 from pyro_bmrs.evidence import log_evidence_change
 from pyro_bmrs.posteriors import PackedFactor, SiteFactor, packed_statement, read_factors
 from tests.programs import NARROW, STANDARD, fit, goes_on, one_site, two_sites
@@ -347,3 +349,56 @@ def test_a_site_that_depends_on_an_auxiliary_variable_is_drawn():
     expected = log_evidence_change(dist.Normal(0.3, 0.25), STANDARD, dist.Normal(0.0, 0.8))
     assert abs(reduction.delta_evidence - expected) < 5 * reduction.standard_error
     assert reduce_model(guide, {"b": dist.Gamma(3.0, 3.0)}, model=two_sites, args=(y,)).method == "exact"
+
+
+# --- all autoguides there are -----------------------------------------------------------------------------------------
+
+ABSTRACT = {"AutoCallable", "AutoContinuous", "AutoGuide", "AutoMessenger"}
+# Of a point there is no evidence, and the others have tests of their own.
+OTHER = {"AutoDelta", "AutoDiscreteParallel", "AutoGuideList"}
+FLOW = {
+    "AutoNormalizingFlow": lambda model: autoguide.AutoNormalizingFlow(model, partial(iterated, 1, affine_coupling))
+}
+AUTOGUIDES = {
+    name: kind
+    for name, kind in vars(autoguide).items()
+    if isinstance(kind, type) and name in set(autoguide.__all__) - ABSTRACT - OTHER
+} | FLOW
+MIXED = {"AutoIAFNormal", "AutoNormalizingFlow", "AutoHierarchicalNormalMessenger", "AutoRegressiveMessenger"}
+
+
+def three_sites(y):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    s = pyro.sample("s", dist.LogNormal(0.0, 0.5))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(a, 1.0))
+        pyro.sample("y", dist.Normal(z, s), obs=y)
+
+
+@pytest.mark.filterwarnings("ignore:the refit had not converged", "ignore:The Laplace approximation was made away")
+@pytest.mark.parametrize("name", AUTOGUIDES)
+def test_every_autoguide_is_reduced_and_goes_on(name):
+    y = torch.tensor([0.3, 1.0, -0.2])
+    pyro.set_rng_seed(0)
+    guide = fit(three_sites, AUTOGUIDES[name](three_sites), y)
+    asked = {"a": dist.Normal(0.0, 0.5)}
+    reduction = reduce_model(guide, asked, args=(y,), num_samples=300)
+    assert name in MIXED or reduction.method == "exact"
+    drawn = reduce_model(guide, asked, args=(y,), num_samples=300, method="importance")
+    error = math.hypot(drawn.standard_error, reduction.standard_error or 0.0)
+    assert abs(reduction.delta_evidence - drawn.delta_evidence) < 5 * error + 1e-6
+    values = Predictive(reduction.model, guide=reduction.guide, num_samples=3)(y)
+    assert values["z"].shape == (3, 3)
+    again = reduce_model(reduction.guide, {"s": dist.LogNormal(0.0, 0.4)}, model=reduction.model, args=(y,))
+    assert again.delta_evidence.isfinite()
+    assert len(reduction.summary()) == 1
+    start = None
+    if reduction.method == "importance" and name in MIXED:
+        start = fit(reduction.model, AUTOGUIDES[name](reduction.model), y)
+    check = refit(three_sites, guide, reduction, start=start, max_steps=1, window=1, num_particles=2)
+    assert math.isfinite(check.delta_elbo)
+
+
+def test_that_all_autoguides_are_asked():
+    exported = {name for name in autoguide.__all__ if isinstance(getattr(autoguide, name), type)}
+    assert exported == ABSTRACT | OTHER | AUTOGUIDES.keys()
