@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyro.distributions as dist
 import torch
 from pyro import poutine
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.integration.coordinates import fixed_elements
 from pyro_bmrs.integration.ends import LogEvidence
-from pyro_bmrs.integration.log_evidence import integrate
+from pyro_bmrs.integration.fits import full_evidence
+from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import read_posterior
+from pyro_bmrs.structure.layers import peel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,9 +40,13 @@ def compare(
     :param prior_log_odds: log prior weight of each model, in nats; 0 for those not named.
     :param progress: whether to show progress bars while drawing from guides.
     :return: a row a model: ``rank``, ``log_evidence`` (nats), ``difference`` to the best, ``standard_error`` of the
-        difference (of the log evidence itself for the best), posterior ``probability``, ``pareto_k``,
-        ``effective_share``, and ``trusted``.
-    :raises ReductionError: for models of different data, and for what :func:`log_evidence` refuses.
+        difference (of the log evidence itself for the best), posterior ``probability``, ``weight`` in an average over
+        the models (the probability, averaged over the errors of all log evidences), ``pareto_k``, ``effective_share``,
+        and ``trusted``.
+    :raises ReductionError: for models of different data, and for what :func:`log_evidence` refuses. Data are all that
+        is observed and not masked, however it got into the model, with the weight that ``poutine.scale`` gives it.
+        Names of sites do not matter, nor how the numbers are divided between them. Of data in ``pyro.factor`` no more
+        is known than the models' arguments, which have to be the same then.
 
     Example::
 
@@ -61,21 +73,22 @@ def compare(
     if unknown:
         raise ReductionError(f"prior_log_odds names {unknown}, but the models are {sorted(fits)}")
     estimates: dict[str, LogEvidence] = {}
-    data: dict[str, list[torch.Tensor]] = {}
+    data: dict[str, Observations] = {}
     for name, fit in fits.items():
-        source, model, args, kwargs = _parts(name, fit)
-        fitted = read_posterior(source, model, args, kwargs)
-        data[name] = _observed(fitted)
+        fitted = read_posterior(*_parts(name, fit))
+        data[name] = observations(fitted)
         first = next(iter(data))
-        if not _alike(data[name], data[first]):
+        if not data[name].alike(data[first]):
             raise ReductionError(
                 f"models {first!r} and {name!r} have different data (or different arguments), so that their evidence "
                 "cannot be compared; fit all to the same observations"
             )
-        estimates[name] = integrate(fitted, progress=progress)
+        estimates[name] = full_evidence(fitted, progress=progress)
     odds = dict.fromkeys(fits, 0.0) | dict(prior_log_odds or {})
     scores = torch.tensor([estimates[name].value + odds[name] for name in fits], dtype=torch.float64)
+    errors = torch.tensor([estimates[name].standard_error for name in fits], dtype=torch.float64)
     probability = dict(zip(fits, torch.softmax(scores, 0).tolist()))
+    weight = dict(zip(fits, mean_softmax(scores, errors).tolist()))
     order = sorted(fits, key=lambda name: -estimates[name].value)
     best = estimates[order[0]]
     rows = {}
@@ -88,6 +101,7 @@ def compare(
             "difference": own.value - best.value,
             "standard_error": error,
             "probability": probability[name],
+            "weight": weight[name],
             "pareto_k": own.pareto_k,
             "effective_share": own.effective_share,
             "trusted": own.trusted,
@@ -105,15 +119,87 @@ def _parts(name: str, fit: Any) -> tuple[Any, Any, tuple[Any, ...], dict[str, An
     return source, model, args, rest[1] if len(rest) > 1 else {}
 
 
-def _observed(fitted: Any) -> list[torch.Tensor]:
+def mean_softmax(scores: Tensor, errors: Tensor) -> Tensor:
+    """The mean of a softmax over normal errors of what goes into it, by draws that are always the same."""
+    noise = torch.randn(4000, len(scores), dtype=scores.dtype, generator=torch.Generator().manual_seed(0))
+    return torch.softmax(scores + torch.cat([noise, -noise]) * errors, -1).mean(0)
+
+
+@dataclass(frozen=True)
+class Observations:
+    """
+    What a model observes.
+
+    :param values: of each observed site in the order of the model, the elements that count.
+    :param weights: how much each of them counts.
+    :param arguments: those of the model, where it has factors, in which more may be observed; None where it has none.
+    """
+
+    values: list[Tensor]
+    weights: list[Tensor]
+    arguments: list[Any] | None
+
+    def alike(self, other: Observations) -> bool:
+        """Whether two models observe the same, whatever their sites are called and how these divide it up."""
+        if (self.arguments is None) != (other.arguments is None):
+            return False
+        if self.arguments is not None and other.arguments is not None and not _same(self.arguments, other.arguments):
+            return False
+        mine, theirs = (_pairs(observed) for observed in (self, other))
+        if mine.shape != theirs.shape:
+            return False
+        # In single precision the same numbers are rounded.
+        dtypes = {value.dtype for observed in (self, other) for value in observed.values}
+        if len({dtype for dtype in dtypes if dtype.is_floating_point}) > 1:
+            mine, theirs = mine.float(), theirs.float()
+        if torch.equal(mine, theirs):
+            return True
+        divided = [len(value) for value in self.values] != [len(value) for value in other.values]
+        return divided and torch.equal(_in_order(mine), _in_order(theirs))
+
+
+def observations(fitted: Posterior) -> Observations:
+    """What the model of a fit observes."""
     with torch.no_grad(), poutine.block():
         trace = poutine.trace(fitted.model).get_trace(*fitted.args, **fitted.kwargs)
-    return [trace.nodes[name]["value"].detach() for name in sorted(trace.observation_nodes)]
+    nodes: Any = trace.nodes
+    values, weights, has_factors = [], [], False
+    for name in trace.observation_nodes:
+        site = nodes[name]
+        if site["infer"].get("_deterministic"):
+            continue
+        if isinstance(peel(site["fn"]).core, dist.Unit):
+            has_factors = True
+            continue
+        counts = ~fixed_elements(site)
+        value = site["value"].detach().expand(counts.shape)
+        event_shape = (1,) * len(site["fn"].event_shape)
+        scale = torch.as_tensor(site["scale"]).detach().to(value.device, torch.float64)
+        values.append(value[counts])
+        weights.append(scale.reshape(scale.shape + event_shape).expand(counts.shape)[counts])
+    arguments = tree_leaves((fitted.args, fitted.kwargs)) if has_factors else None
+    return Observations(values, weights, arguments)
 
 
-def _alike(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    """Whether two models observe the same numbers, whatever the names of their sites are."""
-    if sorted(value.numel() for value in one) != sorted(value.numel() for value in other):
+def _pairs(observed: Observations) -> Tensor:
+    """Values and weights side by side, shape ``(num_values, 2)``."""
+    none = torch.zeros(0, dtype=torch.float64)
+    columns = [[part.double().cpu() for part in parts] for parts in (observed.values, observed.weights)]
+    return torch.stack([torch.cat([none, *column]) for column in columns], -1)
+
+
+def _in_order(pairs: Tensor) -> Tensor:
+    by_weight = pairs[pairs[:, 1].argsort(stable=True)]
+    return by_weight[by_weight[:, 0].argsort(stable=True)]
+
+
+def _same(one: list[Any], other: list[Any]) -> bool:
+    if len(one) != len(other):
         return False
-    mine, theirs = (torch.cat([value.flatten().double() for value in values]).sort().values for values in (one, other))
-    return torch.equal(mine, theirs)
+    return all(mine is theirs or _equal(mine, theirs) for mine, theirs in zip(one, other))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return type(one) is type(other) and np.array_equal(one, other)

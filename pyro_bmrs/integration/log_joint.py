@@ -119,7 +119,7 @@ class LogJoint:
     @property
     def is_vectorised(self) -> bool:
         """Whether many points are evaluated at once: as long as the model's code has not failed so."""
-        return self._vectorised.at_once
+        return self._at not in self._vectorised or self._vectorised[self._at].at_once
 
     @property
     def dtype(self) -> torch.dtype:
@@ -204,8 +204,8 @@ class LogJoint:
         return row_and_gradient
 
     def _prior_point(self, _: Tensor) -> Tensor:
-        trace = poutine.trace(self.model).get_trace(*self._args, **self._kwargs)
-        return self._coordinates_of({name: trace.nodes[name]["value"] for name in self.places})
+        sites = latent_nodes(poutine.trace(self.model).get_trace(*self._args, **self._kwargs))
+        return self._coordinates_of({name: sites[name]["value"] for name in self.places})
 
     def _values_at(self, point: Tensor) -> dict[str, Tensor]:
         with _Placing(self.places, point, self.standardised):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from itertools import product
 
 import pytest
 
@@ -23,9 +24,11 @@ def answered() -> list[Answer]:
     with warnings.catch_warnings():
         # A warning is one way to flag an answer, and the check another.
         warnings.simplefilter("ignore", ReductionWarning)
-        found = [answer for study in STUDIES.values() for kind in KINDS for answer in answers(study, kind)]
-    if path := os.environ.get("TRUTH_TABLE"):
-        table(found).to_csv(path, index=False)
+        found: list[Answer] = []
+        for study, kind in product(STUDIES.values(), KINDS):
+            found.extend(answers(study, kind))
+            if path := os.environ.get("TRUTH_TABLE"):
+                table(found).to_csv(path, index=False)
     return found
 
 

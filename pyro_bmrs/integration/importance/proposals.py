@@ -89,8 +89,10 @@ class StudentMixture:
         normaliser = torch.lgamma((df + dim) / 2) - torch.lgamma(df / 2) - dim / 2 * (df * math.pi).log()
         log_scale = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
         kernel = (df + dim) / 2 * (squared_distance.unsqueeze(-1) / df).log1p()
-        return self.shares.log() + normaliser - log_scale - kernel
+        parts: Tensor = self.shares.log() + normaliser - log_scale - kernel
+        return parts
 
     def log_prob(self, points: Tensor) -> Tensor:
         """The log density at points of shape ``(num_points, dim)``."""
-        return self.log_parts(self.squared_distance(points)).flatten(1).logsumexp(-1)
+        total: Tensor = self.log_parts(self.squared_distance(points)).flatten(1).logsumexp(-1)
+        return total
