@@ -8,35 +8,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoNormal
 
 from pyro_bmrs import search_models
-
-
-def weights_model(size: int) -> None:
-    pyro.sample("weights", dist.Normal(torch.zeros(size), 1.0).to_event(1))
-
-
-@torch.no_grad()
-def correlated_guide(size: int, rows: int) -> AutoMultivariateNormal:
-    """The posterior of a regression whose covariates share causes; a third of the weights have an effect."""
-    torch.set_default_dtype(torch.double)
-    causes = torch.randn(rows, max(2, size // 4)) @ torch.randn(max(2, size // 4), size) / size**0.5
-    x = torch.randn(rows, size) + causes
-    weights = torch.randn(size) * (torch.rand(size) < 1 / 3)
-    y = x @ weights + torch.randn(rows)
-    root = torch.linalg.cholesky(torch.linalg.inv(x.T @ x + torch.eye(size)))
-    guide = AutoMultivariateNormal(weights_model)
-    guide(size)
-    guide.loc.copy_(root @ (root.T @ (x.T @ y)))
-    guide.scale = root.diagonal().clone()
-    guide.scale_tril = root / guide.scale.unsqueeze(-1)
-    return guide
-
+from tests.benchmarks.correlated import correlated_guide, weights_model
 
 REDUCED = {"point": dist.Delta(torch.tensor(0.0, dtype=torch.double)), "narrow": dist.Normal(0.0, 1e-3)}
 
@@ -61,10 +39,11 @@ def test_a_million_models_of_20_elements(benchmark):
 MILLION = """
 import resource, torch
 from pyro_bmrs import search_models
-from tests.benchmarks.test_search_speed import REDUCED, correlated_guide
+from pyro.distributions import Normal
+from tests.benchmarks.correlated import correlated_guide
 guide = correlated_guide(20, rows=100)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-space = search_models(guide, {"weights": REDUCED["narrow"]}, strategy="exhaustive")
+space = search_models(guide, {"weights": Normal(0.0, 1e-3)}, strategy="exhaustive")
 space.summary(), space.table(), space.best
 print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
