@@ -3,8 +3,10 @@
 
 """What each test and each docstring's example begins with, and may not leave behind."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -21,7 +23,10 @@ DEFAULT_THREADS = torch.get_num_threads()
 def clean_slate():
     """Random numbers of its own, an empty parameter store, and the settings that torch and Pyro begin with."""
     _clean()
-    pyro.set_rng_seed(0)
+    # As pyro.set_rng_seed(0), which takes three milliseconds to seed devices that no test has used.
+    torch.default_generator.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
     yield
     _clean()
 

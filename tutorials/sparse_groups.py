@@ -34,7 +34,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from matplotlib.figure import Figure
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, JitTrace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.optim import ClippedAdam
 from torch import Tensor
@@ -99,7 +99,9 @@ def fit(data: Simulation, steps: int, seed: int) -> AutoNormal:
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     guide = AutoNormal(horseshoe)
-    svi = SVI(horseshoe, guide, ClippedAdam({"lr": 0.03, "lrd": 0.02 ** (1 / steps)}), Trace_ELBO())
+    # Compiled, a step takes a third of the time.
+    loss = JitTrace_ELBO(ignore_jit_warnings=True)
+    svi = SVI(horseshoe, guide, ClippedAdam({"lr": 0.03, "lrd": 0.02 ** (1 / steps)}), loss)
     for _ in trange(steps, desc=f"data set {seed}", leave=False):
         svi.step(data.covariates, data.response)
     return guide

@@ -168,7 +168,7 @@ def refit(
         >>> guide = AutoNormal(model)
         >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
         >>> for _ in range(500): loss = svi.step(y)
-        >>> check = refit(model, guide, reduce_model(guide, dist.Normal(0., 0.3)), num_particles=100)
+        >>> check = refit(model, guide, reduce_model(guide, dist.Normal(0., 0.3)), num_particles=1000)
         >>> abs(check.discrepancy) < 0.1
         True
     """

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.posteriors.traces import latent_nodes, replay_whole
-from pyro_bmrs.structure.vectorised import set_seed
+from pyro_bmrs.structure.vectorised import Vectorised, set_seed
 
 _CHECK_PARTICLES = 50  # draws on which the ELBO is compared from window to window
 _FISHER_DRAWS = 32
@@ -104,18 +104,29 @@ class Objective:
     kwargs: Mapping[str, Any]
 
     def elbos(self, num_particles: int) -> np.ndarray:
-        """The ELBO, particle by particle, each from a seed of its own: the same for whatever is compared."""
-        values = np.empty(num_particles)
-        with torch.no_grad():
-            for index in range(num_particles):
-                set_seed(self.schedule.seed + index)
-                values[index] = -self.schedule.loss.loss(self.model, self.guide, *self.args, **self.kwargs)
+        """The ELBO, particle by particle, from the seed: on the same draws for whatever is compared."""
+        set_seed(self.schedule.seed)
+        loss = self.schedule.loss
+        one = self._plain_elbo if type(loss) is Trace_ELBO and loss.num_particles == 1 else self._elbo
+        elbos = Vectorised("evaluating the ELBO")
+        # What another loss reads from its traces, vmap does not let it read.
+        elbos.at_once = one == self._plain_elbo
+        values = elbos(one, torch.arange(num_particles)).double().cpu().numpy()
         if not np.isfinite(values).all():
             raise ReductionError(
                 f"the ELBO is NaN or infinite at {int((~np.isfinite(values)).sum())} of {num_particles} draws of the "
                 "guide: it draws where the model has no density, or it has diverged; try smaller learning_rates"
             )
         return values
+
+    def _elbo(self, _: Tensor) -> Tensor:
+        return torch.tensor(-self.schedule.loss.loss(self.model, self.guide, *self.args, **self.kwargs)).double()
+
+    def _plain_elbo(self, _: Tensor) -> Tensor:
+        drawn = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
+        replayed = poutine.trace(poutine.replay(self.model, trace=drawn)).get_trace(*self.args, **self.kwargs)
+        elbo: Tensor = replayed.log_prob_sum() - drawn.log_prob_sum()
+        return elbo
 
     def parameters(self) -> list[Tensor]:
         """The guide's own parameters, unconstrained, in the order of a run; without those of the model."""

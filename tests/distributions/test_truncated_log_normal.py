@@ -178,6 +178,7 @@ def test_gradients_agree_with_finite_differences(loc, scale, low, high, statisti
     log_scale=st.floats(-6, 6),
     low=st.sampled_from([LOW, 0.01, 0.9]),
 )
+@pytest.mark.no_cover
 def test_everything_is_finite_in_values_and_gradients(dtype, place, log_scale, low):
     width = -math.log(low)
     numbers = (math.log(low) + place * width, width * 10**log_scale, low, HIGH)
@@ -227,6 +228,7 @@ def test_samples_that_overflow_are_infinite_and_have_no_density():
     assert (distribution.cdf(sample) == 1).all()
 
 
+@pytest.mark.no_cover
 def test_a_truncated_log_normal_guide(double):
     """A normal likelihood of the logarithm and a log-uniform prior: the posterior is truncated log-normal."""
     observed, noise = torch.tensor([-3.0, -19.8, -0.3]), 0.7

@@ -75,6 +75,7 @@ def sampled():
 
 
 @pytest.mark.parametrize("sites", [("first",), ("rest",), ("first", "rest")])
+@pytest.mark.no_cover
 def test_an_mcmc_run_agrees_with_the_exact_evidence(sampled, sites):
     mcmc, x, y = sampled
     reduction = reduce_model(mcmc, {site: REDUCED[site] for site in sites})

@@ -76,6 +76,7 @@ def test_a_refit_lets_mean_field_reduce_what_it_could_not_before(whole):
 
 @pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
 @pytest.mark.parametrize("reduced_prior", [ZERO, dist.Normal(torch.tensor(0.0), 0.01)], ids=["point", "narrow"])
+@pytest.mark.no_cover
 def test_every_kind_of_guide_finds_the_true_zeros_and_the_exact_evidence_where_it_can_be_exact(kind, reduced_prior):
     x, y, posterior = regression()
     result = reduce_iteratively(model, fitted(kind), reduced_prior, **QUICK)
@@ -97,6 +98,7 @@ def test_every_kind_of_guide_finds_the_true_zeros_and_the_exact_evidence_where_i
     assert float(truth) - 0.3 < result.delta_elbo < float(truth) + gap + 0.5
 
 
+@pytest.mark.no_cover
 def test_two_sites_one_in_a_plate_and_named_groups():
     groups = {"pair": {"first": 1, "rest": 1}, "fifth": {"rest": 2}, "sixth": {"rest": 3}}
     result = reduce_iteratively(
@@ -108,6 +110,7 @@ def test_two_sites_one_in_a_plate_and_named_groups():
     assert {name for done in result.rounds for name in done.reduced} == set(groups)
 
 
+@pytest.mark.no_cover
 def test_a_whole_site_at_a_point_and_the_rest_after_it():
     groups = {"first": "first", "sixth": {"rest": 3}}
     prior = {"first": dist.Delta(torch.zeros(2), event_dim=1), "rest": ZERO}
@@ -121,6 +124,7 @@ def test_a_whole_site_at_a_point_and_the_rest_after_it():
     assert (drawn["first"] == 0).all()
 
 
+@pytest.mark.no_cover
 def test_points_and_narrow_priors_together():
     prior = {"first": ZERO, "rest": dist.Normal(torch.tensor(0.0), 0.01)}
     result = reduce_iteratively(in_two_sites, fitted(model=in_two_sites), prior, **QUICK)
@@ -142,6 +146,7 @@ def test_everything_can_go():
     assert result.kept == () and len(result.rounds) == 1
 
 
+@pytest.mark.no_cover
 def test_it_stays_in_single_precision():
     result = reduce_iteratively(model, fitted(dtype=torch.float32), ZERO, **QUICK)
     assert result.kept == ("weights[0]", "weights[2]")
@@ -208,7 +213,7 @@ def uninterrupted(whole):
     return numbers(whole)
 
 
-@pytest.mark.parametrize("windows", [0, 1, 4, 8])
+@pytest.mark.parametrize("windows", [0, 3, 7])
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch, uninterrupted, windows):
     path = tmp_path / "state.pt"
     steps = sum(more[1] for more in uninterrupted[1])

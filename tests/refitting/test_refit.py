@@ -64,6 +64,7 @@ def test_the_change_in_elbo_of_a_joint_guide_is_that_of_the_exact_log_evidence()
     assert check.converged
 
 
+@pytest.mark.no_cover
 def test_a_guide_begun_far_off_finds_the_exact_evidence_and_posterior():
     guide, x, y = exact_guide()
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 0.1)})
@@ -111,6 +112,7 @@ def correlated():
     return model, x, y, posterior
 
 
+@pytest.mark.no_cover
 def test_the_check_shows_that_mean_field_misleads_where_covariates_are_correlated():
     model, x, y, posterior = correlated()
     guide = put_posterior(AutoNormal(model), posterior, x, y)
@@ -131,6 +133,7 @@ def test_the_check_shows_that_mean_field_misleads_where_covariates_are_correlate
 
 
 @pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal])
+@pytest.mark.no_cover
 def test_a_reduced_posterior_a_thousand_times_narrower_stays_where_it_is(kind):
     guide, *args = exact_guide(kind)
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 1e-3)})
@@ -140,6 +143,7 @@ def test_a_reduced_posterior_a_thousand_times_narrower_stays_where_it_is(kind):
     assert check.num_steps < 2000
 
 
+@pytest.mark.no_cover
 def test_a_narrow_posterior_is_found_again_from_five_standard_deviations_away():
     guide, *args = exact_guide(AutoNormal)
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 1e-5)})
@@ -234,6 +238,7 @@ def test_every_guide_of_a_known_density_can_be_refitted_where_some_elements_are_
 
 
 @few_steps
+@pytest.mark.no_cover
 def test_sites_that_are_summed_out_need_their_elbo():
     y = torch.cat([torch.randn(20) - 2, torch.randn(20) + 2])
 
@@ -309,6 +314,7 @@ def test_the_fitted_guide_the_reduction_and_the_random_numbers_are_left_alone():
 
 
 @few_steps
+@pytest.mark.no_cover
 def test_one_seed_gives_one_answer_and_another_seed_another():
     guide, x, y = exact_guide(AutoNormal)
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 0.1)})

@@ -65,7 +65,7 @@ def test_elbos_are_compared_on_the_same_draws(exact_guide):
     one = objective(guide, x, y, seed=3).elbos(6)
     pyro.set_rng_seed(100)
     np.testing.assert_array_equal(objective(guide, x, y, seed=3).elbos(6), one)
-    np.testing.assert_array_equal(objective(guide, x, y, seed=5).elbos(4), one[2:])
+    assert (objective(guide, x, y, seed=5).elbos(6) != one).all()
 
 
 def test_draws_without_a_density_are_counted():

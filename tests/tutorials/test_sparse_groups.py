@@ -13,6 +13,9 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import halfcauchy, halfnorm, multivariate_normal
 
+# Pyro compiles by what torch would have replaced.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -114,6 +114,7 @@ def tensors(*values: float, dtype: torch.dtype = torch.float64, requires_grad: b
 
 
 @pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.no_cover
 def test_mass_and_moments_equal_their_integrals(regime: str) -> None:
     random = Random(regime)
     shapes = [_draw(regime, random) for _ in range(20)]

@@ -31,6 +31,7 @@ def cases(low, high, dtype):
 
 @pytest.mark.parametrize("low, high", [(0.0, 1.0), (-1.0, 1.0), (0.0, INF), (-INF, 0.0)])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-14), (torch.float32, 3e-6)])
+@pytest.mark.no_cover
 def test_the_quantile_has_the_probability_asked_for(low, high, dtype, tolerance):
     arguments = cases(low, high, dtype)
     x = truncated_quantile(*arguments)
@@ -57,6 +58,7 @@ def test_the_tail_away_from_the_mode_keeps_its_relative_accuracy(loc, scale, dty
 
 @pytest.mark.parametrize("low, high", [(0.0, 1.0), (-1.0, 1.0), (0.0, INF), (-INF, 0.0)])
 @pytest.mark.parametrize("dtype, relative, absolute", [(torch.float64, 1e-8, 1e-14), (torch.float32, 2e-4, 5e-6)])
+@pytest.mark.no_cover
 def test_slopes_are_those_of_the_implicit_function(low, high, dtype, relative, absolute):
     arguments = cases(low, high, dtype)
     parameters = [tensor.clone().requires_grad_() for tensor in arguments]

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from random import Random
 
-import mpmath as mp
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.integrate import quad
 from torch import Tensor
 
 from pyro_bmrs import ReductionError, ReductionWarning
@@ -60,14 +62,18 @@ def lifetime(*scales: float, shape: float = SHAPE) -> Lifetime:
 def log_mean_ratio(q: float, p: float, r: float) -> float:
     """The logarithm of the integral of q r / p."""
 
-    def density(x: mp.mpf, scale: float) -> mp.mpf:
+    def density(x: float, scale: float) -> float:
         y = x / scale
-        return SHAPE / scale * y ** (SHAPE - 1) * mp.exp(-(y**SHAPE))
+        return SHAPE / scale * y ** (SHAPE - 1) * math.exp(-(y**SHAPE))
 
-    breaks = [0, *(x * min(q, r) for x in (0.3, 1, 2, 4)), mp.inf]
-    return float(mp.log(mp.quad(lambda x: density(x, q) * density(x, r) / density(x, p), breaks)))
+    def product(x: float) -> float:
+        return density(x, q) * density(x, r) / density(x, p) if x else 0.0
+
+    ends = [0.0, *(x * min(q, r) for x in (0.3, 1, 2, 4, 9))]
+    return math.log(sum(quad(product, low, high, epsabs=1e-14)[0] for low, high in pairwise(ends)))
 
 
+@pytest.mark.no_cover
 def test_fifty_triples_agree_with_numerical_integrals() -> None:
     random = Random(0)
     scales = [(random.uniform(0.2, 1), random.uniform(1, 4), random.uniform(0.3, 1)) for _ in range(50)]

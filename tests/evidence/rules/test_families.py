@@ -11,6 +11,7 @@ import mpmath as mp
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.integrate import quad
 from torch import Tensor
 
 from pyro_bmrs import ReductionError
@@ -78,20 +79,21 @@ def test_single_precision_stays_single(case: Case) -> None:
     torch.testing.assert_close(reduced.delta_evidence.double(), log_evidence_change(q, p, r), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.no_cover
 def test_dirichlet_agrees_with_integrals_over_the_simplex() -> None:
     random = Random(1)
     for _ in range(50):
         p = [random.uniform(0.5, 3) for _ in range(3)]
         q = [x + random.uniform(0, 9) for x in p]
         r = [random.uniform(0.5, 5) for _ in range(3)]
-        a, b, c = (mp.mpf(x) + y - z for x, y, z in zip(q, r, p))
+        a, b, c = (x + y - z for x, y, z in zip(q, r, p))
 
         def log_normaliser(alpha: list[float]) -> mp.mpf:
             return mp.fsum(map(mp.loggamma, alpha)) - mp.loggamma(mp.fsum(alpha))
 
-        # Broken like a stick, (u, (1 - u) v, (1 - u) (1 - v)), the integral over the simplex falls into two.
-        first = mp.quad(lambda u: u ** (a - 1) * (1 - u) ** (b + c - 1), [0, 0.5, 1])  # noqa: B023
-        second = mp.quad(lambda v: v ** (b - 1) * (1 - v) ** (c - 1), [0, 0.5, 1])  # noqa: B023
+        # Broken like a stick, (u, (1 - u) v, (1 - u) (1 - v)), the integral over the simplex falls into two, of powers.
+        first = quad(lambda u: 1.0, 0, 1, weight="alg", wvar=(a - 1, b + c - 1), epsabs=0)[0]
+        second = quad(lambda v: 1.0, 0, 1, weight="alg", wvar=(b - 1, c - 1), epsabs=0)[0]
         exact = mp.log(first * second) - log_normaliser(q) - log_normaliser(r) + log_normaliser(p)
         triple = (dist.Dirichlet(double(*alpha)) for alpha in (q, p, r))
         assert log_evidence_change(*triple).item() == pytest.approx(float(exact), rel=1e-9, abs=1e-9)

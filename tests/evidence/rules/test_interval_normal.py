@@ -50,7 +50,7 @@ def double(value: float | list[float]) -> Tensor:
 
 @pytest.mark.parametrize("mixture", MIXTURES, ids="-".join)
 def test_equals_numerical_expectation(mixture: tuple[str, str, str]) -> None:
-    parameters = triple(mixture, 50)
+    parameters = triple(mixture, 20)
     reduced = reduce(*build(mixture, parameters))
     assert reduced.method == "exact"
     for i, value in enumerate(reduced.delta_evidence.tolist()):
