@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.layers import ATTENTION, TRANSFORMER_LAYERS, has_weights_between_units, layer_kind, layer_units
+from pyro_bmrs.pruning.noise.steps.turns import TURN
 
 
 class _Tracer(fx.Tracer):
@@ -49,7 +50,9 @@ def copy_to_trace(net: nn.Module) -> nn.Module:
 
 def _trace(module: nn.Module, leaves: Collection[nn.Module]) -> fx.Graph | None:
     try:
-        return _Tracer(leaves).trace(module)
+        # Tracing changes what modules do everywhere while it lasts.
+        with TURN:
+            return _Tracer(leaves).trace(module)
     # A forward may fail on a symbolic input in whatever way it likes; that it cannot be traced is the answer.
     except Exception:
         return None

@@ -24,6 +24,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.noise.multiplicative_noise import Learned, MultiplicativeNoise
 from pyro_bmrs.pruning.noise.noise_posterior import LazyDensities, NoisePosterior, NoisePosteriors, NoiseUnits
 from pyro_bmrs.pruning.noise.steps.precision import at_least_single, single_at_least
+from pyro_bmrs.pruning.noise.steps.turns import TURN
 
 _INIT_LOC, _INIT_LOG_SCALE = 0.0, -5.0
 
@@ -171,9 +172,20 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
         return {**super().__getstate__(), "_posteriors": None}
 
     def __enter__(self) -> Any:
-        # Here, where gradients are on if they are to be had, and not in a part of the network that does without.
-        self._posteriors = NoisePosteriors(self._units, self.noise_parameters) if self.noise else None
-        return super().__enter__()
+        TURN.acquire()
+        try:
+            # Here, where gradients are on if they are to be had, and not in a part of the network that does without.
+            self._posteriors = NoisePosteriors(self._units, self.noise_parameters) if self.noise else None
+            return super().__enter__()
+        except BaseException:
+            TURN.release()
+            raise
+
+    def __exit__(self, *exception: Any) -> Any:
+        try:
+            return super().__exit__(*exception)
+        finally:
+            TURN.release()
 
     def get_posterior(self, name: str, prior: Any) -> Any:
         """A truncated log-normal for log-uniform sites; what the parent says for others."""

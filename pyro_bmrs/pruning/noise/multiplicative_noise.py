@@ -23,6 +23,7 @@ from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.pruning.noise.steps.precision import at_least_single
 from pyro_bmrs.pruning.noise.steps.recalled import Recalled, is_recomputing, may_be_recomputed
 from pyro_bmrs.pruning.noise.steps.remembered import Remembered
+from pyro_bmrs.pruning.noise.steps.turns import TURN
 
 # By which handlers know the sites.
 _MARK: Any = {"is_noise": True}
@@ -177,13 +178,21 @@ class MultiplicativeNoise(PyroModule):
 
         :param num_examples: how many examples there are.
         """
-        if self.given is None and is_recomputing():
-            return self._recalled.again(self.site_name, self.buffers_of_prior[1].device)
-        # Past the module's own __setattr__, which costs as much as the draw.
-        vars(self)["has_acted"] = True
-        if may_be_recomputed():
-            return self._recalled.draw(self.buffers_of_prior[1].device, lambda: self._draw(num_examples))
-        return self._draw(num_examples)
+        if torch.compiler.is_compiling():
+            return self._draw_uncompiled(num_examples)
+        with TURN:
+            if self.given is None and is_recomputing():
+                return self._recalled.again(self.site_name, self.buffers_of_prior[1].device)
+            # Past the module's own __setattr__, which costs as much as the draw.
+            vars(self)["has_acted"] = True
+            if may_be_recomputed():
+                return self._recalled.draw(self.buffers_of_prior[1].device, lambda: self._draw(num_examples))
+            return self._draw(num_examples)
+
+    # Draws depend on states outside the graph; what stands between two of them is compiled.
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _draw_uncompiled(self, num_examples: int) -> Tensor:
+        return self.draw(num_examples)
 
     def _draw(self, num_examples: int) -> Tensor:
         is_per_example = self.per_example and self.training

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.errors import ReductionError, ReductionWarning, check_number
 from pyro_bmrs.pruning.criteria.criterion import Criterion
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.selection.prune import PruningResult, prune
@@ -33,7 +35,10 @@ class PruningCallback(Callback):
     it the network. Pruning comes after the last step of an epoch, before validation and checkpoints, so that both are
     of the pruned network. What is kept is part of the module's own state; the states of the random number generators
     are saved with the callback's, so that a run that is resumed from the checkpoint of the end of an epoch goes on as
-    one that was never interrupted, on the same machine.
+    one that was never interrupted, on the same machine. Resumed in the middle of an epoch, where Lightning begins the
+    data anew, it does not, and a :class:`~pyro_bmrs.ReductionWarning` says so.
+
+    Steps are those of the optimiser: with gradients that are accumulated over batches, one for several of these.
 
     Logged are ``pruning/units``, how many are left, and ``pruning/SITE`` likewise for each site.
 
@@ -43,8 +48,8 @@ class PruningCallback(Callback):
     :param start: how many epochs (or steps) to leave the network alone at first.
     :param fraction: as for :func:`~pyro_bmrs.pruning.prune`.
     :param example_inputs: as for :func:`~pyro_bmrs.pruning.prune`.
-    :raises ReductionError: for both epochs and steps, or a number of them that is not positive; at the start of the
-        training, for a module that holds no guide of noise, or more than one.
+    :raises ReductionError: for both epochs and steps, or a number of them that is not positive, or not finite; at the
+        start of the training, for a module that holds no guide of noise, or more than one.
 
     Example::
 
@@ -67,16 +72,33 @@ class PruningCallback(Callback):
             raise ReductionError("prune every so many epochs or every so many steps, not both")
         every_n_epochs = 1 if every_n_epochs is None and every_n_steps is None else every_n_epochs
         for name, number in (("every_n_epochs", every_n_epochs), ("every_n_steps", every_n_steps)):
-            if number is not None and number < 1:
-                raise ReductionError(f"{name} is at least 1, not {number}")
+            if number is not None:
+                check_number(number, name, low=1)
+        check_number(start, "start", low=0)
         self.criterion, self.fraction, self.example_inputs = criterion, fraction, example_inputs
         self.every_n_epochs, self.every_n_steps, self.start = every_n_epochs, every_n_steps, start
         self.results: list[PruningResult] = []
+        # How many epochs, or steps, were done when it was last looked.
+        self._done = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Sees that there is something to prune."""
         if stage == "fit":
             _guide_of(pl_module)
+            self._done = trainer.global_step if self.every_n_steps is not None else trainer.current_epoch
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says that a run which goes on in the middle of an epoch is another one."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        has_state = all(hasattr(loader, "load_state_dict") for loader in tree_leaves(trainer.train_dataloader))
+        if progress.current.ready and not progress.is_last_batch and not has_state:
+            warnings.warn(
+                f"training goes on behind batch {progress.current.ready} of an epoch, and the data begin anew: the "
+                "rest of the epoch is of other examples than it would have been. To go on exactly, save checkpoints at "
+                "the end of epochs, or load the data by a loader with load_state_dict",
+                ReductionWarning,
+                stacklevel=2,
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,7 +110,9 @@ class PruningCallback(Callback):
             done, every = trainer.current_epoch + 1, self.every_n_epochs
         else:
             return
-        if done <= self.start or done % every:
+        # Where gradients are accumulated, several batches end at one step; several optimisers make several steps.
+        before, self._done = self._done, done
+        if done <= self.start or done // every == before // every:
             return
         guide = _guide_of(pl_module)
         example_inputs = move_data_to_device(self.example_inputs, pl_module.device)
@@ -100,7 +124,7 @@ class PruningCallback(Callback):
             pl_module.log(f"pruning/{name}", float(kept.sum()))
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of the random number generators."""
+        """The states of the random number generators, and how far the training is."""
         legacy: Any = np.random.get_state(legacy=True)
         algorithm, keys, *rest = legacy
         return {
@@ -108,10 +132,12 @@ class PruningCallback(Callback):
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "python": random.getstate(),
             "numpy": (algorithm, keys.tolist(), *rest),
+            "done": self._done,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Sets the random number generators to where they were."""
+        self._done = state_dict["done"]
         torch.set_rng_state(state_dict["torch"].cpu())
         random.setstate(_tuples(state_dict["python"]))
         np.random.set_state(_tuples(state_dict["numpy"]))

@@ -15,6 +15,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
+from pyro_bmrs.pruning.noise.steps.turns import TURN
 from pyro_bmrs.pruning.training.batches import run_on_batch, targets_of
 from pyro_bmrs.pruning.training.models import Likelihood
 
@@ -27,7 +28,7 @@ class NoiseELBO(TraceMeanField_ELBO):
     :class:`~pyro_bmrs.pruning.Classification` or :class:`~pyro_bmrs.pruning.Regression` whose guide is an
     :class:`~pyro_bmrs.pruning.AutoTruncatedLogNormal`, the loss is that of the parent class, of the same draws, without
     that account. For any other model, for Bayesian weights beside the noise, under other handlers (as in ``SVI``), and
-    with several particles, it is the parent's.
+    with several particles, it is the parent's. Threads that train, or predict, at a time take turns.
 
     Example::
 
@@ -51,6 +52,10 @@ class NoiseELBO(TraceMeanField_ELBO):
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The negative ELBO of one draw, to be differentiated."""
+        with TURN:
+            return self._loss(model, guide, *args, **kwargs)
+
+    def _loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         if self._takes_short_cut(model, guide, args, kwargs):
             try:
                 return self._short_loss(model, guide, *args)

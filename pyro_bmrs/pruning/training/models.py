@@ -20,6 +20,7 @@ from pyro_bmrs.errors import ReductionError, check_number
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 from pyro_bmrs.pruning.noise.steps.precision import at_least_single, full_precision
+from pyro_bmrs.pruning.noise.steps.turns import TURN
 from pyro_bmrs.pruning.training.batches import prediction, run_on_batch, targets_of
 from pyro_bmrs.pruning.training.kl_weight import KLWeight, Scales, check_kl_weight, weight_of_site
 
@@ -105,10 +106,14 @@ class Likelihood(nn.Module):
             has as ``"labels"``.
         :return: what the network predicts: its output, or the logits in it.
         """
-        y = targets_of(x, y)
-        # With nobody to hear, no more is asked for than what the network predicts.
-        if not _PYRO_STACK:
-            return prediction(run_on_batch(self.net, x))
+        with TURN:
+            # With nobody to hear, no more is asked for than what the network predicts.
+            if not _PYRO_STACK:
+                return prediction(run_on_batch(self.net, x))
+            return self._heard(x, targets_of(x, y))
+
+    def _heard(self, x: Any, y: Tensor | None) -> Tensor:
+        """Runs the network for handlers."""
         if _is_heard():
             pyro.module("net", self.net)
         with Scales(1 / self.num_examples, self.noise_weight):

@@ -9,7 +9,9 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -58,7 +60,9 @@ def data() -> DataLoader:
     return DataLoader(TensorDataset(x, (x[:, 0] * x[:, 1] > 0).long()), batch_size=32, shuffle=True)
 
 
-def run(folder: Path, num_epochs: int, death: int | None = None, **options) -> tuple[Module, Trainer, PruningCallback]:
+def run(
+    folder: Path, num_epochs: int, death: int | None = None, trained_by: Mapping[str, Any] | None = None, **options
+) -> tuple[Module, Trainer, PruningCallback]:
     seed_everything(0)
     module, pruning = Module(), PruningCallback(SNR(), **options)
     checkpoint = ModelCheckpoint(dirpath=folder, save_last=True)
@@ -69,6 +73,7 @@ def run(folder: Path, num_epochs: int, death: int | None = None, **options) -> t
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **(trained_by or {}),
     )
     last = folder / "last.ckpt"
     trainer.fit(module, data(), data(), ckpt_path=str(last) if last.exists() else None)

@@ -6,13 +6,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from pyro_bmrs import ReductionError
+from pyro_bmrs import ReductionError, ReductionWarning
 from tests.processes import PATIENCE
 
 pytest.importorskip("lightning")
@@ -65,8 +66,39 @@ def test_steps_in_the_place_of_epochs(tmp_path):
     assert len(pruning.results) == 4
 
 
+def test_accumulated_gradients_make_one_step_of_several_batches(tmp_path):
+    """Sixteen batches, two by two, are eight steps, of which the third and the sixth prune."""
+    from tests.pruning.selection.lightning_run import run
+
+    _, trainer, pruning = run(tmp_path, 2, every_n_steps=3, trained_by={"accumulate_grad_batches": 2})
+    assert trainer.global_step == 8
+    assert len(pruning.results) == 2
+
+
+def test_a_run_that_goes_on_in_the_middle_of_an_epoch_says_so(tmp_path):
+    from tests.pruning.selection.lightning_run import run
+
+    options = {"every_n_steps": 2, "trained_by": {"max_steps": 3}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ReductionWarning)
+        _, trainer, pruning = run(tmp_path, 2, **options)
+    assert len(pruning.results) == 1
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    with pytest.warns(ReductionWarning, match="behind batch 3 of an epoch, and the data begin anew"):
+        _, trainer, again = run(tmp_path, 2, every_n_steps=2)
+    # After steps 4, 6, 8 and 10 of those that an epoch more makes.
+    assert trainer.global_step == 11 and len(again.results) == 4
+
+
 @pytest.mark.parametrize(
-    "options", [{"every_n_epochs": 1, "every_n_steps": 1}, {"every_n_epochs": 0}, {"every_n_steps": -1}]
+    "options",
+    [
+        {"every_n_epochs": 1, "every_n_steps": 1},
+        {"every_n_epochs": 0},
+        {"every_n_steps": -1},
+        {"every_n_steps": float("nan")},
+        {"start": float("inf")},
+    ],
 )
 def test_mistakes(options):
     from pyro_bmrs.pruning import PruningCallback

@@ -122,6 +122,7 @@ def test_a_language_model_is_for_the_next_token():
     torch.testing.assert_close(model.negative_log_likelihood(net(input_ids=ids), batch["labels"]), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")  # renamed in version 5
 def test_batches_and_outputs_of_transformers():
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
@@ -143,6 +144,15 @@ def test_batches_and_outputs_of_transformers():
     # All whose output the loss depends on, without the pooler.
     assert all(parameter.grad is not None for parameter in net.parameters() if parameter.requires_grad)
     assert model.eval()(batch).shape == (2, 5, 3)
+    # With activations that are computed again.
+    expected = [parameter.grad for parameter in (*net.parameters(), guide.noise_parameters)]
+    net.zero_grad()
+    guide.zero_grad()
+    net.train().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    torch.manual_seed(1)
+    NoiseELBO()(model.train(), guide)(batch).backward()
+    found = [parameter.grad for parameter in (*net.parameters(), guide.noise_parameters)]
+    assert all(torch.allclose(*pair) for pair in zip(expected, found) if pair[0] is not None)
 
 
 @pytest.mark.parametrize(

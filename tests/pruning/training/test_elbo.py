@@ -385,3 +385,19 @@ def test_an_interrupted_loss_leaves_nothing_behind():
         assert not _PYRO_STACK
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert module(*data).isfinite()
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own compiler
+def test_a_compiled_loss_is_the_same():
+    torch.manual_seed(0)
+    model = Classification(attach_noise(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))), 50)
+    module = NoiseELBO()(model, AutoTruncatedLogNormal(model))
+    x, y = torch.randn(8, 4), torch.randint(3, (8,))
+    found = []
+    for loss in (module, torch.compile(module, backend="eager")):
+        module.zero_grad()
+        torch.manual_seed(1)
+        total = loss(x, y) + loss(x, y)
+        total.backward()
+        found.append([total.detach(), *(parameter.grad.clone() for parameter in module.parameters())])
+    torch.testing.assert_close(*found)
