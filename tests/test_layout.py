@@ -31,7 +31,7 @@ ROOMS = (
 )
 PRUNING = ("examples | layers", "noise", "training", "criteria", "compaction", "selection", "__init__")
 # Though it stands below.
-NEVER = {"pruning": ("structure",)} | dict.fromkeys(("reduction", "search", "refitting", "__init__"), ("pruning",))
+NEVER = dict.fromkeys(("reduction", "search", "refitting", "__init__"), ("pruning",))
 
 Graph = Mapping[str, set[str]]
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from torch.distributions import Distribution
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
-from pyro_bmrs.pruning.criteria.evidence import EvidenceCriterion
+from pyro_bmrs.pruning.criteria.evidence.evidence_criterion import ClosedOrEvaluated
 
 
 @dataclass(frozen=True)
-class BMRS_N(EvidenceCriterion):
+class BMRS_N(ClosedOrEvaluated):
     r"""
     The change in log evidence when the noise is all but 0: a log-normal prior at the low end of its interval.
 
@@ -27,6 +27,8 @@ class BMRS_N(EvidenceCriterion):
         for every reduced prior: this is what decides about it. By default 1, the limit of what Jeffreys calls evidence
         not worth more than a bare mention.
     :param scale: scale of the logarithm under the reduced prior.
+    :param evidence: ``"closed"``, of the guide, or ``"evaluated"`` on ``batches`` of data; see
+        :class:`EvidenceCriterion` for these, ``likelihood`` and ``progress``.
     """
 
     prior_log_odds: float | Mapping[str, float] = 1.0

@@ -12,11 +12,11 @@ import torch
 from torch.distributions import Distribution
 
 from pyro_bmrs.distributions import LogUniform
-from pyro_bmrs.pruning.criteria.evidence import EvidenceCriterion
+from pyro_bmrs.pruning.criteria.evidence.evidence_criterion import ClosedOrEvaluated
 
 
 @dataclass(frozen=True)
-class BMRS_U(EvidenceCriterion):
+class BMRS_U(ClosedOrEvaluated):
     r"""
     The change in log evidence when the noise is confined to values that fewer bits round to 0.
 
@@ -26,6 +26,8 @@ class BMRS_U(EvidenceCriterion):
     :param p1: the number of bits, 8 or 4 in the paper.
     :param prior_log_odds: see :class:`BMRS_N`.
     :param low: lower end of the reduced prior; by default that of the prior.
+    :param evidence: ``"closed"``, of the guide, or ``"evaluated"`` on ``batches`` of data; see
+        :class:`EvidenceCriterion` for these, ``likelihood`` and ``progress``.
     """
 
     p1: float = 8
@@ -40,7 +42,7 @@ class BMRS_U(EvidenceCriterion):
     @property
     def name(self) -> str:
         """What tables call it."""
-        return f"BMRS_U-{self.p1:g}"
+        return f"BMRS_U-{self.p1:g}{self._suffix}"
 
     def reduced_prior(self, prior: LogUniform) -> Distribution:
         """A log-uniform from the low end to ``2^-p1``."""

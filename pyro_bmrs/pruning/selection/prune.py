@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
 from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores, margins_of, score_units
+from pyro_bmrs.pruning.criteria.evidence import EvidenceCriterion
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.selection.order import Unit, removal_order, rescue, unit_groups
 from pyro_bmrs.pruning.training.models import Likelihood
@@ -54,6 +55,14 @@ class PruningResult:
         """How many units are left."""
         return sum(int(kept.sum()) for kept in self.kept.values())
 
+    @property
+    def evidence(self) -> str:
+        """Where the evidence is from, of a criterion that goes by it; else empty."""
+        if not isinstance(self.criterion, EvidenceCriterion):
+            return ""
+        is_closed = self.criterion.evidence == "closed"
+        return "evidence of the guide, in closed form" if is_closed else "evidence evaluated on data"
+
     @cached_property
     def table(self) -> pd.DataFrame:
         """A row for each unit, by site and number: its score, whether it is kept, went now, or was rescued."""
@@ -71,7 +80,8 @@ class PruningResult:
     def __repr__(self) -> str:
         weights = sorted({f"{weight:.4g}" for weight in self.kl_weights.values()} - {"1"})
         tempered = f" (KL weight {', '.join(weights)})" if weights else ""
-        lines = [f"{self.criterion.name}: {self.num_removed} units removed, {self.num_kept} left{tempered}"]
+        source = f"; {self.evidence}" if self.evidence else ""
+        lines = [f"{self.criterion.name}: {self.num_removed} units removed, {self.num_kept} left{tempered}{source}"]
         for name, kept in self.kept.items():
             rescued = [unit for site, unit in self.rescued if site == name]
             note = f" (unit {', '.join(map(str, rescued))} rescued: none would be left)" if rescued else ""

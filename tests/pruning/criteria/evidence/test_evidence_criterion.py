@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from pyro_bmrs import ReductionError, reduce_model
+from pyro_bmrs import ReductionError, ReductionWarning, reduce_model
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
-from pyro_bmrs.pruning import BMRS_N, BMRS_U, EvidenceCriterion, prune
+from pyro_bmrs.pruning import BMRS_N, BMRS_U, AutoTruncatedLogNormal, Classification, EvidenceCriterion, prune
 from tests.pruning.criteria.guided import fitted
 
 LOW = math.exp(-20)
@@ -81,3 +81,62 @@ def test_a_criterion_of_another_reduced_prior_takes_one_method():
     assert result.num_removed and result.criterion.name == "LowestTenth"
     for name, removed in result.removed.items():
         assert torch.equal(removed, scores[name] + 1 >= 0)
+
+
+def classified():
+    """A network with noise, its guide, and labels that the network itself drew."""
+    net, _ = fitted()
+    guide = AutoTruncatedLogNormal(Classification(net, num_examples=60, kl_weight=2.0))
+    with torch.no_grad():
+        guide.noise_locs.copy_(-torch.rand(11))
+        x = torch.randn(60, 3).double()
+        y = (net.eval()[0](x)[:, 0] > 0).long()
+    return net, guide, x, y
+
+
+@pytest.mark.parametrize("criterion", [BMRS_N, BMRS_U])
+def test_evidence_that_is_evaluated_decides(criterion):
+    net, guide, x, y = classified()
+    criterion = criterion(evidence="evaluated", batches=[(x, y)])
+    found = criterion.evaluate(net, guide, [(x, y)])
+    result = prune(net, guide, criterion)
+    assert result.num_removed
+    for name, score in result.scores.items():
+        assert torch.equal(score, found.change[name])
+        going = {unit for unit in range(len(score)) if score[unit] + 1 >= 0}
+        rescued = {unit for site, unit in result.rescued if site == name}
+        assert set(result.removed[name].nonzero().flatten().tolist()) == going - rescued
+    assert f"{criterion.name}: " in repr(result) and criterion.name.endswith("-evaluated")
+    assert "(KL weight 2); evidence evaluated on data" in repr(result)
+    assert "evidence of the guide, in closed form" in repr(prune(net, guide, type(criterion)()))
+
+
+def test_a_class_of_one_s_own_may_be_evaluated():
+    net, guide, x, y = classified()
+
+    class Evaluated(LowestTenth):
+        evidence, batches = "evaluated", [(x, y)]
+
+    scores = prune(net, guide, Evaluated()).scores
+    assert scores["0"].shape == (6,) and not torch.equal(scores["0"], LowestTenth().scores(net, guide)["0"])
+
+
+def test_data_that_are_too_few_to_decide_are_told_of():
+    net, guide, x, y = classified()
+    guide.model.num_examples = 20_000
+    with pytest.warns(ReductionWarning, match="within two standard errors .* evaluated on 60 of 20000 examples"):
+        BMRS_N(evidence="evaluated", batches=[(x, y)]).scores(net, guide)
+
+
+def test_mistakes_of_evidence():
+    with pytest.raises(ReductionError, match="'closed' or 'evaluated', not 'exact'"):
+        BMRS_N(evidence="exact")
+    with pytest.raises(ReductionError, match="batches="):
+        BMRS_U(evidence="evaluated")
+    with pytest.raises(ReductionError, match="batches="):
+        net, guide = fitted()
+
+        class Evaluated(LowestTenth):
+            evidence = "evaluated"
+
+        Evaluated().scores(net, guide)
