@@ -30,9 +30,9 @@ from pyro_bmrs import arviz_adapter
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.posteriors.fitted_draws import FittedDraws
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.posteriors.guides.copies import copy_guide
 from pyro_bmrs.posteriors.guides.joint_normals import as_multivariate_normal
 from pyro_bmrs.posteriors.posterior import Posterior
-from pyro_bmrs.posteriors.reduced_guide import copy_guide
 from pyro_bmrs.posteriors.traces import accepts, check_no_nan, first_run
 
 # Nats that one more step of Newton's method may gain where a mode was found.

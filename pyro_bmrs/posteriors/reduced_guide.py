@@ -10,10 +10,9 @@ own.
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +20,15 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule, PyroParam
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
 from torch.distributions.constraints import Constraint
 
-from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.posteriors.guides.copies import Loose, copy_guide
+from pyro_bmrs.posteriors.guides.networks import Substitution
 from pyro_bmrs.structure.copies import detached, with_own_tensors
 from pyro_bmrs.structure.parameters import map_parameters
 
@@ -83,16 +81,26 @@ def _can_move(value: Tensor, constraint: Constraint) -> bool:
 
 
 class _Statements(Messenger):
-    """Other distributions in the place of a guide's, and the guide's loose parameters under names of their own."""
+    """
+    Other distributions in the place of a guide's, and the guide's loose parameters under names of their own.
 
-    def __init__(
-        self,
-        statements: Mapping[str, Callable[[], Distribution]],
-        held: Mapping[str, tuple[Tensor, Constraint]],
-        prefix: str,
-    ) -> None:
+    Those of a network, which computes with its own whatever the parameter store says, are substituted in it.
+    """
+
+    def __init__(self, statements: Mapping[str, Callable[[], Distribution]], loose: Loose, prefix: str) -> None:
         super().__init__()
-        self.statements, self.held, self.prefix = statements, held, prefix
+        self.statements, self.loose, self.prefix = statements, loose, prefix
+        self._networks = Substitution(loose.fixed)
+
+    @property
+    def held(self) -> Mapping[str, tuple[Tensor, Constraint]]:
+        return self.loose.held
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Has all of them in place."""
+        with self, self._networks if self.loose.held or self.loose.fixed else nullcontext():
+            yield
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.statements and not msg["is_observed"]:
@@ -103,9 +111,15 @@ class _Statements(Messenger):
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.held:
             value, constraint = self.held[msg["name"]]
+            msg["infer"] = {"_network": next(iter(msg["args"][1:]), None)}
             msg["name"] = f"{self.prefix}.{msg['name']}"
             msg["args"] = (msg["name"], value)
             msg["kwargs"]["constraint"] = constraint
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        own = (msg["infer"] or {}).get("_network")
+        if isinstance(own, torch.nn.Parameter):
+            self._networks.put(own, msg["value"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,12 +132,12 @@ class GuideCopy:
 
     :param guide: a copy of the guide; of a reduced guide, of the one in whose statements it puts others.
     :param statements: what a reduced guide puts there.
-    :param held: the parameters that live in the parameter store alone, by name.
+    :param loose: what it is made of beside.
     """
 
     guide: Any
     statements: Mapping[str, Distribution]
-    held: Mapping[str, tuple[Tensor, Constraint]]
+    loose: Loose
 
     @staticmethod
     def take(guide: Any, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> GuideCopy:
@@ -134,8 +148,8 @@ class GuideCopy:
         """
         if isinstance(guide, ReducedGuide):
             statements = {name: with_own_tensors(now) for name, now in guide.current_statements().items()}
-            return GuideCopy(copy_guide(guide.fitted_guide), statements, guide.held_parameters())
-        return GuideCopy(copy_guide(guide), {}, _loose_parameters(guide, *arguments))
+            return GuideCopy(copy_guide(guide.fitted_guide), statements, guide.loose())
+        return GuideCopy(copy_guide(guide), {}, Loose.take(guide, *arguments))
 
 
 class ReducedGuide(PyroModule):
@@ -177,13 +191,12 @@ class ReducedGuide(PyroModule):
         super().__init__(name=name)
         self._model = (model,)
         self.default_arguments = arguments
-        held: Mapping[str, tuple[Tensor, Constraint]]
         if isinstance(guide, ReducedGuide):
-            held, guide = guide.held_parameters(), guide.fitted_guide
+            loose, guide = guide.loose(), guide.fitted_guide
         elif isinstance(guide, GuideCopy):
-            held, guide = guide.held, guide.guide
+            loose, guide = guide.loose, guide.guide
         else:
-            held = _loose_parameters(guide, *arguments)
+            loose = Loose.take(guide, *arguments)
         clone = copy_guide(guide)
         if "_model" in vars(clone) and not isinstance(clone, GuideMessenger):
             # A messenger runs the full model: its posteriors are made for the supports of the full priors.
@@ -197,7 +210,7 @@ class ReducedGuide(PyroModule):
         placed = {names.get(statement, statement): held for statement, held in zip(statements, self.statements)}
         self.original_names = {names.get(statement, statement): statement for statement in statements}
         """For each sample statement, its name in the guide that this one was made from."""
-        self._substitute = _Statements(placed, held, name)
+        self._substitute = _Statements(placed, loose, name)
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -209,14 +222,15 @@ class ReducedGuide(PyroModule):
         """The copy of the fitted guide in whose statements the reduced posteriors stand."""
         return self._fitted[0]
 
-    def held_parameters(self) -> dict[str, tuple[Tensor, Constraint]]:
-        """The parameters that live in the parameter store alone, by the name in the fitted guide, as they are now."""
+    def loose(self) -> Loose:
+        """What the guide is made of beside its own parameters and statements, as it is now."""
         store, substitute = pyro.get_param_store(), self._substitute
         names = {name: f"{substitute.prefix}.{name}" for name in substitute.held}
-        return {
+        held = {
             name: (store[own].detach().clone() if own in store else substitute.held[name][0], substitute.held[name][1])
             for name, own in names.items()
         }
+        return Loose(held, substitute.loose.fixed)
 
     def current_statements(self) -> dict[str, Distribution]:
         """The distributions in place, by sample statement, at the parameters' present values."""
@@ -225,108 +239,9 @@ class ReducedGuide(PyroModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the guide; takes the arguments of the model."""
         # A GuideMessenger runs its model inside: the observations are not the guide's to report.
-        with poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"]), self._substitute:
+        hidden = poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"])
+        with hidden, self._substitute.in_place():
             return self._fitted[0](*args, **kwargs)
-
-
-def _loose_parameters(
-    guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, tuple[Tensor, Constraint]]:
-    """The guide's parameters that live in the parameter store alone, by name: value and constraint."""
-    store = pyro.get_param_store()
-    owned = {id(parameter) for parameter in guide.parameters()} if isinstance(guide, torch.nn.Module) else set()
-    with _without_namesakes(guide):
-        found = _parameter_names(guide, args, kwargs)
-        names = [name for name in found if id(store._params[name]) not in owned]
-    if isinstance(guide, GuideMessenger):
-        # It runs its model, whose parameters stay the model's.
-        names = sorted(set(names) - set(_parameter_names(guide.model, args, kwargs)))
-    return {name: (store[name].detach().clone(), store._constraints[name]) for name in names}
-
-
-def _parameter_names(program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    state = get_rng_state()
-    with poutine.block(), torch.no_grad():
-        trace = poutine.trace(program, param_only=True).get_trace(*args, **kwargs)
-    set_rng_state(state)
-    return [name for name in trace.nodes if name in pyro.get_param_store()]
-
-
-@contextmanager
-def _without_namesakes(guide: Any) -> Iterator[None]:
-    """
-    Lets an autoguide run on parameters of its own, where the store has others of the same name.
-
-    These are the original's after the guide was copied or loaded, and the run would put them into the copy.
-    """
-    if not isinstance(guide, AutoGuide):
-        yield
-        return
-    store = pyro.get_param_store()
-    own = {f"{guide._pyro_name}.{name.removesuffix('_unconstrained')}" for name, _ in guide.named_parameters()}
-    state: Any = store.get_state()
-    others = [name for name in state["params"] if name.replace("$$$", ".") not in own]
-    kept: Any = {part: {name: values[name] for name in others} for part, values in state.items()}
-    with store.scope(kept):
-        yield
-
-
-def copy_guide(guide: Any) -> Any:
-    """
-    A guide with parameters of its own.
-
-    Copied are a guide that is a module, the modules in it, and their parameters. Shared are the models that they know
-    and the traces of their first runs, which may hold the whole data and which no training changes. Of a messenger
-    that is no module, the traces of its last run become its own, and all else is shared. A function is shared: its
-    parameters are in the store alone, where they get names of their own.
-    """
-    if not isinstance(guide, torch.nn.Module):
-        return copy.copy(guide) if isinstance(guide, GuideMessenger) else guide
-    originals = list(guide.modules())
-    for module in originals:
-        if isinstance(module, GuideMessenger):
-            # Its way of being copied takes for granted that it has been run.
-            vars(module).setdefault("trace", poutine.Trace())
-    shared = [vars(module).get(name) for module in originals for name in ("_model", "prototype_trace")]
-    memo: dict[int, Any] = {id(item): item for item in shared if item is not None}
-    # Values that a module remembers of its last run cannot be copied with what they were computed from.
-    computed = [value for module in originals for value in _tensors_in(vars(module)) if not value.is_leaf]
-    memo |= {id(value): value.detach().clone() for value in computed}
-    try:
-        with _attributes_kept(originals, ("_model", "master")):
-            clone = copy.deepcopy(guide, memo)
-    except (TypeError, RuntimeError, copy.Error) as error:
-        raise ReductionError(
-            f"the {type(guide).__name__} cannot be copied ({error}), and what is read off it must stay as it is; keep "
-            "what cannot be copied out of the guide"
-        ) from error
-    for module, twin in zip(originals, clone.modules()):
-        if isinstance(twin, PyroModule):
-            # Its parameters have not been read under any name yet, so it may take a place in another module.
-            twin._pyro_context.used = False
-        if "_model" in vars(twin):
-            object.__setattr__(twin, "_model", vars(module)["_model"])
-    return clone
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors in plain containers."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors_in(item)
-
-
-@contextmanager
-def _attributes_kept(modules: Sequence[torch.nn.Module], names: Sequence[str]) -> Iterator[None]:
-    """Puts attributes back, which autoguides drop, themselves and not only their copies, when they are copied."""
-    kept = [(module, name, vars(module)[name]) for module in modules for name in names if name in vars(module)]
-    try:
-        yield
-    finally:
-        for module, name, value in kept:
-            object.__setattr__(module, name, value)
 
 
 def _packed_names(guide: Any, clone: Any) -> dict[str, str]:
