@@ -83,6 +83,4 @@ def run(
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
-    module, *_ = run(folder, int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None)
-    torch.save(module.state_dict(), folder / "end.pt")
+    run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -22,22 +22,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SCRIPT = Path(__file__).with_name("lightning_run.py")
 
 
-def script(folder, *numbers):
-    folder.mkdir(exist_ok=True)
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder), *map(str, numbers)], capture_output=True, text=True, timeout=PATIENCE
-    )
-
-
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    first = script(whole, 8)
-    assert first.returncode == 0, first.stderr
-    assert script(killed, 8, 4).returncode == -signal.SIGKILL
-    assert not (killed / "end.pt").exists()
-    again = script(killed, 8)
-    assert again.returncode == 0, again.stderr
-    states = [torch.load(folder / "end.pt") for folder in (whole, killed)]
+    from tests.pruning.selection.lightning_run import run
+
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "killed"), "8", "4"]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (tmp_path / "killed" / "last.ckpt").exists()
+    states = [run(tmp_path / name, 8)[0].state_dict() for name in ("whole", "killed")]
     kept = [value for name, value in states[0].items() if name.endswith("kept")]
     assert 0 < sum(int((~value).sum()) for value in kept)
     assert states[0].keys() == states[1].keys()

@@ -134,11 +134,10 @@ def test_other_settings_under_the_same_key(rows, capsys):
 def test_a_killed_run_ends_as_an_uninterrupted_one(finish, tmp_path):
     options = [*SHORT, "--trainer.max_epochs=6"]
     death = '[{"class_path": "tests.tutorials.paper.witnesses.Death", "init_args": {"epoch": 4}}]'
-    assert finish("--key=whole", *options)[0] == 0
+    assert run(tmp_path, "--key=whole", *options) == 0
     assert finish("--key=killed", *options, f"--trainer.callbacks={death}")[0] == -signal.SIGKILL
     assert [row["key"] for row in read_rows(tmp_path)] == ["whole"]
-    status, errors = finish("--key=killed", *options)
-    assert status == 0, errors
+    assert run(tmp_path, "--key=killed", *options) == 0
     whole, killed = read_rows(tmp_path)
     for name in ("accuracy", "accuracy_unpruned", "accuracy_pruned", "history", "sites", "parameters_left"):
         assert whole[name] == killed[name], name
