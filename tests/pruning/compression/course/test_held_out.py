@@ -1,0 +1,47 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.stats import norm
+from torch import nn
+
+from pyro_bmrs import ReductionError
+from pyro_bmrs.pruning import Classification, Likelihood, Regression
+from pyro_bmrs.pruning.compression.course.held_out import held_out
+
+
+def test_labels():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.9))
+    x, y = torch.randn(10, 3), torch.randint(4, (10,))
+    found = held_out(Classification(net, 10), [(x[:7], y[:7]), (x[7:], y[7:])])
+    probabilities = net[0](x).softmax(-1)
+    expected = probabilities[torch.arange(10), y].log().double()
+    torch.testing.assert_close(found.log_likelihoods, expected.detach(), rtol=1e-5, atol=1e-6)
+    assert found.right.tolist() == (probabilities.argmax(-1) == y).double().tolist()
+    assert found.accuracy == pytest.approx(float(found.right.mean()))
+    assert net.training
+
+
+def test_real_numbers():
+    net = nn.Linear(2, 2)
+    x, y = torch.randn(5, 2), torch.randn(5, 2)
+    found = held_out(Regression(net, 5, scale=0.5), [(x, y)])
+    expected = norm(net(x).detach().numpy(), 0.5).logpdf(y.numpy()).sum(1)
+    assert found.log_likelihoods.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert found.right is None and math.isnan(found.accuracy)
+
+
+class OfParts(Likelihood):
+    def observation(self, output):
+        return torch.distributions.Normal(output, 1.0)
+
+
+def test_one_number_for_each_example():
+    with pytest.raises(ReductionError, match="event"):
+        held_out(OfParts(nn.Linear(2, 2), 5), [(torch.randn(5, 2), torch.randn(5, 2))])
