@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compression.budget import Budget
 from pyro_bmrs.pruning.compression.checkpoint import Checkpoint
-from pyro_bmrs.pruning.compression.course.data import first_batch, read_data
+from pyro_bmrs.pruning.compression.course.data import pair_of, read_data
 from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer
 from pyro_bmrs.pruning.compression.course.held_out import held_out
 from pyro_bmrs.pruning.compression.course.trainings import Course, MakeLikelihood, NoisyCourse
@@ -31,7 +31,9 @@ from pyro_bmrs.pruning.compression.result import Compression, PathStep
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
 from pyro_bmrs.pruning.noise.attachment import attach_noise
 from pyro_bmrs.pruning.selection.prune import PruningResult
-from pyro_bmrs.pruning.training.models import Classification, Likelihood, Regression
+from pyro_bmrs.pruning.training.classification import Classification
+from pyro_bmrs.pruning.training.models import Likelihood
+from pyro_bmrs.pruning.training.regression import Regression
 
 _MOST_STEPS, _FEWEST_STEPS = 12, 3
 # Of the epochs of plain training, what all steps of the path take together, and what each candidate does in the end.
@@ -100,7 +102,8 @@ def compress(
     the best. All of it takes up to 2.5 times as long as the plain training of as many epochs.
 
     :param net: the network, without noise; left as it is. It is trained on the device that it is on.
-    :param train_data: a data loader, a data set of pairs of inputs and targets, or a pair of tensors.
+    :param train_data: a data loader, a data set of pairs of inputs and targets (or of mappings that hold the targets as
+        ``"labels"``), or a pair of tensors.
     :param validation_data: the same, held out; by default a tenth of the other, drawn at random.
     :param likelihood: what makes a :class:`~pyro_bmrs.pruning.Likelihood` of a network and the number of examples; by
         default :class:`~pyro_bmrs.pruning.Classification` where the targets are integers, and
@@ -147,16 +150,17 @@ def compress(
         raise ReductionError("give a budget, or a loss of accuracy, and not both")
     with _generators_as_they_were(net):
         data = read_data(train_data, validation_data, seed=seed)
-        _, targets = first_batch(data.validation)
+        first_batch = next(iter(data.validation))
         plan = Plan.of(epochs, is_trained)
         settings = {"epochs": epochs, "seed": seed, "is_trained": is_trained, "num_examples": data.num_examples}
         with tqdm(total=plan.most * len(data.train), desc="compress", unit="step", disable=not progress) as bar:
             make_optimizer = optimizer or partial(torch.optim.Adam, lr=1e-3)
-            course = Course(data, likelihood or _guess(targets), make_optimizer, seed, bar.update)
+            course = Course(data, likelihood or _guess(pair_of(first_batch)[1]), make_optimizer, seed, bar.update)
             run = _Run(course, plan, BMRS_N(prior_log_odds), attach, Checkpoint.at(checkpoint, settings))
+            # What cannot be done with this network, or told from these data, shows before the training, not after it.
+            attach(deepcopy(net))
             model = course.model_of(deepcopy(net))
-            # What cannot be told from the data shows before the training, not after it.
-            first = held_out(model, [first_batch(data.validation)])
+            first = held_out(model, [first_batch])
             if accuracy_loss is not None and first.right is None:
                 raise ReductionError(
                     "accuracy_loss is of labels, and none are observed: leave it out, or give a budget"

@@ -95,4 +95,5 @@ def one_standard_error(log_likelihoods: Tensor, sizes: Tensor, right: Tensor | N
     near = torch.ones(len(log_likelihoods), dtype=torch.bool) if right is None else within_one_error(right)
     near[near.clone()] = within_one_error(log_likelihoods[near])
     means = log_likelihoods.double().mean(1)
-    return min(near.nonzero().flatten().tolist(), key=lambda step: (float(sizes[step]), -float(means[step])))
+    candidates: list[int] = near.nonzero().flatten().tolist()
+    return min(candidates, key=lambda step: (float(sizes[step]), -float(means[step])))

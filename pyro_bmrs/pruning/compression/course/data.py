@@ -22,6 +22,7 @@ from torch.utils.data import (
 )
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.training.batches import targets_of
 
 BATCH_SIZE = 128
 # Of the data, where nothing is held out by the user.
@@ -146,15 +147,20 @@ def _like(loader: DataLoader[Any], dataset: Any, is_shuffled: bool) -> DataLoade
     )
 
 
-def first_batch(loader: DataLoader[Any]) -> tuple[Any, Tensor]:
+def pair_of(batch: Any) -> tuple[Any, Tensor]:
     """
-    The first inputs and targets.
+    The inputs and the targets of a batch.
 
-    :param loader: batches.
-
-    :raises ReductionError: for batches that are no pairs.
+    :param batch: a pair of both, or a mapping of inputs that holds the targets as ``"labels"``.
+    :raises ReductionError: for a batch that is neither.
     """
-    batch = next(iter(loader))
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise ReductionError(f"a batch is a pair of inputs and targets, not {type(batch).__name__}")
-    return batch[0], batch[1]
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        x, y = batch
+    else:
+        x, y = batch, targets_of(batch, None)
+    if not isinstance(y, Tensor):
+        raise ReductionError(
+            "a batch is a pair of inputs and targets, or a mapping that has the targets as 'labels'; not "
+            f"{type(batch).__name__}"
+        )
+    return x, y

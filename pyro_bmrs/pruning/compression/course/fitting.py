@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.compression.course.data import pair_of
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -83,7 +84,7 @@ class _Training(LightningModule):
         return list(self._made)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        x, y = batch
+        x, y = pair_of(batch)
         loss: Tensor = self.loss(x, y)
         made: Any = self.optimizers()
         optimizers = made if isinstance(made, list) else [made]

@@ -14,8 +14,9 @@ from pyro.distributions import Categorical, Independent
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.compression.course.data import pair_of
 from pyro_bmrs.pruning.examples import evaluation
+from pyro_bmrs.pruning.training.batches import prediction, run_on_batch
 from pyro_bmrs.pruning.training.models import Likelihood
 
 
@@ -37,13 +38,13 @@ class HeldOut(NamedTuple):
         return math.nan if self.right is None else float(self.right.mean())
 
 
-def held_out(model: Likelihood, batches: Iterable[tuple[Any, Tensor]]) -> HeldOut:
+def held_out(model: Likelihood, batches: Iterable[Any]) -> HeldOut:
     """
     The log likelihoods of held-out examples, without gradients, the network in evaluation mode.
 
     :param model: a network without noise, and its likelihood.
-    :param batches: pairs of inputs and targets.
-    :raises ReductionError: for a likelihood that is not one number for each example.
+    :param batches: pairs of inputs and targets, or mappings that hold both.
+    :raises ReductionError: for outputs and targets that do not fit.
 
     Example::
 
@@ -54,22 +55,23 @@ def held_out(model: Likelihood, batches: Iterable[tuple[Any, Tensor]]) -> HeldOu
         >>> held_out(model, [(torch.tensor([[0.0, 0.0], [9.0, 0.0]]), torch.tensor([0, 0]))]).accuracy
         1.0
     """
-    device = next((parameter.device for parameter in model.parameters()), None)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     log_likelihoods, right = [], []
     with evaluation(model), torch.no_grad():
         for batch in batches:
-            x, y = batch if device is None else tree_map_only(Tensor, lambda value: value.to(device), tuple(batch))
-            observation = model.observation(model.net(x))
-            log_likelihood = observation.log_prob(y)
-            if log_likelihood.shape != y.shape[:1]:
-                raise ReductionError(
-                    f"the likelihood gives log probabilities of shape {tuple(log_likelihood.shape)} to targets of "
-                    f"shape {tuple(y.shape)}; one for each example is needed: make the other dimensions an event"
-                )
-            log_likelihoods.append(log_likelihood.double().cpu())
-            labels = observation
+            x, y = tree_map_only(Tensor, lambda value: value.to(device), pair_of(batch))
+            output, targets = model.aligned(prediction(run_on_batch(model.net, x)), y)
+            log_likelihoods.append(model.log_likelihoods(output, targets).double().cpu())
+            labels = model.observation(output)
             while isinstance(labels, Independent):
                 labels = labels.base_dist
             if isinstance(labels, Categorical):
-                right.append((labels.logits.argmax(-1) == y).double().reshape(len(y), -1).mean(1).cpu())
+                is_known = targets != getattr(model, "ignore_index", None)
+                is_right = (labels.logits.argmax(-1) == targets) & is_known
+                shares = _by_example(is_right) / _by_example(is_known).clamp(min=1)
+                right.append(shares.cpu())
     return HeldOut(torch.cat(log_likelihoods), torch.cat(right) if right else None)
+
+
+def _by_example(counted: Tensor) -> Tensor:
+    return counted.double().reshape(len(counted), -1).sum(1)

@@ -18,7 +18,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.compact import compact
 from pyro_bmrs.pruning.compaction.cost import cost
 from pyro_bmrs.pruning.compression.budget import Budget, prune_within
-from pyro_bmrs.pruning.compression.course.data import Data, first_batch
+from pyro_bmrs.pruning.compression.course.data import Data, pair_of
 from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer, fit
 from pyro_bmrs.pruning.compression.course.held_out import held_out
 from pyro_bmrs.pruning.compression.prices import Occam, OccamPrices
@@ -26,6 +26,7 @@ from pyro_bmrs.pruning.compression.result import PathStep
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.selection.prune import PruningResult, prune
+from pyro_bmrs.pruning.training.batches import run_on_batch
 from pyro_bmrs.pruning.training.elbo import NoiseELBO
 from pyro_bmrs.pruning.training.models import Likelihood
 
@@ -51,7 +52,7 @@ class PlainLoss(nn.Module):
 
     def forward(self, x: Any, y: Tensor) -> Tensor:
         """Of inputs and targets, in nats."""
-        return self.model.negative_log_likelihood(self.model.net(x), y)
+        return self.model.negative_log_likelihood(run_on_batch(self.model.net, x), y)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Course:
     @cached_property
     def example(self) -> Any:
         """The inputs of one example."""
-        inputs, _ = first_batch(self.data.validation)
+        inputs, _ = pair_of(next(iter(self.data.validation)))
         return tree_map_only(Tensor, lambda value: value[:1], inputs)
 
     def example_on(self, net: nn.Module) -> Any:
@@ -208,8 +209,8 @@ class NoisyCourse:
         """Some of the data, where the network is."""
         device = next(self.model.net.parameters()).device
         batches: list[tuple[Any, Tensor]] = []
-        for x, y in self.course.data.train:
-            batches.append(tree_map_only(Tensor, lambda value: value.to(device), (x, y)))
+        for batch in self.course.data.train:
+            batches.append(tree_map_only(Tensor, lambda value: value.to(device), pair_of(batch)))
             if sum(len(own) for _, own in batches) >= _NUM_WEIGHED:
                 break
         return batches

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Subset, TensorDataset
 
 from pyro_bmrs import ReductionError
-from pyro_bmrs.pruning.compression.course.data import first_batch, read_data
+from pyro_bmrs.pruning.compression.course.data import pair_of, read_data
 
 X, Y = torch.arange(300.0).unsqueeze(1), torch.arange(300)
 
@@ -83,6 +83,10 @@ def test_mistakes(arguments, message):
         read_data(*arguments)
 
 
-def test_batches_that_are_no_pairs():
-    with pytest.raises(ReductionError, match="pair"):
-        first_batch(DataLoader(TensorDataset(X)))
+def test_batches_of_either_kind():
+    assert pair_of([X, Y]) == (X, Y)
+    batch = {"pixels": X, "labels": Y}
+    assert pair_of(batch) == (batch, Y)
+    for other in (X, [X], {"pixels": X}, (X, None)):
+        with pytest.raises(ReductionError, match="pair"):
+            pair_of(other)

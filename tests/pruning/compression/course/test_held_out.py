@@ -11,7 +11,7 @@ from scipy.stats import norm
 from torch import nn
 
 from pyro_bmrs import ReductionError
-from pyro_bmrs.pruning import Classification, Likelihood, Regression
+from pyro_bmrs.pruning import Classification, Regression
 from pyro_bmrs.pruning.compression.course.held_out import held_out
 
 
@@ -37,11 +37,18 @@ def test_real_numbers():
     assert found.right is None and math.isnan(found.accuracy)
 
 
-class OfParts(Likelihood):
-    def observation(self, output):
-        return torch.distributions.Normal(output, 1.0)
+def test_pixels():
+    """Each image is one example, and places without a label are none."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 4, 2, 2), torch.randint(4, (3, 2, 2))
+    labels[0, 0, 0] = -100
+    found = held_out(Classification(nn.Identity(), 3), [(logits, labels)])
+    expected = -nn.functional.cross_entropy(logits, labels, reduction="none").sum((1, 2))
+    assert found.log_likelihoods.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    right = (logits.argmax(1) == labels).sum((1, 2)) / torch.tensor([3, 4, 4])
+    assert found.right.tolist() == pytest.approx(right.tolist())
 
 
-def test_one_number_for_each_example():
-    with pytest.raises(ReductionError, match="event"):
-        held_out(OfParts(nn.Linear(2, 2), 5), [(torch.randn(5, 2), torch.randn(5, 2))])
+def test_targets_that_do_not_fit():
+    with pytest.raises(ReductionError, match="shape"):
+        held_out(Regression(nn.Linear(2, 1), 5), [(torch.randn(5, 2), torch.randn(5))])
