@@ -37,7 +37,7 @@ from pyro_bmrs.pruning.training.regression import Regression
 
 _MOST_STEPS, _FEWEST_STEPS = 12, 3
 # Of the epochs of plain training, what all steps of the path take together, and what each candidate does in the end.
-_PATH, _END = 0.3, 0.25
+_PATH, _END = 0.4, 0.25
 # A step in which less than this share of the parameters went is no network of its own.
 _LEAST_LOSS = 0.03
 

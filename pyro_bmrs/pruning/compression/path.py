@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_bmrs.errors import ReductionError
 
 # From prices at which hardly a unit is worth removing to those at which few are worth keeping.
-_FIRST, _LAST = 2.0**-3, 2.0**4
+_FIRST, _LAST = 2.0**-2, 2.0**4
 
 
 def temperatures(num_steps: int, first: float = _FIRST, last: float = _LAST) -> list[float]:
