@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_bmrs.errors import ReductionError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -57,6 +58,21 @@ class Space(Protocol):
 
     def top(self, num_models: int) -> Top:
         """The most probable models."""
+
+
+class CompressionPath(Protocol):
+    """What is asked of a compression to draw it."""
+
+    @property
+    def path(self) -> pd.DataFrame:
+        """
+        A row for each network: ``parameters``, ``log_likelihood`` of held-out data in nats and its ``error``, which is
+        ``chosen``.
+        """
+
+    @property
+    def units(self) -> pd.DataFrame:
+        """A row for each network, a column for each site: how many units are left."""
 
 
 def plot_reduction(
@@ -146,6 +162,44 @@ def plot_model_space(
     _draw_bars(right, names, _flat(inclusion), reduced, meanings)
     right.set_xlim(0.0, 1.0)
     right.set_xlabel("probability of the full prior")
+    return figure
+
+
+def plot_compression(compression: CompressionPath) -> Figure:
+    """
+    Draws the held-out log likelihood of the networks on a path against their size, and what each site has left.
+
+    Bars are one standard error of the difference from the best, paired over examples. The chosen network is marked.
+
+    :param compression: what :func:`~pyro_bmrs.pruning.compress` returned.
+    :return: a new figure.
+    :raises ImportError: without matplotlib.
+
+    Example::
+
+        >>> import pandas as pd
+        >>> from types import SimpleNamespace
+        >>> path = pd.DataFrame({"parameters": [90, 20], "log_likelihood": [-1.0, -1.1], "error": [0.0, 0.2]})
+        >>> path["chosen"] = [False, True]
+        >>> figure = plot_compression(SimpleNamespace(path=path, units=pd.DataFrame({"0": [9, 2]})))
+        >>> [ax.get_xlabel() for ax in figure.axes]
+        ['parameters', 'parameters']
+    """
+    path, units = compression.path, compression.units
+    figure: Figure
+    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(10.0, 4.0), layout="constrained")
+    left.errorbar(path["parameters"], path["log_likelihood"], path["error"], marker="o", color=FULL_COLOR)
+    chosen = path[path["chosen"]]
+    left.plot(chosen["parameters"], chosen["log_likelihood"], "o", color=REDUCED_COLOR, label="chosen", zorder=3)
+    left.set_ylabel("held-out log likelihood (nats an example)")
+    left.legend(frameon=False)
+    for site in units:
+        right.plot(path["parameters"], units[site] / units[site].iloc[0], marker=".", label=site)
+    right.set_ylabel("share of the units left")
+    right.legend(frameon=False, title="site")
+    for ax in (left, right):
+        ax.set_xscale("log")
+        ax.set_xlabel("parameters")
     return figure
 
 

@@ -29,7 +29,7 @@ ROOMS = (
     "refitting",
     "__init__",
 )
-PRUNING = ("examples | layers", "noise", "training", "criteria", "compaction", "selection", "__init__")
+PRUNING = ("examples | layers", "noise", "training", "criteria", "compaction", "selection", "compression", "__init__")
 # Though it stands below.
 NEVER = dict.fromkeys(("reduction", "search", "refitting", "__init__"), ("pruning",))
 

@@ -22,10 +22,11 @@ PROMISED = {
         "ImportanceEstimate Reduced ReweightedDistribution importance_estimate log_evidence_change reduce "
         "reduced_posterior register_reduction"
     ),
-    "pyro_bmrs.plotting": "plot_model_space plot_reduction",
+    "pyro_bmrs.plotting": "plot_compression plot_model_space plot_reduction",
     "pyro_bmrs.posteriors": "DrawsGuide JointNormalFactor PackedFactor ReducedGuide SiteFactor read_factors",
     "pyro_bmrs.pruning": (
-        "Attention AutoTruncatedLogNormal BMRS_N BMRS_U Classification CompactionReport Criterion EvidenceCriterion "
+        "Attention AutoTruncatedLogNormal BMRS_N BMRS_U Classification CompactionReport Compression Criterion "
+        "EvidenceCriterion Occam OccamPrices PathStep compress occam_prices "
         "Likelihood MultiplicativeNoise NoiseELBO NoiseSite PosteriorMean PruningCallback PruningResult Regression SNR "
         "Saliency WarmUp WeightNorm accuracy_vs_compression agree_on_kept attach_noise compact compact_gated "
         "compaction_report cost coupled_units detach_noise in_proportion_to_cost load_compact noise_sites "

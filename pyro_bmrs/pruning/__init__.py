@@ -3,6 +3,7 @@
 
 """Structured pruning: noise on the units of a network, fitted with SVI, says which of them the data do not need."""
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from pyro_bmrs.pruning.compaction import (
     load_compact,
     save_compact,
 )
+from pyro_bmrs.pruning.compression import Compression, Occam, OccamPrices, PathStep, occam_prices
 from pyro_bmrs.pruning.criteria import (
     BMRS_N,
     BMRS_U,
@@ -51,6 +53,7 @@ from pyro_bmrs.pruning.training import (
 )
 
 if TYPE_CHECKING:
+    from pyro_bmrs.pruning.compression.compress import compress
     from pyro_bmrs.pruning.selection.callback import PruningCallback, agree_on_kept
 
 __all__ = [
@@ -60,6 +63,7 @@ __all__ = [
     "BMRS_U",
     "Classification",
     "CompactionReport",
+    "Compression",
     "Criterion",
     "EvidenceCriterion",
     "LayerKind",
@@ -67,6 +71,9 @@ __all__ = [
     "MultiplicativeNoise",
     "NoiseELBO",
     "NoiseSite",
+    "Occam",
+    "OccamPrices",
+    "PathStep",
     "PosteriorMean",
     "PruningResult",
     "Regression",
@@ -86,6 +93,7 @@ __all__ = [
     "in_proportion_to_cost",
     "load_compact",
     "noise_sites",
+    "occam_prices",
     "parameter_groups",
     "prune",
     "rank_correlations",
@@ -104,14 +112,16 @@ def _is_installed(package: str) -> bool:
 
 
 # What needs Lightning is loaded when it is asked for, and is among all names only where Lightning is installed.
-_WITH_LIGHTNING = ("PruningCallback", "agree_on_kept")
+_WITH_LIGHTNING = {
+    "PruningCallback": "selection.callback",
+    "agree_on_kept": "selection.callback",
+    "compress": "compression.compress",
+}
 if _is_installed("lightning"):
-    __all__ += ["PruningCallback", "agree_on_kept"]
+    __all__ += ["PruningCallback", "agree_on_kept", "compress"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _WITH_LIGHTNING:
-        from pyro_bmrs.pruning.selection import callback
-
-        return getattr(callback, name)
+        return getattr(import_module(f"pyro_bmrs.pruning.{_WITH_LIGHTNING[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

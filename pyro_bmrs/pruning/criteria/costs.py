@@ -49,7 +49,8 @@ def unit_costs(net: nn.Module, example_inputs: Any = None) -> dict[str, float]:
 
     def count(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         value = output[0] if isinstance(output, tuple) else output
-        positions[layer] = value[0].numel() / value.shape[channel_dim(layer, value)]
+        # Once more for each call.
+        positions[layer] = positions.get(layer, 0.0) + value[0].numel() / value.shape[channel_dim(layer, value)]
 
     layers = {name: net.get_submodule(site.module) for name, site in sites.items()}
     ones = {name: torch.ones_like(site.noise.unit_prior.low) for name, site in sites.items()}

@@ -71,14 +71,15 @@ def attach_noise(
 
     Each linear or convolutional layer gets a noise variable for each feature or channel of its output, each attention
     one for each head, and, where asked for, each residual branch one for the whole of it. The sample site has the name
-    of the layer. The layers that compute the network's output are left alone, as are those called more than once.
+    of the layer. The layers that compute the network's output are left alone. A layer that is called more than once, as
+    in two towers that share their weights, has one noise, the same in all its calls.
 
     The noise on a layer's units acts after the activation that follows (or else after the batch norm): on the output of
     the activation's module; on that of the pooling behind it, or on the weight of the convolution that comes next,
-    where it is the same and costs less; where the activation is a function, or a module called more than once, on the
-    input of the layer that takes its value (of its flattened pixels, all that are one channel's); where there is no one
-    such layer, on what the batch norm or the layer itself puts out, so before the activation. The places are found by
-    :mod:`torch.fx`; in parts of a network that it cannot trace, the noise acts on what the layer itself puts out.
+    where it is the same and costs less; where the activation is a function, or a module that other layers call too, on
+    the input of the layer that takes its value (of its flattened pixels, all that are one channel's); where there is no
+    one such layer, on what the batch norm or the layer itself puts out, so before the activation. The places are found
+    by :mod:`torch.fx`; in parts of a network that it cannot trace, the noise acts on what the layer itself puts out.
 
     Without ``modules``, linear layers whose output goes into a residual sum, a layer norm or a reshape before any
     activation (the projections of attentions and embeddings) have no noise; they can be named.
@@ -234,8 +235,8 @@ def _no_match(selection: Selection, found: list[Placement], layers: Mapping[str,
         return ReductionError(f"no layer that can have noise is, or is in, a {selection.__name__}; there are {names}")
     if selection in layers:
         return ReductionError(
-            f"{selection!r} cannot have noise: it is, or holds, no layer but the last, one called more than once, or "
-            f"one of a kind not asked for; there are {names}"
+            f"{selection!r} cannot have noise: it is, or holds, no layer but the last, or one of a kind not asked for; "
+            f"there are {names}"
         )
     return ReductionError(f"no layer is named, or matches, {selection!r}{_near(selection, names)}; there are {names}")
 

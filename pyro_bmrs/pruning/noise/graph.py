@@ -99,6 +99,14 @@ class Flow:
     def is_once(self, node: fx.Node) -> bool:
         return self.calls[node.target] == 1
 
+    def is_as_often(self, node: fx.Node, other: fx.Node) -> bool:
+        """Whether two modules are called the same number of times."""
+        return self.calls[node.target] == self.calls[other.target]
+
+    def calls_of(self, node: fx.Node) -> list[fx.Node]:
+        """All calls of the module that is called."""
+        return [other for other in self.graph.nodes if other.op == "call_module" and other.target == node.target]
+
     def is_last(self, node: fx.Node) -> bool:
         """Whether no further layer follows."""
         return not any(node in self.ancestors[other] and self.is_weighted(other) for other in self.graph.nodes)

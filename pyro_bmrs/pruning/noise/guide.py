@@ -131,7 +131,7 @@ class AutoTruncatedLogNormal(AutoNormalMessenger):
         try:
             # Past the module's own __setattr__, which costs as much as the draw.
             for name, noise in self.noise.items():
-                vars(noise)["given"] = partial(posteriors.draw, name)
+                vars(noise)["given"] = partial(posteriors.shared, name)
             yield posteriors
         finally:
             for noise in self.noise.values():

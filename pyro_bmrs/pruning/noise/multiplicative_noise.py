@@ -16,6 +16,7 @@ from pyro import poutine
 from pyro.distributions import Independent, MaskedDistribution
 from pyro.nn import PyroModule
 from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
@@ -200,6 +201,11 @@ class MultiplicativeNoise(PyroModule):
             return self.given((num_examples,) if is_per_example else ())
         if not _PYRO_STACK:
             return self._by_itself((num_examples,) if is_per_example else ())
+        # Of a layer that is called again, the value of its first call.
+        for handler in _PYRO_STACK:
+            if isinstance(handler, TraceMessenger) and self.site_name in handler.trace:
+                met: Tensor = handler.trace.nodes[self.site_name]["value"]
+                return met
         if not is_per_example:
             return self._sample()
         with pyro.plate(f"{self.site_name}.examples", num_examples, dim=-1), poutine.scale(scale=1 / num_examples):

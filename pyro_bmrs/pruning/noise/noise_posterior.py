@@ -114,6 +114,7 @@ class NoisePosteriors:
         self._step: NoiseStep | None = None
         self._drawn: dict[_size, tuple[dict[str, Tensor], Draws]] = {}
         self._given: dict[str, tuple[Tensor, Draws]] = {}
+        self._shared: dict[tuple[str, _size], Tensor] = {}
 
     @cached_property
     def _by_site(self) -> dict[str, Tensor]:
@@ -164,6 +165,13 @@ class NoisePosteriors:
             self._drawn[shape] = values, draws
         value = values.pop(name)
         self._given[name] = value, draws
+        return value
+
+    def shared(self, name: str, shape: _size) -> Tensor:
+        """The one draw at a site, of a shape, that all calls of a layer share."""
+        value = self._shared.get((name, shape))
+        if value is None:
+            value = self._shared[name, shape] = self.draw(name, shape)
         return value
 
     def draws_of(self, name: str, value: Tensor) -> Draws | None:

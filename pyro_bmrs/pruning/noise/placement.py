@@ -100,11 +100,13 @@ def _units(net: nn.Module, modules: Mapping[str, nn.Module], flows: Sequence[Flo
             if layer is None or layer_units(layer) is None:
                 continue
             name = flow.name(node)
+            if name in seen:
+                continue
             seen.add(name)
-            is_last = flow.is_last(node) and (flow.module is net or _is_last_layer(modules, name))
-            # Of a layer called twice the noise would be two variables of one name.
-            if flow.is_once(node) and not is_last:
-                yield _place_of(flow, node, layer)
+            calls = flow.calls_of(node)
+            is_last = any(map(flow.is_last, calls)) and (flow.module is net or _is_last_layer(modules, name))
+            if not is_last:
+                yield _place_of_all(flow, calls, layer)
     if any(flow.module is net for flow in flows):
         return
     whole = [name for name, module in modules.items() if isinstance(module, (ATTENTION, *TRANSFORMER_LAYERS))]
@@ -119,33 +121,49 @@ def _is_last_layer(modules: Mapping[str, nn.Module], name: str) -> bool:
     return [other for other, module in modules.items() if layer_units(module) is not None][-1] == name
 
 
-def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> Placement:
-    """After the activation, else at the input of the next layer, else after the batch norm or the layer itself."""
+def _place_of_all(flow: Flow, calls: Sequence[fx.Node], layer: nn.Module) -> Placement:
+    """The place of a layer's noise behind all its calls: where each of them leads, and nothing else; else the layer."""
+    found = [_place_of(flow, node, layer) for node in calls]
+    place, name = found[0][0], flow.name(calls[0])
+    reached = {node for _, node in found}
+    if all(other == place for other, _ in found) and reached == set(flow.calls_of(found[0][1])):
+        return place
+    own = replace(place, place=name, when="output", unit_size=1, dim=unit_dim(layer))
+    return replace(own, is_default=all(other.is_default for other, _ in found))
+
+
+def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, fx.Node]:
+    """
+    After the activation, else at the input of the next layer, else after the batch norm or the layer itself.
+
+    With the place comes the call of the module that it is at, which is called as often as the layer is.
+    """
     name, units, is_image = flow.name(node), layer_units(layer), kernel_dims(layer) > 0
     assert units is not None
-    own = Placement(name, name, name, "output", "units", units, unit_dim(layer))
+    own, at = Placement(name, name, name, "output", "units", units, unit_dim(layer)), node
     activated = flattened = False
     for step in flow.steps(node):
         module, called = flow.called(step), "" if step.op == "call_module" else called_name(step)
         if isinstance(module, ACTIVATIONS) or called in ACTIVATION_NAMES:
             activated = True
-            if module is not None and flow.is_once(step) and not flattened:
+            if module is not None and flow.is_as_often(step, node) and not flattened:
                 return _behind_activation(own, flow, step)
         elif is_channelwise(module):
-            if flow.is_once(step) and not (activated or flattened):
-                own = replace(own, place=flow.name(step))
+            if flow.is_as_often(step, node) and not (activated or flattened):
+                own, at = replace(own, place=flow.name(step)), step
         elif is_image and is_flattening(step, module):
             flattened = True
         elif module is not None and layer_units(module) is not None:
-            is_next = activated and flow.is_once(step) and bool(step.args)
-            return _at_input(own, module, flow.name(step), flattened) if is_next else own
+            is_next = activated and flow.is_as_often(step, node) and bool(step.args)
+            following = _at_input(own, module, flow.name(step), flattened) if is_next else None
+            return (own, at) if following is None else (following, step)
         elif not isinstance(module, PASSIVE) and called not in PASSIVE_NAMES:
             is_sum = step.target in _SUMS or called == "add"
-            return replace(own, is_default=activated or own.place != name or (is_image and is_sum))
-    return replace(own, is_default=activated or own.place != name or is_image)
+            return replace(own, is_default=activated or own.place != name or (is_image and is_sum)), at
+    return replace(own, is_default=activated or own.place != name or is_image), at
 
 
-def _behind_activation(own: Placement, flow: Flow, node: fx.Node) -> Placement:
+def _behind_activation(own: Placement, flow: Flow, node: fx.Node) -> tuple[Placement, fx.Node]:
     """
     Where noise has less to do than on an activation: what follows at once, and is the same.
 
@@ -153,22 +171,23 @@ def _behind_activation(own: Placement, flow: Flow, node: fx.Node) -> Placement:
     """
     for step in flow.steps(node):
         module: Any = flow.called(step)
-        if not flow.is_once(step):
+        if not flow.is_as_often(step, node):
             break
         if has_channels_in_columns(module):
-            return replace(own, place=flow.name(step), when="input")
+            return replace(own, place=flow.name(step), when="input"), step
         if not isinstance(module, POOLINGS) or getattr(module, "return_indices", False):
             break
         node = step
-    return replace(own, place=flow.name(node))
+    return replace(own, place=flow.name(node)), node
 
 
-def _at_input(own: Placement, consumer: nn.Module, place: str, flattened: bool) -> Placement:
+def _at_input(own: Placement, consumer: nn.Module, place: str, flattened: bool) -> Placement | None:
+    """At the input of the layer that takes the value, if that has a multiple of as many features as there are units."""
     if not flattened:
         return replace(own, place=place, when="input")
     width = linear_width(consumer)
     if not width or width % own.num_units:
-        return own
+        return None
     return replace(own, place=place, when="input", unit_size=width // own.num_units, dim=-1)
 
 

@@ -182,8 +182,17 @@ class Likelihood(nn.Module):
         :param output: what the network predicts, as :meth:`aligned` returns it.
         :param y: the targets, likewise.
         """
+        return self.log_likelihoods(output, y).sum()
+
+    def log_likelihoods(self, output: Tensor, y: Tensor) -> Tensor:
+        """
+        Of each example, in nats; shape ``(examples,)``.
+
+        :param output: what the network predicts, as :meth:`aligned` returns it.
+        :param y: the targets, likewise.
+        """
         log_likelihoods: Tensor = self._observation_of(output, y).log_prob(y)
-        return log_likelihoods.sum()
+        return log_likelihoods
 
     def negative_log_likelihood(self, output: Any, y: Tensor) -> Tensor:
         """

@@ -71,3 +71,19 @@ def test_inputs_that_say_nothing_about_a_layer_are_refused():
 def test_means_and_powers_are_finite(options):
     with pytest.raises(ReductionError, match="finite number"):
         in_proportion_to_cost(attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))), **options)
+
+
+def test_a_layer_that_is_called_twice_costs_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared, self.act, self.last = nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)
+
+        def forward(self, a, b):
+            return self.last(self.act(self.shared(a)) + self.act(self.shared(b)))
+
+    net = attach_noise(Twice())
+    assert (unit_costs(net), unit_costs(net, (torch.ones(2, 3), torch.ones(2, 3)))) == (
+        {"shared": 3.0},
+        {"shared": 6.0},
+    )

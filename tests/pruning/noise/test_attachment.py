@@ -8,10 +8,20 @@ import copy
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_bmrs import ReductionError
-from pyro_bmrs.pruning import AutoTruncatedLogNormal, MultiplicativeNoise, attach_noise, detach_noise, noise_sites
+from pyro_bmrs.pruning import (
+    AutoTruncatedLogNormal,
+    MultiplicativeNoise,
+    NoiseELBO,
+    Regression,
+    attach_noise,
+    compact,
+    detach_noise,
+    noise_sites,
+)
 from tests.pruning.noise.places import (
     NETWORKS,
     Block,
@@ -156,16 +166,84 @@ def test_noise_is_attached_once():
         attach_noise(mlp(), kinds=["filters"])
 
 
-def test_a_layer_that_is_called_twice_has_no_noise():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.once, self.twice, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+class Again(nn.Module):
+    """A layer after itself, which is given what another layer puts out too."""
 
-        def forward(self, x):
-            return self.head(torch.relu(self.twice(torch.relu(self.twice(torch.relu(self.once(x)))))))
+    def __init__(self):
+        super().__init__()
+        self.once, self.twice, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
 
-    assert places(Twice()) == {"once": ("once", "output", 4, 1)}
+    def forward(self, x):
+        return self.head(torch.relu(self.twice(torch.relu(self.twice(torch.relu(self.once(x)))))))
+
+
+class Towers(nn.Module):
+    """Two towers of one set of weights."""
+
+    def __init__(self, tower):
+        super().__init__()
+        self.tower, self.head = tower, nn.LazyLinear(1)
+
+    def forward(self, a, b):
+        return self.head((self.tower(a) - self.tower(b)).abs())
+
+
+class Functional(nn.Module):
+    """Its activation is a function, so that its noise is at the input of the next layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return torch.tanh(self.second(torch.tanh(self.first(x))))
+
+
+def convolutional():
+    return nn.Sequential(nn.Conv1d(1, 3, 2), nn.ReLU(), nn.Conv1d(3, 4, 2), nn.ReLU(), nn.Flatten())
+
+
+TOWERS = {
+    "modules": (lambda: Towers(mlp()), (3, 6), {"tower.0": "tower.1", "tower.2": "tower.4"}),
+    "functions": (
+        lambda: Towers(Functional()),
+        (3, 6),
+        {"tower.first": "tower.second", "tower.second": "tower.second"},
+    ),
+    "convolutions": (lambda: Towers(convolutional()), (3, 1, 6), {"tower.0": "tower.2", "tower.2": "tower.3"}),
+}
+
+
+def test_a_layer_that_follows_itself_has_its_noise_on_what_it_puts_out():
+    assert places(Again()) == {"once": ("once", "output", 4, 1), "twice": ("twice", "output", 4, 1)}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("per_example", [False, True])
+def test_a_layer_that_is_called_twice_has_one_noise(name, per_example):
+    """The losses agree on it, and what is multiplied by 0 is so in both calls."""
+    make, shape, expected = TOWERS[name]
+    net, inputs = make().double(), [torch.randn(shape).double(), torch.randn(shape).double()]
+    net(*inputs)
+    attach_noise(net, per_example=per_example)
+    sites = noise_sites(net)
+    assert {site: where.place for site, where in sites.items()} == expected
+    model = Regression(net, 10, scale=1.0)
+    losses = []
+    for elbo in (NoiseELBO, TraceMeanField_ELBO, Trace_ELBO):
+        guide = AutoTruncatedLogNormal(model)
+        guide.noise_log_scales.data.fill_(-1.0)
+        torch.manual_seed(0)
+        losses.append(elbo()(model, guide)(inputs, torch.zeros(3, 1).double()))
+    torch.testing.assert_close(losses[0], losses[1])
+    assert losses[2].isfinite()
+    for site in sites.values():
+        site.noise.kept[0] = False
+    net.eval()
+    small, plain = compact(net, guide, tuple(inputs)), detach_noise(copy.deepcopy(net))
+    torch.testing.assert_close(small(*inputs), net(*inputs), rtol=1e-9, atol=1e-12)
+    # Each site has lost a row of its own layer, which both towers share.
+    assert all(small.get_submodule(name).weight.shape[0] + 1 == len(plain.get_submodule(name).weight) for name in sites)
 
 
 class Padded(nn.Module):

@@ -1,0 +1,326 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Compression in one call: a network, data, and out comes a smaller network that does no worse on held-out data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
+from numbers import Integral
+from os import PathLike
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.compression.budget import Budget
+from pyro_bmrs.pruning.compression.checkpoint import Checkpoint
+from pyro_bmrs.pruning.compression.course.data import pair_of, read_data
+from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer
+from pyro_bmrs.pruning.compression.course.held_out import held_out
+from pyro_bmrs.pruning.compression.course.trainings import Course, MakeLikelihood, NoisyCourse
+from pyro_bmrs.pruning.compression.path import one_standard_error, temperatures
+from pyro_bmrs.pruning.compression.prices import Occam, occam_prices
+from pyro_bmrs.pruning.compression.result import Compression, PathStep
+from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
+from pyro_bmrs.pruning.noise.attachment import attach_noise
+from pyro_bmrs.pruning.selection.prune import PruningResult
+from pyro_bmrs.pruning.training.classification import Classification
+from pyro_bmrs.pruning.training.models import Likelihood
+from pyro_bmrs.pruning.training.regression import Regression
+
+_MOST_STEPS, _FEWEST_STEPS = 12, 3
+# Of the epochs of plain training, what all steps of the path take together, and what each candidate does in the end.
+_PATH, _END = 0.4, 0.25
+# A step in which less than this share of the parameters went is no network of its own.
+_LEAST_LOSS = 0.03
+
+
+class Plan(NamedTuple):
+    """
+    For how many epochs to train.
+
+    :param whole: the whole network.
+    :param num_steps: how many steps the path has.
+    :param step: with noise, in each of them.
+    :param end: each candidate in the end.
+    """
+
+    whole: int
+    num_steps: int
+    step: int
+    end: int
+
+    @classmethod
+    def of(cls, epochs: int, is_trained: bool) -> Plan:
+        """A plan that takes up to 2.5 times as long as plain training for so many epochs."""
+        num_steps = max(_FEWEST_STEPS, min(_MOST_STEPS, round(_PATH * epochs)))
+        return cls(
+            0 if is_trained else epochs,
+            num_steps,
+            max(1, round(_PATH * epochs / num_steps)),
+            max(1, round(_END * epochs)),
+        )
+
+    @property
+    def most(self) -> int:
+        """Of all of them together, at most."""
+        return self.whole + self.num_steps * self.step + math.ceil(math.log2(self.num_steps + 1)) * self.end
+
+
+def compress(
+    net: nn.Module,
+    train_data: Any,
+    validation_data: Any = None,
+    *,
+    likelihood: MakeLikelihood | None = None,
+    epochs: int = 30,
+    optimizer: MakeOptimizer | None = None,
+    is_trained: bool = False,
+    budget: Mapping[str, float] | None = None,
+    accuracy_loss: float | None = None,
+    prior_log_odds: float | Mapping[str, float] = 1.0,
+    attach: Callable[[nn.Module], nn.Module] = attach_noise,
+    seed: int = 0,
+    progress: bool = True,
+    checkpoint: str | PathLike[str] | None = None,
+) -> Compression:
+    """
+    A smaller network that does as well on held-out data, from one call, with nothing to choose.
+
+    The network is trained; then noise on its units is trained along with it, and each unit has to pay what its weights
+    cost, :func:`~pyro_bmrs.pruning.occam_prices`. The temperature of these prices rises step by step; after each step
+    the units go of which :class:`~pyro_bmrs.pruning.BMRS_N` says that they are better gone, and what is left is
+    compacted and kept. Of the networks on this path some are trained to their end without noise, by bisection; the
+    smallest is taken whose held-out log likelihood, and accuracy where there is one, is within one standard error of
+    the best. All of it takes up to 2.5 times as long as the plain training of as many epochs.
+
+    :param net: the network, without noise; left as it is. It is trained on the device that it is on.
+    :param train_data: a data loader, a data set of pairs of inputs and targets (or of mappings that hold the targets as
+        ``"labels"``), or a pair of tensors.
+    :param validation_data: the same, held out; by default a tenth of the other, drawn at random.
+    :param likelihood: what makes a :class:`~pyro_bmrs.pruning.Likelihood` of a network and the number of examples; by
+        default :class:`~pyro_bmrs.pruning.Classification` where the targets are integers, and
+        :class:`~pyro_bmrs.pruning.Regression` where they are real numbers.
+    :param epochs: for how many epochs the network would be trained without any of this.
+    :param optimizer: what makes an optimiser of parameters; by default Adam with a learning rate of 1e-3. The rate
+        falls to 0 along half a cosine in each training.
+    :param is_trained: whether the network is trained already, so that this need not be done.
+    :param budget: one of ``"parameters"``, ``"macs"`` and ``"latency"`` (both of one example) with its limit: a share
+        of the whole network's, as a float up to 1, or a number, as an int; of microseconds for the latency. The units
+        that are worth most within it are left, and at least 99 % of it is used where units are as small as that.
+    :param accuracy_loss: how much accuracy may be lost on held-out data, 0.005 for half a point; the smallest network
+        on the path that does not lose more is taken.
+    :param prior_log_odds: for the removal of a unit, in nats; see :class:`~pyro_bmrs.pruning.BMRS_N`.
+    :param attach: puts noise on a network; a ``partial`` of :func:`~pyro_bmrs.pruning.attach_noise` has options.
+    :param seed: of all random numbers of torch; the generators are then as they were.
+    :param progress: whether to show a bar.
+    :param checkpoint: a folder, made where there is none, in which each step of the path is kept. A run that was
+        interrupted goes on from there when it is called in the same way, and ends as if it had not been.
+    :return: the :class:`Compression`.
+    :raises ReductionError: for data, targets, a budget, odds or a loss of accuracy that make no sense; for a network to
+        which no noise can be attached; for training that diverges.
+    :raises ImportError: without Lightning or torch-pruning.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import compress
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.randn(400, 4)
+        >>> net = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 2))
+        >>> result = compress(net, (x, (x[:, 0] > 0).long()), epochs=2, progress=False)
+        >>> result.network
+        Sequential(
+          (0): Linear(in_features=4, out_features=..., bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=..., out_features=2, bias=True)
+        )
+    """
+    _check_options(epochs, accuracy_loss, prior_log_odds)
+    limit = None if budget is None else Budget.of(budget)
+    if limit is not None and accuracy_loss is not None:
+        raise ReductionError("give a budget, or a loss of accuracy, and not both")
+    with _generators_as_they_were(net):
+        data = read_data(train_data, validation_data, seed=seed)
+        first_batch = next(iter(data.validation))
+        plan = Plan.of(epochs, is_trained)
+        settings = {"epochs": epochs, "seed": seed, "is_trained": is_trained, "num_examples": data.num_examples}
+        with tqdm(total=plan.most * len(data.train), desc="compress", unit="step", disable=not progress) as bar:
+            make_optimizer = optimizer or partial(torch.optim.Adam, lr=1e-3)
+            course = Course(data, likelihood or _guess(pair_of(first_batch)[1]), make_optimizer, seed, bar.update)
+            run = _Run(course, plan, BMRS_N(prior_log_odds), attach, Checkpoint.at(checkpoint, settings))
+            # What cannot be done with this network, or told from these data, shows before the training, not after it.
+            attach(deepcopy(net))
+            model = course.model_of(deepcopy(net))
+            first = held_out(model, [first_batch])
+            if accuracy_loss is not None and first.right is None:
+                raise ReductionError(
+                    "accuracy_loss is of labels, and none are observed: leave it out, or give a budget"
+                )
+            steps = run.path(model, limit)
+            if limit is not None:
+                chosen, rule = len(steps) - 1, f"within the budget of {limit.kind}"
+                run.train(steps, chosen)
+            elif accuracy_loss is not None:
+                chosen = run.bisect(steps, partial(_smallest_of_accuracy, loss=accuracy_loss))
+                rule = f"the smallest that loses at most {accuracy_loss:.2%} of accuracy"
+            else:
+                chosen = run.bisect(steps, _smallest_near_best)
+                rule = "the smallest within one standard error of the best"
+    return Compression(steps, chosen, rule)
+
+
+class _Run:
+    """
+    One compression.
+
+    :param course: how networks are trained.
+    :param plan: for how long.
+    :param criterion: what decides which units go.
+    :param attach: puts noise on a network.
+    :param checkpoint: where the steps are kept.
+    """
+
+    def __init__(
+        self,
+        course: Course,
+        plan: Plan,
+        criterion: BMRS_N,
+        attach: Callable[[nn.Module], nn.Module],
+        checkpoint: Checkpoint,
+    ) -> None:
+        self.course, self.plan, self.criterion, self.attach = course, plan, criterion, attach
+        self.checkpoint = checkpoint
+
+    def path(self, model: Likelihood, budget: Budget | None) -> list[PathStep]:
+        """
+        The networks on the path, the whole one first; with a budget, the last is within it.
+
+        :param model: the whole network and its likelihood, which are trained.
+        :param budget: what the network may cost.
+        """
+        self._train_whole(model)
+        net: Any = model.net
+        noisy = NoisyCourse(self.course, self.course.model_of(self.attach(deepcopy(net)), model), self.criterion)
+        example = self.course.example_on(net)
+        target = math.nan if budget is None else budget.target(budget.cost(net, example))
+        steps = [self.course.measure(model, noisy.kept, is_trained=True)]
+        done = self.checkpoint.load("noisy") or {"number": 0, "steps": 1, "is_over": False}
+        prices = occam_prices(noisy.model, self.course.data.train)
+        if done["number"]:
+            noisy.elbo.load_state_dict(done["state"])
+            steps += [self.checkpoint.load_step(number, net, self.criterion) for number in range(1, done["steps"])]
+        for number, temperature in enumerate(temperatures(self.plan.num_steps), start=1):
+            if number <= done["number"] or done["is_over"]:
+                continue
+            before = {name: kept.clone() for name, kept in noisy.kept.items()}
+            noisy.train(Occam(prices, temperature), self.plan.step, stage=number)
+            decisions: PruningResult | None = noisy.prune()
+            small = noisy.compact(decisions)
+            is_last = number == self.plan.num_steps
+            if budget is not None and (is_last or budget.cost(small.net, example) <= target):
+                noisy.prune_within(budget, target, before)
+                decisions, is_last = None, True
+                small = noisy.compact(decisions)
+            step = self.course.measure(small, noisy.kept, temperature, prices, decisions)
+            if decisions is None or step.parameters < (1 - _LEAST_LOSS) * steps[-1].parameters:
+                self.checkpoint.save_step(len(steps), step)
+                steps.append(step)
+            done = {"number": number, "steps": len(steps), "is_over": is_last, "state": noisy.elbo.state_dict()}
+            self.checkpoint.save("noisy", done)
+        return steps
+
+    def train(self, steps: list[PathStep], number: int) -> None:
+        """
+        Trains the network of a step to its end.
+
+        :param steps: the path; the step is replaced.
+        :param number: of the step.
+        """
+        step = steps[number]
+        if step.is_trained:
+            return
+        model = self.course.model_of(step.network, self._model)
+        self.course.train(model, self.plan.end, stage=-number)
+        steps[number] = self.course.measure(
+            model, step.kept, step.temperature, step.prices, step.decisions, is_trained=True
+        )
+        self.checkpoint.save_step(number, steps[number])
+
+    def bisect(self, steps: list[PathStep], smallest: Callable[[Sequence[PathStep]], int]) -> int:
+        """
+        Finds the smallest network that will do, training only those between one that does and one that does not.
+
+        :param steps: the path; steps are replaced by those of trained networks.
+        :param smallest: of networks trained to their end, the smallest that will do.
+        :return: the number of its step.
+        """
+        low, high = 0, len(steps)
+        while high - low > 1:
+            middle = (low + high) // 2
+            self.train(steps, middle)
+            trained = [number for number, step in enumerate(steps) if step.is_trained]
+            chosen = trained[smallest([steps[number] for number in trained])]
+            low, high = (middle, high) if chosen >= middle else (low, middle)
+        trained = [number for number, step in enumerate(steps) if step.is_trained]
+        return trained[smallest([steps[number] for number in trained])]
+
+    def _train_whole(self, model: Likelihood) -> None:
+        self._model = model
+        state = self.checkpoint.load("whole")
+        if state is not None:
+            model.load_state_dict(state)
+            return
+        self.course.train(model, self.plan.whole, stage=0)
+        self.checkpoint.save("whole", model.state_dict())
+
+
+def _smallest_near_best(steps: Sequence[PathStep]) -> int:
+    right = [step.held_out.right for step in steps if step.held_out.right is not None]
+    return one_standard_error(
+        torch.stack([step.held_out.log_likelihoods for step in steps]),
+        torch.tensor([step.parameters for step in steps]),
+        torch.stack(right) if right else None,
+    )
+
+
+def _smallest_of_accuracy(steps: Sequence[PathStep], loss: float) -> int:
+    accuracies = [step.held_out.accuracy for step in steps]
+    near = [number for number, accuracy in enumerate(accuracies) if accuracy >= accuracies[0] - loss]
+    return min(near, key=lambda number: (steps[number].parameters, -accuracies[number]))
+
+
+def _guess(targets: Tensor) -> MakeLikelihood:
+    """The likelihood that targets of a type usually have."""
+    if targets.is_floating_point():
+        return Regression
+    if targets.dtype not in (torch.bool, torch.uint8) and not targets.is_complex():
+        return Classification
+    raise ReductionError(
+        f"targets of type {targets.dtype} may mean many things: give likelihood=, Classification or one of your own"
+    )
+
+
+def _check_options(epochs: int, accuracy_loss: float | None, prior_log_odds: float | Mapping[str, float]) -> None:
+    if not isinstance(epochs, Integral) or epochs < 1:
+        raise ReductionError(f"epochs is a positive number of them, not {epochs!r}")
+    if accuracy_loss is not None and not 0 <= accuracy_loss < 1:
+        raise ReductionError(f"accuracy_loss is a share of the examples, from 0 up to 1, not {accuracy_loss!r}")
+    odds = prior_log_odds.values() if isinstance(prior_log_odds, Mapping) else [prior_log_odds]
+    if not all(math.isfinite(number) for number in odds):
+        raise ReductionError(f"prior_log_odds are finite numbers of nats, not {prior_log_odds!r}")
+
+
+@contextmanager
+def _generators_as_they_were(net: nn.Module) -> Iterator[None]:
+    devices = {parameter.device for parameter in net.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(list(devices)):
+        yield

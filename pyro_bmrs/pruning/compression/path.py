@@ -1,0 +1,99 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A path of networks from large to small, and which of them the data cannot tell from the best."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyro_bmrs.errors import ReductionError
+
+# From prices at which hardly a unit is worth removing to those at which few are worth keeping.
+_FIRST, _LAST = 2.0**-2, 2.0**4
+
+
+def temperatures(num_steps: int, first: float = _FIRST, last: float = _LAST) -> list[float]:
+    """
+    A geometric ladder of temperatures for the prices of units.
+
+    :param num_steps: how many there are.
+    :param first: the lowest; at 1 units pay their prices.
+    :param last: the highest.
+    :raises ReductionError: for no step, or temperatures that are not ``0 < first <= last < inf``.
+
+    Example::
+
+        >>> temperatures(3, 0.25, 4.0)
+        [0.25, 1.0, 4.0]
+    """
+    if num_steps < 1:
+        raise ReductionError(f"a path has at least one step, not {num_steps}")
+    if not 0 < first <= last < math.inf:
+        raise ReductionError(f"temperatures rise from {first!r} to {last!r}; 0 < first <= last < inf is needed")
+    ratio = (last / first) ** (1 / max(num_steps - 1, 1))
+    return [first * ratio**step for step in range(num_steps)]
+
+
+def paired_error(difference: Tensor) -> Tensor:
+    """
+    The standard error of a mean difference over examples.
+
+    :param difference: by example along the last dimension.
+    """
+    return difference.std(-1, correction=1) / math.sqrt(difference.shape[-1])
+
+
+def within_one_error(values: Tensor) -> Tensor:
+    """
+    Which networks are within one standard error of the best, on average over held-out examples.
+
+    The error is that of the difference, paired over examples: examples that are hard for all networks tell nothing.
+
+    :param values: of each example under each network, the larger the better; shape ``(networks, examples)``. A network
+        with a value that is not finite is not among them.
+    :return: which, shape ``(networks,)``.
+    :raises ReductionError: for fewer than two examples, or where no network has finite values.
+    """
+    if values.dim() != 2 or values.shape[1] < 2:
+        raise ReductionError("the rule of one standard error needs at least two held-out examples")
+    means = values.double().mean(1)
+    means = torch.where(means.isfinite(), means, -torch.inf)
+    best = means.argmax()
+    if not means[best].isfinite():
+        raise ReductionError("no network on the path has a finite held-out log likelihood: train at a lower rate")
+    difference = values[best].double() - values.double()
+    # The best itself differs by nothing.
+    return means.isfinite() & (difference.mean(1) <= paired_error(difference))
+
+
+def one_standard_error(log_likelihoods: Tensor, sizes: Tensor, right: Tensor | None = None) -> int:
+    """
+    The smallest network that the held-out examples cannot tell from the best.
+
+    That is one whose log likelihood is within one standard error of the best (L. Breiman, J. Friedman, R. Olshen and
+    C. Stone (1984), *Classification and regression trees*, for the rule). Where labels are observed it is looked for
+    among those whose accuracy is within one error of the best: a network that is too sure of itself may have a poor log
+    likelihood and more labels right than any.
+
+    :param log_likelihoods: of each held-out example under each network in nats, shape ``(networks, examples)``.
+    :param sizes: of each network, shape ``(networks,)``.
+    :param right: whether each label is the most probable one, of the same shape, where labels are observed.
+    :return: which network; of several of one size the one with the larger log likelihood.
+    :raises ReductionError: for fewer than two examples, or log likelihoods that are finite for no network.
+
+    Example::
+
+        >>> import torch
+        >>> large, middle, small = [[-1.0, -2.0, -3.0], [-1.1, -1.9, -3.0], [-5.0, -5.0, -6.0]]
+        >>> one_standard_error(torch.tensor([large, middle, small]), torch.tensor([9, 5, 1]))
+        1
+    """
+    near = torch.ones(len(log_likelihoods), dtype=torch.bool) if right is None else within_one_error(right)
+    near[near.clone()] = within_one_error(log_likelihoods[near])
+    means = log_likelihoods.double().mean(1)
+    candidates: list[int] = near.nonzero().flatten().tolist()
+    return min(candidates, key=lambda step: (float(sizes[step]), -float(means[step])))

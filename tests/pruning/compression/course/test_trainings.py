@@ -1,0 +1,66 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_bmrs import ReductionError
+
+pytest.importorskip("lightning")
+from pyro_bmrs.pruning import BMRS_N, Occam, Regression, attach_noise, occam_prices
+from pyro_bmrs.pruning.compression.course.data import read_data
+from pyro_bmrs.pruning.compression.course.trainings import Course, NoisyCourse
+
+
+@pytest.fixture
+def course():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 3, generator=generator)
+    data = read_data((x, x[:, :1].sin()))
+    return Course(data, Regression, partial(torch.optim.Adam, lr=1e-2), 0, lambda: None)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 20), nn.Tanh(), nn.Linear(20, 1))
+
+
+def test_what_a_likelihood_has_learned_goes_on(course):
+    model = course.model_of(network())
+    model.log_scale.data.fill_(-0.7)
+    assert course.model_of(network(), model).log_scale.item() == pytest.approx(-0.7)
+
+
+def test_a_training_is_the_same_again_whatever_came_before(course):
+    first, second = (course.model_of(network()) for _ in range(2))
+    course.train(first, 2, stage=1)
+    torch.randn(7)
+    course.train(second, 2, stage=1)
+    assert torch.equal(first.net[0].weight, second.net[0].weight)
+    before = course.measure(course.model_of(network()), {}).held_out.log_likelihoods.mean()
+    assert course.measure(first, {}).held_out.log_likelihoods.mean() > before
+
+
+def test_dear_units_go_and_what_is_left_computes_the_same(course):
+    noisy = NoisyCourse(course, course.model_of(attach_noise(network())), BMRS_N())
+    prices = occam_prices(noisy.model, course.data.train)
+    for stage in range(4):
+        noisy.train(Occam(prices, 30.0), 10, stage)
+    decisions = noisy.prune()
+    small = noisy.compact(decisions)
+    assert 0 < decisions.num_kept < 20
+    assert small.net[0].out_features == decisions.num_kept == int(noisy.kept["0"].sum())
+    step = course.measure(small, noisy.kept, 30.0, prices, decisions)
+    assert step.parameters == 5 * decisions.num_kept + 1 and step.macs == 4 * decisions.num_kept
+
+
+def test_nothing_to_train(course):
+    model = course.model_of(network().requires_grad_(False))
+    model.log_scale.requires_grad_(False)
+    with pytest.raises(ReductionError, match="requires a gradient"):
+        course.train(model, 1, stage=1)

@@ -1,0 +1,86 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pyro_bmrs import ReductionError
+from pyro_bmrs.pruning.compression.path import one_standard_error, paired_error, temperatures, within_one_error
+
+
+def test_the_ladder_is_geometric():
+    ladder = temperatures(9, 0.125, 32.0)
+    assert ladder == pytest.approx([2.0**k for k in range(-3, 6)])
+    assert temperatures(1, 0.5, 2.0) == [0.5]
+
+
+@pytest.mark.parametrize("options", [(0,), (3, 0.0, 1.0), (3, 2.0, 1.0), (3, 1.0, math.inf), (3, math.nan, 1.0)])
+def test_ladders_that_are_none(options):
+    with pytest.raises(ReductionError):
+        temperatures(*options)
+
+
+def test_the_error_is_that_of_the_difference():
+    difference = torch.tensor([1.0, 2.0, 4.0, 5.0]).double()
+    assert float(paired_error(difference)) == pytest.approx(math.sqrt(10 / 3) / 2)
+
+
+def test_hard_examples_tell_nothing():
+    """Examples may differ by a hundred nats: a difference that all of them show is one."""
+    hard = 100 * torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
+    wobble = 0.01 * torch.cos(torch.arange(400.0)).double()
+    assert within_one_error(torch.stack([hard, hard - 0.1 + wobble])).tolist() == [True, False]
+    assert within_one_error(torch.stack([hard, hard - 0.0001 + wobble])).tolist() == [True, True]
+
+
+def path(means, wobble):
+    """Log likelihoods with means, whose differences have a standard error."""
+    sign = torch.tensor([1.0, -1.0] * 50).double()
+    phase = torch.arange(1, len(means) + 1).double()
+    values = torch.tensor(means).double()[:, None] + wobble * phase[:, None] * sign
+    return values, torch.arange(len(means), 0, -1)
+
+
+@pytest.mark.parametrize(
+    ("means", "wobble", "chosen"),
+    [
+        # The difference of neighbours wobbles by 1; over a hundred examples its error is 0.1.
+        ([-1.0, -0.9, -0.95, -1.5], 1.0, 2),
+        ([-1.0, -0.5, -0.9, -1.5], 1.0, 1),
+        ([-1.0, -1.0, -1.0, -1.0], 1.0, 3),
+        ([-1.0, -2.0, -3.0, -4.0], 1.0, 0),
+        ([-1.0, -1.001, -1.002], 0.0, 0),
+    ],
+)
+def test_the_smallest_within_one_error_of_the_best(means, wobble, chosen):
+    assert one_standard_error(*path(means, wobble)) == chosen
+
+
+def test_of_several_of_one_size_the_better():
+    values, _ = path([-1.0, -0.96, -0.94], 1.0)
+    assert one_standard_error(values, torch.tensor([2, 1, 1])) == 2
+
+
+def test_a_network_that_is_sure_of_itself_keeps_its_accuracy():
+    """The smaller has the better log likelihood, and far fewer labels right."""
+    values = torch.tensor([[-3.0] * 100, [-1.0] * 100])
+    right = torch.tensor([[1.0] * 95 + [0.0] * 5, [1.0] * 70 + [0.0] * 30])
+    sizes = torch.tensor([10, 5])
+    assert one_standard_error(values, sizes, right) == 0
+    assert one_standard_error(values, sizes) == 1
+
+
+def test_networks_that_give_an_example_no_chance():
+    values = torch.tensor([[-1.0, -1.0], [-torch.inf, 0.0], [torch.nan, 0.0]])
+    assert one_standard_error(values, torch.tensor([3, 2, 1])) == 0
+    with pytest.raises(ReductionError, match="finite"):
+        one_standard_error(values[1:], torch.tensor([2, 1]))
+
+
+def test_too_few_examples():
+    with pytest.raises(ReductionError, match="two"):
+        one_standard_error(torch.zeros(3, 1), torch.tensor([3, 2, 1]))
