@@ -10,7 +10,6 @@ Nothing in a file is code, and loading one runs none.
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
@@ -20,39 +19,54 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.compaction.archive import read_archive, write_archive
 from pyro_bmrs.pruning.compaction.modules.attention import Attention
 from pyro_bmrs.pruning.compaction.modules.bypass import Bypass, Zeros
 from pyro_bmrs.pruning.compaction.modules.plain import remove_parametrizations
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled, scales_of
 from pyro_bmrs.pruning.compaction.report import CompactionReport, compaction_report
+from pyro_bmrs.pruning.layers import layer_kind, num_channels, num_groups, weight_rows
 
-_FORMAT, _VERSION = "pyro_bmrs compact network", 1
 _PLAIN = (bool, int, float, str, type(None))
 
 
 def save_compact(net: nn.Module, path: str | PathLike[str]) -> None:
     """
-    Saves a compact network, for :func:`load_compact`.
+    Saves a compact network, for :func:`load_compact`, as safetensors with a description and a checksum.
+
+    The file is whole or not there: one that was at its place stays until then, whatever interrupts.
 
     :param net: what :func:`~pyro_bmrs.pruning.compact` returned, perhaps trained since.
     :param path: the file.
-    :raises ReductionError: for a network that was not compacted.
+    :raises ReductionError: for a network that was not compacted, or whose state holds what is neither tensors nor
+        plain data.
+    :raises ImportError: without safetensors.
     """
-    report = compaction_report(net)
-    torch.save({"format": _FORMAT, "version": _VERSION, "report": report.as_data(), "state": net.state_dict()}, path)
+    report, state = compaction_report(net), net.state_dict()
+    extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    for name, value in extra.items():
+        if not _is_plain(value):
+            raise ReductionError(
+                f"the network's state holds {name!r}, a {type(value).__name__}, which is no plain data"
+            )
+    tensors = {name: value for name, value in state.items() if name not in extra}
+    write_archive(path, tensors, {"report": report.as_data(), "extra": extra, "modules": _kinds(net)})
 
 
 def load_compact(path: str | PathLike[str], net: nn.Module | Callable[[], nn.Module]) -> nn.Module:
     """
     Loads a compact network.
 
-    The file is read with ``torch.load(weights_only=True)``, which runs no code from it.
+    Nothing in a file is code. What a network's own forward computes between its modules is not in the file, and cannot
+    be compared.
 
     :param path: a file that :func:`save_compact` wrote.
     :param net: the network that was compacted, without noise and with any weights, or what makes one; a given network
         is left as it is.
     :return: the compact network.
-    :raises ReductionError: for a file that is truncated or is none of these, or a network of another architecture.
+    :raises ReductionError: for a file that is truncated, changed, or none of these, or a network of another
+        architecture: with other modules (as an activation of another kind, or with other settings), or other weights.
+    :raises ImportError: without safetensors.
 
     Example::
 
@@ -72,31 +86,92 @@ def load_compact(path: str | PathLike[str], net: nn.Module | Callable[[], nn.Mod
           (2): Linear(in_features=2, out_features=2, bias=True)
         )
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ReductionError(f"{path} is truncated, or is no file that save_compact wrote: {error}") from error
-    version = content.get("version") if isinstance(content, Mapping) and content.get("format") == _FORMAT else None
-    if version not in (None, _VERSION):
-        raise ReductionError(f"{path} is of version {version}; this pyro_bmrs reads version {_VERSION}")
-    if version is None or not {"report", "state"} <= content.keys():
-        raise ReductionError(f"{path} is no file that save_compact wrote")
-    report = CompactionReport.from_data(content["report"])
+    tensors, description = read_archive(path)
     fresh = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
+    try:
+        return _restored(fresh, tensors, description)
+    except ReductionError as error:
+        raise ReductionError(f"{path} does not fit this {type(fresh).__name__}: {error}") from error
+    # A file with a checksum may still say anything.
+    except Exception as error:
+        raise ReductionError(
+            f"{path} does not describe a compact {type(fresh).__name__}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _restored(fresh: nn.Module, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> nn.Module:
+    """The compact network that a file holds, of the network that was compacted."""
+    report = CompactionReport.from_data(description["report"])
     compact = fresh
-    for description in report.architecture:
-        compact = rebuild(compact, description)
+    for change in report.architecture:
+        compact = rebuild(compact, change)
+    _compare_kinds(compact, description["modules"])
     # New multiplications are in the precision, and where, the weights are.
     like = next(compact.parameters())
     for scale in scales_of(compact).values():
         scale.to(like.device, like.dtype)
-    fit_shapes(compact, content["state"])
+    fit_shapes(compact, tensors)
     try:
-        compact.load_state_dict(content["state"])
+        compact.load_state_dict({**tensors, **description["extra"]})
     except RuntimeError as error:
-        raise ReductionError(f"{path} does not fit this {type(fresh).__name__}: {error}") from error
+        raise ReductionError(str(error)) from error
+    _check_counts(compact)
     vars(compact)["compaction"] = report
     return compact
+
+
+def _check_counts(net: nn.Module) -> None:
+    """
+    Sees that layers are as wide as they say.
+
+    :raises ReductionError: if not.
+    """
+    for name, module in net.named_modules():
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if layer_kind(module) is None or not isinstance(weight, Tensor):
+            continue
+        rows = weight_rows(module)
+        widths = [("out", rows.shape[0])]
+        widths += [("in", rows.shape[1] * num_groups(module))] if rows.dim() > 1 else []
+        widths += [("out", bias.shape[0])] if isinstance(bias, Tensor) else []
+        for side, width in widths:
+            if num_channels(module, side) not in (None, width):
+                raise ReductionError(
+                    f"the {type(module).__name__} {name!r} has {num_channels(module, side)} channels on its side "
+                    f"{side!r}, and the file has weights for {width}"
+                )
+
+
+def _kinds(net: nn.Module) -> dict[str, Any]:
+    """The class of each module, and for torch's own the settings by which what they compute can differ."""
+    return {name: {"class": type(module).__name__, **_settings(module)} for name, module in net.named_modules()}
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    if not type(module).__module__.startswith("torch.nn.") or isinstance(module, nn.modules.dropout._DropoutNd):
+        return {}
+    named = {name: value for name, value in vars(module).items() if not name.startswith("_") and _is_plain(value)}
+    return {name: value for name, value in named.items() if name not in ("training", "inplace")}
+
+
+def _compare_kinds(net: nn.Module, saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """
+    Sees that a network has the modules that were saved.
+
+    :raises ReductionError: if not.
+    """
+    present = _kinds(net)
+    if present.keys() != saved.keys():
+        other = sorted(present.keys() ^ saved.keys())
+        raise ReductionError(f"the compact network and this one do not both have the modules {other[:5]}")
+    for name, own in present.items():
+        # Other versions of torch may have other settings besides.
+        different = [key for key in own.keys() & saved[name].keys() if own[key] != saved[name][key]]
+        if different:
+            was, here = ({key: kind[key] for key in different} for kind in (saved[name], own))
+            raise ReductionError(
+                f"the module {name!r} of the compact network was of {was}, and this one's is of {here}"
+            )
 
 
 def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyro
 import torch
@@ -204,8 +204,7 @@ class MultiplicativeNoise(PyroModule):
         # Of a layer that is called again, the value of its first call.
         for handler in _PYRO_STACK:
             if isinstance(handler, TraceMessenger) and self.site_name in handler.trace:
-                met: Tensor = handler.trace.nodes[self.site_name]["value"]
-                return met
+                return cast(Tensor, handler.trace.nodes[self.site_name]["value"])
         if not is_per_example:
             return self._sample()
         with pyro.plate(f"{self.site_name}.examples", num_examples, dim=-1), poutine.scale(scale=1 / num_examples):
