@@ -65,7 +65,7 @@ class LogJoint:
         example: Mapping[str, Tensor] | None = None,
         standardised: bool = False,
     ) -> None:
-        self.model, self._seen = model, _Standing(example or {})(model)
+        self.model, self._example, self._seen = model, dict(example or {}), _Standing(example or {})(model)
         self.arguments = args, dict(kwargs or {})
         self._args, self._kwargs = self.arguments
         self.standardised = standardised
@@ -92,6 +92,14 @@ class LogJoint:
             with _quiet(), _Placing(self.places, torch.zeros(self.dim, dtype=self.dtype), standardised):
                 whole = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
             self._total = SumProduct(whole, nesting).log_prob
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled is what it was made of: the model, by which it is made anew."""
+        return _made_anew, (self.model, self._args, self._kwargs, self._example, self.standardised)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LogJoint:
+        """Itself: nothing changes it, and the model that it knows is the user's."""
+        return self
 
     def _add(self, name: str, site: Any) -> None:
         transform, fixed = site_transform(site["fn"], standardised=self.standardised), fixed_elements(site)
@@ -147,11 +155,6 @@ class LogJoint:
             return False
         return self._vectorised[self._row_of_hessian].at_once
 
-    def gradient(self, points: Tensor) -> Tensor:
-        """The first derivatives of the log density at points, of their shape ``(num_points, dim)``."""
-        gradient: Tensor = self._map(self._slope, points.to(self.dtype), False)
-        return gradient.to(points.dtype)
-
     def derivatives(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """
         The first and second derivatives of the log density.
@@ -200,13 +203,9 @@ class LogJoint:
             trace = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
         return self._total(trace) + placing.log_jacobian
 
-    def _slope(self, point: Tensor) -> Tensor:
-        slope: Tensor = torch.func.grad(self._at)(point)
-        return slope
-
     def _row_of_hessian(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         def slope_along(point: Tensor) -> tuple[Tensor, Tensor]:
-            gradient = self._slope(point)
+            gradient = torch.func.grad(self._at)(point)
             return gradient @ given["axis"], gradient
 
         row_and_gradient: tuple[Tensor, Tensor] = torch.func.grad(slope_along, has_aux=True)(given["point"])
@@ -232,6 +231,10 @@ class LogJoint:
         vectorised = self._vectorised.setdefault(function, Vectorised("evaluating the model"))
         with _quiet():
             return vectorised(function, inputs, progress=progress)
+
+
+def _made_anew(model: Any, args: Any, kwargs: Any, example: Mapping[str, Tensor], standardised: bool) -> LogJoint:
+    return LogJoint(model, args, kwargs, example=example, standardised=standardised)
 
 
 @contextmanager

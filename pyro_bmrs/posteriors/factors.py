@@ -45,6 +45,16 @@ How = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class _Built:
+    """What gives something that is there already."""
+
+    value: Any
+
+    def __call__(self) -> Any:
+        return self.value
+
+
+@dataclass(frozen=True)
 class ReducedFactor(Estimated):
     """
     One factor after its reduction.
@@ -59,6 +69,11 @@ class ReducedFactor(Estimated):
     build_statement: Callable[[], Distribution]
     build_posteriors: Callable[[], dict[str, Distribution]]
     accuracy: Accuracy = Accuracy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled is what was to be built, not how."""
+        built = _Built(self.statement), _Built(self.posteriors)
+        return ReducedFactor, (self.delta_evidence, *built, self.accuracy)
 
     @cached_property
     def statement(self) -> Distribution:

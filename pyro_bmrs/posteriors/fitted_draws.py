@@ -23,6 +23,7 @@ from pyro_bmrs import arviz_adapter
 from pyro_bmrs.arviz_adapter import FEWEST_IN_CHAIN
 from pyro_bmrs.errors import ReductionError, ReductionWarning, name_of_unknown
 from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws, log_density
+from pyro_bmrs.posteriors.guides.pickles import bare_trace
 from pyro_bmrs.posteriors.traces import (
     latent_nodes,
     masked_prior,
@@ -69,6 +70,13 @@ class FittedDraws:
             self.trace = poutine.trace(reader(model)).get_trace(*args, **kwargs)
         _check_known(flat, self.trace)
         self.values = reader.values
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "trace": bare_trace(self.trace)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FittedDraws:
+        """Itself: nothing changes it."""
+        return self
 
     @cached_property
     def latent(self) -> frozenset[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
@@ -21,6 +21,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.posteriors.draws import Draws, PriorAtDraws, log_density, log_density_unseen
 from pyro_bmrs.posteriors.factors import Factor
 from pyro_bmrs.posteriors.guides.guide_factors import read_factors
+from pyro_bmrs.posteriors.guides.pickles import Signature, bare_trace, signature
 from pyro_bmrs.posteriors.reduced_guide import GuideCopy, ReducedGuide
 from pyro_bmrs.posteriors.traces import (
     GuideRun,
@@ -55,6 +56,24 @@ class FittedGuide(GuideRun):
     def copy(self) -> GuideCopy:
         """The guide as it is when this is first asked for."""
         return GuideCopy.take(self.guide, (self.args, self.kwargs))
+
+    restored: ClassVar[bool] = False
+    """Whether it comes out of a pickle, with a copy of the guide in the place of the guide."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.keep()
+        traces = tuple(map(bare_trace, self.traces))
+        kept = {"copy": self.copy, "factors": self.factors, "traces": traces, "signature": self.signature}
+        return _made_anew, (self.model, self.args, self.kwargs, kept)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FittedGuide:
+        """Itself: once kept, nothing changes it, and the guide that it knows is the user's."""
+        return self
+
+    @cached_property
+    def signature(self) -> Signature:
+        """By which the guide is known where a copy of it comes out of a pickle."""
+        return signature(self.guide if self.given is None else self.given)
 
     def keep(self) -> None:
         """Reads now what is read off the guide, so that more SVI with it changes nothing."""
@@ -221,6 +240,12 @@ class FittedGuide(GuideRun):
         :param model: the model that the new guide belongs to.
         """
         return ReducedGuide(self.copy, model, {**self.copy.statements, **statements}, (self.args, self.kwargs))
+
+
+def _made_anew(model: Any, args: Any, kwargs: Any, kept: Mapping[str, Any]) -> FittedGuide:
+    fitted = FittedGuide(kept["copy"].guide, model, args, kwargs)
+    vars(fitted).update(kept, restored=True)
+    return fitted
 
 
 def _widen(name: str, prior: Distribution, plates: Sequence[tuple[int, int, int]]) -> Distribution:

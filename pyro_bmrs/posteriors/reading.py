@@ -203,11 +203,12 @@ def _default_arguments(guide: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def bare_model(model: Any) -> Any:
     """The user's model, out of the initialisation that autoguides wrap around it."""
-    while isinstance(model, _bound_partial) and isinstance(model.func, partial):
-        handler = model.func.args[0]
+    while isinstance(model, _bound_partial):
+        # Out of a pickle it holds by itself what an inner one held before.
+        handler, *inner = model.func.args if isinstance(model.func, partial) else model.args
         if not isinstance(handler, InitMessenger):
             break
-        model = model.func.args[1]
+        model = inner[0]
     return model
 
 

@@ -27,8 +27,10 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, transform_to
 from torch.distributions.constraints import Constraint
 
+from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.posteriors.guides.copies import Loose, copy_guide
 from pyro_bmrs.posteriors.guides.networks import Substitution
+from pyro_bmrs.posteriors.guides.pickles import portable, with_models
 from pyro_bmrs.structure.copies import detached, with_own_tensors
 from pyro_bmrs.structure.parameters import map_parameters
 
@@ -139,6 +141,15 @@ class GuideCopy:
     statements: Mapping[str, Distribution]
     loose: Loose
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.loose.fixed:
+            raise ReductionError(
+                "a guide that is a function or a method and runs networks cannot be pickled as it was; make it a module"
+                " that holds them, or copy.deepcopy the result"
+            )
+        guide, models = portable(self.guide)
+        return _copy_made_anew, (guide, models, self.statements, self.loose)
+
     @staticmethod
     def take(guide: Any, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> GuideCopy:
         """
@@ -150,6 +161,10 @@ class GuideCopy:
             statements = {name: with_own_tensors(now) for name, now in guide.current_statements().items()}
             return GuideCopy(copy_guide(guide.fitted_guide), statements, guide.loose())
         return GuideCopy(copy_guide(guide), {}, Loose.take(guide, *arguments))
+
+
+def _copy_made_anew(guide: Any, models: Any, statements: Any, loose: Loose) -> GuideCopy:
+    return GuideCopy(with_models(guide, models), statements, loose)
 
 
 class ReducedGuide(PyroModule):
@@ -211,6 +226,16 @@ class ReducedGuide(PyroModule):
         self.original_names = {names.get(statement, statement): statement for statement in statements}
         """For each sample statement, its name in the guide that this one was made from."""
         self._substitute = _Statements(placed, loose, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is now; made anew it has parameters of other names, so that two may be in one parameter store."""
+        now = GuideCopy.take(self, self.default_arguments)
+        return ReducedGuide, (now, self.model, now.statements, self.default_arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReducedGuide:
+        make, arguments = self.__reduce__()
+        twin: ReducedGuide = make(*arguments)
+        return twin
 
     @property
     def model(self) -> Callable[..., Any]:

@@ -72,7 +72,7 @@ def _check(reduction: Reduction) -> Check:
 
 def _objection(reduction: Reduction) -> str | None:
     """Why a reduction is not checked unasked; what is told without running the model comes first."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch._C._get_tracing_state() is not None or torch.compiler.is_compiling():
         return "it is being traced"
     fitted = reduction.fitted
     nodes = fitted.trace.nodes

@@ -86,8 +86,10 @@ class Check:
 
     def words(self) -> str:
         """What was found, in a sentence."""
-        far = f"; the guide is far from the posterior (Pareto k {self.guide_pareto_k:.2f} of its own weights)"
-        return self._words() + (far if self.is_far else "")
+        if self.guide_pareto_k is None or not self.is_far:
+            return self._words()
+        tail = f"Pareto k {self.guide_pareto_k:.2f} of its own weights"
+        return f"{self._words()}; the guide is far from the posterior ({tail})"
 
     @property
     def advice(self) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import pyro.distributions as dist
@@ -185,6 +186,14 @@ class ReducedPriors(Messenger):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(sorted(self.sites))})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the values of a run, which are none of theirs."""
+        return ReducedPriors, (self.upstream, self.at)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReducedPriors:
+        """One that runs beside this one, of the same priors."""
+        return ReducedPriors(self.upstream, self.at)
+
     def __enter__(self) -> ReducedPriors:
         self._values = {}
         return super().__enter__()
@@ -229,7 +238,7 @@ def read_reduced_priors(
                 )
         # What becomes of the tensors that these were made of is no matter of the reduction.
         fixed = {name: with_own_tensors(distribution) for name, distribution in reduced_prior.items()}
-        return ReducedPriors(dict.fromkeys(fixed, frozenset()), lambda name, values: fixed[name])
+        return ReducedPriors(dict.fromkeys(fixed, frozenset()), _Fixed(fixed))
     if callable(reduced_prior):
         return _read_program(reduced_prior, latent, args, kwargs)
     raise ReductionError(
@@ -238,26 +247,49 @@ def read_reduced_priors(
     )
 
 
+@dataclass(frozen=True)
+class _Fixed:
+    """Reduced priors that depend on nothing."""
+
+    priors: Mapping[str, Distribution]
+
+    def __call__(self, name: str, values: Mapping[str, Tensor]) -> Distribution:
+        return self.priors[name]
+
+
+@dataclass(frozen=True)
+class _Program:
+    """Reduced priors that a program samples, with the arguments that it is called with."""
+
+    program: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def trace(self, values: Mapping[str, Tensor]) -> Any:
+        """A run with given values in some sites."""
+        # The program's plates and random draws are its own: nothing of them reaches the handlers of a running model.
+        conditioned = poutine.condition(self.program, data=dict(values))
+        with poutine.block(), _no_plates():
+            return poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
+
+    def __call__(self, name: str, values: Mapping[str, Tensor]) -> Distribution:
+        prior: Distribution = self.trace(values).nodes[name]["fn"]
+        return prior
+
+
 def _read_program(
     program: Callable[..., Any], latent: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> ReducedPriors:
     if not accepts(program, args, kwargs):
         args, kwargs = (), {}
-
-    def trace(values: Mapping[str, Tensor]) -> Any:
-        # The program's plates and random draws are its own: nothing of them reaches the handlers of a running model.
-        conditioned = poutine.condition(program, data=dict(values))
-        with poutine.block(), _no_plates():
-            return poutine.trace(conditioned).get_trace(*args, **kwargs)
-
-    sites = latent_nodes(trace({}))
+    stated = _Program(program, args, kwargs)
+    sites = latent_nodes(stated.trace({}))
     if not sites:
         raise ReductionError("the reduced prior program has no latent sample site; sample each site to be reduced")
     for name in sites:
         if name not in latent:
             raise name_of_unknown(name, latent, "the model")
-    upstream = upstream_sites(track(program, args, kwargs), sites)
-    return ReducedPriors(upstream, lambda name, values: trace(values).nodes[name]["fn"])
+    return ReducedPriors(upstream_sites(track(program, args, kwargs), sites), stated)
 
 
 @contextmanager

@@ -116,6 +116,10 @@ class Reduction(Estimated):
         twin.checked, twin.unchecked = self.checked, self.unchecked
         return twin
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without model and guide, which are made anew; so the fitted guide's parameters are not touched."""
+        return {name: value for name, value in vars(self).items() if name not in ("model", "guide")}
+
     @cached_property
     def model(self) -> Callable[..., Any]:
         """The model with the reduced priors in place, a Pyro program that takes the model's arguments."""

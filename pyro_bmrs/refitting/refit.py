@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.posteriors.guides.pickles import signature
 from pyro_bmrs.posteriors.reading import bare_model, read_guide
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide
 from pyro_bmrs.posteriors.traces import latent_nodes
@@ -213,7 +214,9 @@ def _read(model: Callable[..., Any], guide: Any, reduction: Reduction) -> Fitted
             "this is a reduction of draws, which have no ELBO to compare with; fit a guide and reduce that, or compare "
             "with another MCMC run"
         )
-    if not _is_same(guide, reduced.guide if reduced.given is None else reduced.given):
+    given = reduced.guide if reduced.given is None else reduced.given
+    # The guide that comes out of a pickle is a copy, to be known by its kind.
+    if not (signature(guide) == reduced.signature if reduced.restored else _is_same(guide, given)):
         raise ReductionError("this is a reduction of another guide; pass the one that reduce_model was given")
     full = FittedGuide(reduced.unreduced_guide, bare_model(model), reduced.args, reduced.kwargs)
     with own_random_numbers():

@@ -30,6 +30,7 @@ from pyro_bmrs.search.averaging.model_average import AveragedPosterior, ModelAve
 from pyro_bmrs.search.checks import problems
 from pyro_bmrs.search.groups import Groups
 from pyro_bmrs.search.models import ModelPosterior, Models
+from pyro_bmrs.structure.copies import detached
 from pyro_bmrs.structure.mixtures import mix
 from pyro_bmrs.tables import element_labels, moments
 
@@ -101,6 +102,17 @@ class ModelSpace:
         self._groups, self._models, self._posterior, self._strategy = groups, models, posterior, strategy
         self.checks: tuple[Check, ...] = ()
         """What :meth:`check` found of the most probable models, the first first; empty where it was not asked."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModelSpace:
+        """The same models, with a best one of its own. The fitted guide is not copied."""
+        candidates = Candidates(self._fitted, self._priors, self._reduced_priors)
+        twin = type(self)(candidates, self._groups, self._models, self._posterior, self._strategy)
+        twin.checks = self.checks
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the best model, which is made anew."""
+        return {name: value for name, value in vars(self).items() if name != "best"}
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -209,7 +221,8 @@ class ModelSpace:
         :param num_models: over how many models, by default as many as need no more than some 100 MB.
         :warns ReductionWarning: where the models averaged hold less than 99 % of the probability.
         """
-        others = {name: factor.posterior(name) for name, factor in self._fitted.factor_of.items()}
+        # What the fit computed them from is no part of the average.
+        others = {name: detached(factor.posterior(name)) for name, factor in self._fitted.factor_of.items()}
         return others | self._average(num_models).sites()
 
     @torch.no_grad()

@@ -171,6 +171,7 @@ def test_draws_are_checked_too():
     assert reduction.method == "importance"
     assert reduction.checked.agrees
     assert reduction.checked.guide_pareto_k is None
+    assert "agrees" in repr(reduction)
 
 
 def test_a_bad_fit_is_named_to_who_asks_and_a_right_answer_is_not_doubted_by_itself(exact_guide):

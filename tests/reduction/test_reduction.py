@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -22,7 +24,8 @@ from pyro.infer.autoguide import (
 )
 from torch import Tensor
 
-from pyro_bmrs import ReductionError, reduce_model
+from pyro_bmrs import ReductionError, ReductionWarning, reduce_model, refit
+from pyro_bmrs.arviz_adapter import to_arviz
 from tests import conjugate
 from tests.programs import NARROW, fit
 
@@ -278,3 +281,85 @@ def test_a_copy_has_a_guide_of_its_own_and_leaves_the_fitted_guide_as_it_is():
     assert guide.model is not None
     assert twin.guide is not reduction.guide
     torch.testing.assert_close(twin.elementwise, reduction.elementwise)
+
+
+def by_program(x, y=None):
+    pyro.sample("first", dist.Normal(x.new_zeros(2), 0.5).to_event(1))
+
+
+COPIED = {
+    "point": {"first": dist.Delta(torch.zeros(2, dtype=torch.float64), event_dim=1)},
+    "program": by_program,
+}
+WAYS = {"pickle": lambda value: pickle.loads(pickle.dumps(value)), "deepcopy": copy.deepcopy}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("kind", "question"), [(AutoNormal, "program"), (AutoMultivariateNormal, "point")])
+def test_a_copy_answers_all_that_the_original_does(exact_guide, kind, question, way):
+    guide, x, y = exact_guide(kind)
+    reduction = reduce_model(guide, COPIED[question], args=(x, y))
+    twin = WAYS[way](reduction)
+    assert guide.model is not None
+    assert (repr(twin), twin.reduced_sites) == (repr(reduction), reduction.reduced_sites)
+    torch.testing.assert_close(twin.elementwise, reduction.elementwise)
+    pd.testing.assert_frame_equal(twin.summary(), reduction.summary())
+    for name, posterior in reduction.posterior.items():
+        torch.testing.assert_close(twin.posterior[name].mean, posterior.mean)
+    before = [value.detach().clone() for value in guide.parameters()]
+    pyro.set_rng_seed(0)
+    expected = reduction.guide(x, y)
+    pyro.set_rng_seed(0)
+    torch.testing.assert_close(twin.guide(x, y), expected)
+    assert twin.guide is not reduction.guide
+    settings = {"max_steps": 2, "window": 2, "num_particles": 3}
+    with pytest.warns(ReductionWarning, match="not converged"):
+        elbos = [refit(conjugate.model, guide, one, **settings).delta_elbo for one in (twin, reduction)]
+    assert elbos[0] == pytest.approx(elbos[1])
+    assert dict(twin.to_arviz(5).posterior.sizes)["draw"] == 5
+    for value, was in zip(guide.parameters(), before):
+        assert torch.equal(value, was)
+
+
+def test_a_posterior_that_is_known_numerically_is_pickled_too(exact_guide):
+    guide, x, y = exact_guide(AutoNormal)
+    reduction = reduce_model(guide, {"rest": dist.Laplace(x.new_zeros(2), 0.3)}, args=(x, y))
+    assert reduction.method == "quadrature"
+    twin = WAYS["pickle"](reduction)
+    pd.testing.assert_frame_equal(twin.summary(), reduction.summary())
+    assert twin.guide is not reduction.guide
+
+
+def test_what_has_been_checked_stays_checked(exact_guide):
+    guide, x, y = exact_guide(AutoMultivariateNormal)
+    reduction = reduce_model(guide, COPIED["point"], args=(x, y))
+    check = reduction.check(num_draws=300)
+    for take in WAYS.values():
+        assert take(check).delta_evidence == check.delta_evidence
+        twin = take(reduction)
+        assert twin.checked.words() == check.words()
+        assert twin.checked.full.draws(3)["first"].shape == (3, 2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_reductions_of_draws_are_copied_too(way):
+    x, y = conjugate.data()
+    drawn = conjugate.exact_posterior(x, y, *conjugate.prior(4)).sample((4, 100))
+    data = to_arviz({"posterior": {"first": drawn[..., :2].numpy(), "rest": drawn[..., 2:].numpy()}})
+    wide = {"rest": dist.Normal(x.new_tensor(0.0), 1.0)}
+    for question, method in ((wide, "importance"), (COPIED["point"], "integration")):
+        reduction = reduce_model(data, question, model=conjugate.model, args=(x, y))
+        assert reduction.method == method
+        summary = reduction.summary()
+        twin = WAYS[way](reduction)
+        assert torch.equal(twin.delta_evidence, reduction.delta_evidence)
+        pd.testing.assert_frame_equal(twin.summary(), summary)
+        assert twin.guide.resample(2)["first"].shape == (2, 2)
+
+
+def test_a_reduction_out_of_a_pickle_knows_another_guide(exact_guide):
+    guide, x, y = exact_guide(AutoMultivariateNormal)
+    twin = pickle.loads(pickle.dumps(reduce_model(guide, COPIED["point"], args=(x, y))))
+    other = exact_guide(AutoNormal)[0]
+    with pytest.raises(ReductionError, match="another guide"):
+        refit(conjugate.model, other, twin)

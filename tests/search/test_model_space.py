@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pandas as pd
 import pyro
@@ -11,9 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import (
-    AutoNormalMessenger,
-)
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
 
 from pyro_bmrs import Reduction, search_models
 from tests.search.regression import PRIORS, ZERO, model, regression
@@ -97,3 +97,22 @@ def test_draws_of_the_average_are_arviz_data():
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("take", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+@pytest.mark.parametrize("kind", [AutoNormal, AutoMultivariateNormal])
+def test_a_copy_answers_all_that_the_original_does(exact_guide, kind, take):
+    guide, x, y = exact_guide(kind)
+    zero = dist.Delta(x.new_tensor(0.0))
+    space = search_models(guide, {"first": zero}, args=(x, y), check=1)
+    twin = take(space)
+    assert guide.model is not None
+    assert repr(twin) == repr(space)
+    pd.testing.assert_frame_equal(twin.table(), space.table())
+    pd.testing.assert_frame_equal(twin.summary(), space.summary())
+    assert torch.equal(twin.best.delta_evidence, space.best.delta_evidence)
+    assert twin.best.guide(x, y).keys() == space.best.guide(x, y).keys()
+    average = take(space.average())
+    for name, posterior in space.average().items():
+        torch.testing.assert_close(average[name].mean, posterior.mean)
+    assert dict(twin.to_arviz(5).posterior.sizes)["draw"] == 5
