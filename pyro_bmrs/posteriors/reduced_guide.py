@@ -11,7 +11,7 @@ own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -290,6 +290,53 @@ def packed_statement(guide: PyroModule) -> str:
         '_AutoDiagonalNormal_latent'
     """
     return f"_{guide._pyro_name}_latent"
+
+
+class BranchedGuide(PyroModule):
+    """
+    One of several guides, each as often as its probability says.
+
+    :param branches: the guides. All draw the same sites.
+    :param logits: their log probabilities, shape ``(num_branches,)``, normalised or not; trained with the guides.
+    :param model: the reduced model.
+    :param arguments: arguments and keyword arguments that the model was fitted with.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro_bmrs import reduce_model
+        >>> def model():
+        ...     spike = pyro.sample("spike", dist.Bernoulli(0.5))
+        ...     pyro.sample("z", dist.Normal(0., 0.1) if spike else dist.Normal(0., 3.))
+        >>> def guide():
+        ...     spike = pyro.sample("spike", dist.Bernoulli(0.3))
+        ...     pyro.sample("z", dist.Normal(0., 0.1) if spike else dist.Normal(2., 0.5))
+        >>> reduction = reduce_model(guide, {"z": dist.Normal(0., 0.1)}, model=model)
+        >>> reduction.guide.logits.softmax(0).detach()
+        tensor([0.0062, 0.9938])
+    """
+
+    def __init__(
+        self,
+        branches: Sequence[ReducedGuide],
+        logits: Tensor,
+        model: Callable[..., Any],
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    ) -> None:
+        super().__init__(name=f"branched_guide_{next(_serial)}")
+        self._model, self.default_arguments = (model,), arguments
+        self.branches = _ModuleList(branches)
+        self.logits = torch.nn.Parameter(logits.detach().clone())
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The reduced model."""
+        return self._model[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs one of the guides; takes the arguments of the model."""
+        chosen = pyro.sample("_branch", dist.Categorical(logits=self.logits), infer={"is_auxiliary": True})
+        return self.branches[int(chosen)](*args, **kwargs)
 
 
 class DrawsGuide:

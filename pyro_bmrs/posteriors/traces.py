@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pyro
@@ -18,7 +18,7 @@ from pyro import poutine
 from pyro.infer.inspect import TrackProvenance
 from pyro.ops.provenance import ProvenanceTensor, detach_provenance, get_provenance
 from pyro.poutine.guide import GuideMessenger
-from pyro.poutine.messenger import Messenger
+from pyro.poutine.messenger import Messenger, _bound_partial
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution
@@ -188,13 +188,20 @@ def trace_guide(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> po
     with _NoneIsNaN():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
     created = sorted(set(store.keys()) - before)
-    if created and not isinstance(guide, torch.nn.Module):
+    if created and not isinstance(_innermost(guide), torch.nn.Module):
         for name in created:
             del store[name]
         raise ReductionError(
             f"the guide has not been fitted: its parameters {created} did not exist; run SVI with it first"
         )
     return guide.get_traces()[1] if isinstance(guide, GuideMessenger) else trace
+
+
+def _innermost(program: Any) -> Any:
+    """A program out of the handlers around it."""
+    while isinstance(program, _bound_partial) and isinstance(program.func, partial):
+        program = program.func.args[1]
+    return program
 
 
 class _NoneIsNaN(Messenger):

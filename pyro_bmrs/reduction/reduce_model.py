@@ -13,10 +13,11 @@ from pyro_bmrs.errors import ReductionError, ReductionWarning, name_of_unknown
 from pyro_bmrs.evidence.dispatch import METHODS as METHODS_OF_EVIDENCE
 from pyro_bmrs.evidence.dispatch import NUM_SAMPLES
 from pyro_bmrs.posteriors.draws import Draws
+from pyro_bmrs.posteriors.guides.branches import read_branches
 from pyro_bmrs.posteriors.posterior import FactoredPosterior, Posterior
 from pyro_bmrs.posteriors.reading import read_posterior
 from pyro_bmrs.reduction.automatic import check_where_cheap
-from pyro_bmrs.reduction.factorwise import FactorwiseReduction
+from pyro_bmrs.reduction.factorwise import BranchedReduction, FactorwiseReduction
 from pyro_bmrs.reduction.integrated import IntegratedReduction
 from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, read_reduced_priors
 from pyro_bmrs.reduction.reduction import Reduction
@@ -121,8 +122,8 @@ def reduce_posterior(
     """
     What :func:`reduce_model` does once the posterior has been read.
 
-    Factor by factor where posterior, prior and reduced prior of each reduced site have a density of their own, else by
-    draws.
+    Factor by factor where posterior, prior and reduced prior of each reduced site have a density of their own; branch
+    by branch where they have one at each value of the discrete sites that they depend on; else by draws.
 
     :param fitted: the posterior, read.
     :param reduced_prior: as for :func:`reduce_model`, as are ``method``, ``num_samples`` and ``progress``.
@@ -133,14 +134,13 @@ def reduce_posterior(
     upstream = _upstream(fitted, priors)
     fitted.keep()
     factored = fitted.factored
-    if (
-        method != "integration"
-        and factored is not None
-        and all(name in factored.factor_of and not upstream[name] for name in priors.sites)
-        and not any(map(factored.is_weighted, priors.sites))
-    ):
+    if method != "integration" and factored is not None and not any(map(factored.is_weighted, priors.sites)):
         how = {"method": method, "num_samples": num_samples}
-        return Reduction(fitted, priors, FactorwiseReduction(factored, priors, how))
+        if all(name in factored.factor_of and not upstream[name] for name in priors.sites):
+            return Reduction(fitted, priors, FactorwiseReduction(factored, priors, how))
+        branches = None if method == "importance" else read_branches(factored, priors.sites, priors.upstream)
+        if branches is not None:
+            return Reduction(fitted, priors, BranchedReduction(factored, priors, branches, how))
     if method == "integration" or (method == "auto" and _has_points(fitted, priors)):
         return _integrated(fitted, priors, progress)
     if method not in ("auto", "importance"):

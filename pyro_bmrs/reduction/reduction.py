@@ -23,7 +23,7 @@ from pyro_bmrs.posteriors.draws import Draws
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
 from pyro_bmrs.reduction.check import Check
-from pyro_bmrs.reduction.factorwise import FactorwiseReduction
+from pyro_bmrs.reduction.factorwise import BranchedReduction, FactorwiseReduction
 from pyro_bmrs.reduction.integrated import IntegratedReduction, reduced_draws
 from pyro_bmrs.reduction.priors import ReducedPriors, reduced_model
 from pyro_bmrs.reduction.weighted import DrawnReduction
@@ -67,7 +67,7 @@ class Reduction(Estimated):
         self,
         fitted: Posterior,
         reduced_priors: ReducedPriors,
-        result: FactorwiseReduction | DrawnReduction | IntegratedReduction,
+        result: FactorwiseReduction | BranchedReduction | DrawnReduction | IntegratedReduction,
     ) -> None:
         self.fitted, self.reduced_priors, self._result = fitted, reduced_priors, result
         self.checked: Check | None = None

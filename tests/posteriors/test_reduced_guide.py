@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_bmrs import reduce_model
 from tests import conjugate
@@ -42,3 +43,22 @@ def test_reducing_in_two_steps_is_reducing_at_once(exact_guide):
     total = first.delta_evidence + second.delta_evidence
     torch.testing.assert_close(total, at_once.delta_evidence)
     torch.testing.assert_close(second.posterior["rest"].mean, at_once.posterior["rest"].mean)
+
+
+def test_a_branched_guide_trains_its_branches_and_their_probabilities():
+    def model():
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        pyro.sample("z", dist.Normal(0.0, 0.1) if k else dist.Normal(0.0, 3.0))
+
+    def guide():
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        pyro.sample("z", dist.Normal(0.0, 0.1) if k else dist.Normal(0.3, 0.5))
+
+    reduction = reduce_model(guide, {"z": dist.Normal(0.0, 0.1)}, model=model)
+    branched = reduction.guide
+    svi = SVI(reduction.model, branched, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    before = {name: value.detach().clone() for name, value in branched.named_parameters()}
+    for _ in range(8):
+        svi.step()
+    moved = {name for name, value in branched.named_parameters() if not torch.equal(value, before[name])}
+    assert "logits" in moved and any("statements" in name for name in moved)

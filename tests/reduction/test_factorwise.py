@@ -57,7 +57,7 @@ def test_a_guide_that_diverged(bad):
     guide(Y)
     with torch.no_grad():
         guide.locs.weights[1] = bad
-    with pytest.raises(ReductionError, match=r"'weights'.*1 of 3"):
+    with pytest.raises(ReductionError, match=r"weights'.*1 of 3"):
         with pyro.validation_enabled(False):
             reduce_model(guide, {"weights": NARROW})
 
