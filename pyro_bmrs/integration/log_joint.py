@@ -155,6 +155,11 @@ class LogJoint:
             return False
         return self._vectorised[self._row_of_hessian].at_once
 
+    def gradient(self, points: Tensor) -> Tensor:
+        """The first derivatives of the log density at points, of their shape ``(num_points, dim)``."""
+        gradient: Tensor = self._map(self._slope, points.to(self.dtype), False)
+        return gradient.to(points.dtype)
+
     def derivatives(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """
         The first and second derivatives of the log density.
@@ -203,9 +208,13 @@ class LogJoint:
             trace = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
         return self._total(trace) + placing.log_jacobian
 
+    def _slope(self, point: Tensor) -> Tensor:
+        slope: Tensor = torch.func.grad(self._at)(point)
+        return slope
+
     def _row_of_hessian(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         def slope_along(point: Tensor) -> tuple[Tensor, Tensor]:
-            gradient = torch.func.grad(self._at)(point)
+            gradient = self._slope(point)
             return gradient @ given["axis"], gradient
 
         row_and_gradient: tuple[Tensor, Tensor] = torch.func.grad(slope_along, has_aux=True)(given["point"])

@@ -15,6 +15,7 @@ from torch.distributions import Distribution, LowRankMultivariateNormal, Multiva
 from pyro_bmrs.structure.coordinates import Block, is_normal_vector, marginals, push_forward
 from pyro_bmrs.structure.layers import to_event
 from pyro_bmrs.structure.packed import Packed, RegressedNormal, Slice
+from pyro_bmrs.structure.parameters import tensor_of
 
 JointNormal: TypeAlias = MultivariateNormal | LowRankMultivariateNormal
 
@@ -119,5 +120,7 @@ def _unpack(vector: Distribution, shape: torch.Size) -> Distribution:
 
 def site_marginal(joint: Distribution, block: Block) -> Distribution:
     """The distribution of one site out of a packed vector: joint over the site's elements."""
-    at = torch.arange(block.positions.start, block.positions.stop, device=joint.mean.device)
+    like = tensor_of(joint)  # not its mean, which not every part has
+    device = None if like is None else like.device
+    at = torch.arange(block.positions.start, block.positions.stop, device=device)
     return push_forward(_unpack(_marginal_of(joint, at), block.shape), block.transform)

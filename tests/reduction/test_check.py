@@ -79,3 +79,24 @@ def test_a_model_that_subsamples_cannot_be_checked():
     reduction = reduce_model(guide, {"mean": dist.Normal(0.0, 0.5)}, args=(torch.zeros(4),))
     with pytest.raises(ReductionError, match="subsample"):
         reduction.check()
+
+
+def test_a_site_by_quadrature_under_a_joint_guide():
+    """Its reduced posterior has no mean of its own to ask for. The model's other site integrates out in closed form."""
+
+    def model():
+        location = pyro.sample("location", dist.Normal(0.0, 1.0))
+        scale = pyro.sample("scale", dist.HalfCauchy(1.0))
+        pyro.sample("y", dist.Normal(location, 1 + scale), obs=torch.tensor(1.0))
+
+    def evidence(prior):
+        log_scale = torch.linspace(-20.0, 20.0, 4001, dtype=torch.float64)
+        likelihood = dist.Normal(0.0, (1 + (1 + log_scale.exp()) ** 2).sqrt()).log_prob(torch.tensor(1.0))
+        return float((likelihood + prior.log_prob(log_scale.exp()) + log_scale).logsumexp(0))
+
+    guide, reduced = AutoMultivariateNormal(model), dist.HalfNormal(0.5)
+    guide()
+    reduction = reduce_model(guide, {"scale": reduced}, check=False)
+    check = reduction.check()
+    assert reduction.method == "quadrature"
+    assert check.delta_evidence == pytest.approx(evidence(reduced) - evidence(dist.HalfCauchy(1.0)), abs=0.03)

@@ -21,18 +21,23 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_MOST_STEPS = 20
+# Of climbs from what is known, and of blind ones.
+_MOST_STEPS, _MOST_BLIND_STEPS = 60, 20
 # The rise that a step still promises, in nats, at which a climb is over.
 _SMALLEST_RISE = 5e-3
 # Two tops are one where each is nearer to the other than this, in squared units of its own spread.
 _SAME = 0.1
 # Modes are left out that are this much lighter, in nats, than the heaviest, or beyond the most.
-_LIGHTEST, _MOST_MODES = 12.0, 12
+_LIGHTEST, _MOST_MODES = 12.0, 32
+# As long as a further mode is more likely than this, the search goes on, with twice the starts, but so often at most.
+_MOST_UNSEEN, _MOST_SEARCHES = 0.03, 3
 # A mode counts as one that matters from this share of the whole.
 _MATTERS = 0.005
 _STEPS = (1.0, 0.5, 0.25, 0.1, 0.02, 1e-3)
 # How far around the posterior starts are spread, in standard deviations.
 _BREADTH = 5.0
+# Between two gradients, in the same units, where there is no second derivative.
+_DIFFERENCE = 0.01
 # The smallest curvature that a step believes, in units of the posterior's.
 _SMALLEST_CURVATURE = 1e-3
 
@@ -42,6 +47,9 @@ class Climbable(Protocol):
 
     def __call__(self, points: Tensor) -> Tensor:
         """The log density, shape ``(num_points,)``."""
+
+    def gradient(self, points: Tensor) -> Tensor:
+        """Its first derivatives, shape ``(num_points, dim)``."""
 
     def derivatives(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Its first and second derivatives, shapes ``(num_points, dim)`` and ``(num_points, dim, dim)``."""
@@ -57,7 +65,8 @@ class Modes:
 
     :param points: shape ``(num_modes, dim)``.
     :param covariances: of the normal distributions that touch the density there, shape ``(num_modes, dim, dim)``.
-    :param unseen: an estimate of the chance that one start more would climb to a mode that matters and is not here.
+    :param unseen: an estimate of the chance that one start more would climb to a mode that matters and is not here, or
+        the share of the mass that was found and is too scattered to be kept.
     """
 
     points: Tensor
@@ -87,47 +96,74 @@ def find_modes(log_density: Climbable, begins: Sequence[tuple[Tensor, Tensor]]) 
     """
     loc, covariance = begins[0]
     dim = len(loc)
-    num_starts = min(max(640 // dim, 8), 32) // 2
+    num_starts = min(max(320 // dim, 4), 16)
     root = torch.linalg.cholesky(covariance.double())
-    around = loc + _BREADTH * torch.randn(num_starts, dim, dtype=torch.float64) @ root.mT
-    given = torch.stack([mean.double() for mean, _ in begins])
-    starts = torch.cat([given, around, log_density.prior_points(num_starts).double()])
-    points, covariances, arrived = _climb(log_density, starts, root)
-    roots, failed = torch.linalg.cholesky_ex(covariances)
-    arrived = arrived & (failed == 0)
-    if not arrived.any():
-        return Modes(starts[:0], root.new_zeros(0, dim, dim), 0.0)
-    # Of the climbs that arrived, those that were not begun at what is known.
-    blind = (torch.arange(len(starts)) >= len(begins))[arrived]
-    points, covariances, roots = points[arrived], covariances[arrived], roots[arrived]
-    log_masses = log_density(points) + roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    distinct = _distinct(points, roots, log_masses)
+    tops = _climb(log_density, torch.stack([mean.double() for mean, _ in begins]), root, _MOST_STEPS)
+    # What is begun at says nothing of what there is besides.
+    num_known = len(tops.points)
+    for _ in range(_MOST_SEARCHES):
+        around = loc + _BREADTH * torch.randn(num_starts, dim, dtype=torch.float64) @ root.mT
+        starts = torch.cat([around, log_density.prior_points(num_starts).double()])
+        tops = tops.and_those(_climb(log_density, starts, root, _MOST_BLIND_STEPS))
+        modes = _modes(tops, num_known)
+        if modes.unseen <= _MOST_UNSEEN:
+            break
+        num_starts *= 2
+    return modes
+
+
+def _modes(tops: _Tops, num_known: int) -> Modes:
+    distinct = _distinct(tops)
+    if not distinct:
+        return Modes(tops.points, tops.covariances, 0.0)
     at = torch.tensor([place for place, _ in distinct])
-    shares = torch.softmax(log_masses[at], 0)
-    visits = torch.tensor([int((belongs & blind).sum()) for _, belongs in distinct])[shares >= _MATTERS]
+    log_masses = tops.log_masses[at]
+    is_blind = torch.arange(len(tops.points)) >= num_known
+    visits = torch.tensor([int((belongs & is_blind).sum()) for _, belongs in distinct])
+    visits = visits[torch.softmax(log_masses, 0) >= _MATTERS]
     once = int((visits == 1).sum())
     # A single climb that came somewhere says nothing: there is too little to compare it with.
     unseen = once / int(visits.sum()) if once > 1 else 0.0
-    kept = at[log_masses[at] >= log_masses[at].max() - _LIGHTEST][:_MOST_MODES]
-    return Modes(points[kept], covariances[kept], unseen)
+    at = at[log_masses >= log_masses.max() - _LIGHTEST]
+    kept, left_out = at[:_MOST_MODES], at[_MOST_MODES:]
+    share_left_out = float((tops.log_masses[left_out].logsumexp(0) - tops.log_masses[at].logsumexp(0)).exp())
+    return Modes(tops.points[kept], tops.covariances[kept], max(unseen, share_left_out))
 
 
-def _distinct(points: Tensor, roots: Tensor, log_masses: Tensor) -> list[tuple[int, Tensor]]:
-    """A place for each distinct top, the heaviest first, and which points are at it."""
+@dataclass(frozen=True)
+class _Tops:
+    """Where climbs came to a top: points, covariances of the normal distributions there, and the mass of these."""
+
+    points: Tensor
+    covariances: Tensor
+    log_masses: Tensor
+
+    def and_those(self, others: _Tops) -> _Tops:
+        return _Tops(
+            torch.cat([self.points, others.points]),
+            torch.cat([self.covariances, others.covariances]),
+            torch.cat([self.log_masses, others.log_masses]),
+        )
+
+
+def _distinct(tops: _Tops) -> list[tuple[int, Tensor]]:
+    """A place for each distinct top, the heaviest first, and which tops are the same."""
     found: list[tuple[int, Tensor]] = []
-    free = torch.ones(len(points), dtype=torch.bool)
-    for place in log_masses.argsort(descending=True).tolist():
+    free = torch.ones(len(tops.points), dtype=torch.bool)
+    roots = torch.linalg.cholesky(tops.covariances)
+    for place in tops.log_masses.argsort(descending=True).tolist():
         if free[place]:
-            apart = torch.linalg.solve_triangular(roots[place], (points - points[place]).mT, upper=False)
-            belongs = free & (apart.square().sum(0) < _SAME)
+            apart = tops.points - tops.points[place]
+            standard = torch.linalg.solve_triangular(roots[place], apart.mT, upper=False)
+            belongs = free & (standard.square().sum(0) < _SAME)
             free = free & ~belongs
             found.append((place, belongs))
     return found
 
 
-def _climb(log_density: Climbable, starts: Tensor, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _climb(log_density: Climbable, starts: Tensor, root: Tensor, most_steps: int) -> _Tops:
     """
-    Where climbs end, the covariances of the normal distributions there, and which of them are at a top.
+    The tops that climbs come to; those that come to none in some steps are left out.
 
     :param root: of the covariance in whose units curvature is small or not.
     """
@@ -136,15 +172,15 @@ def _climb(log_density: Climbable, starts: Tensor, root: Tensor) -> tuple[Tensor
     arrived = torch.zeros(len(starts), dtype=torch.bool)
     active = values.isfinite().nonzero().flatten()
     steps = starts.new_tensor(_STEPS)
-    for _ in range(_MOST_STEPS):
+    for _ in range(most_steps):
         if not len(active):
             break
-        gradient, hessian = log_density.derivatives(points[active])
-        sound = gradient.isfinite().all(-1) & hessian.isfinite().flatten(1).all(-1)
-        active = active[sound]
-        bends, axes = torch.linalg.eigh(root.mT @ -hessian[sound] @ root)
+        gradient, curvature = _derivatives(log_density, points[active], root)
+        sound = gradient.isfinite().all(-1) & curvature.isfinite().flatten(1).all(-1)
+        active, gradient = active[sound], gradient[sound]
+        bends, axes = torch.linalg.eigh(curvature[sound])
         axes = root @ axes
-        slopes = (gradient[sound].unsqueeze(-2) @ axes).squeeze(-2)
+        slopes = (gradient.unsqueeze(-2) @ axes).squeeze(-2)
         moves = slopes / bends.abs().clamp(min=_SMALLEST_CURVATURE)
         done = ((slopes * moves).sum(-1) < 2 * _SMALLEST_RISE) & (bends > 0).all(-1)
         arrived[active[done]] = True
@@ -157,4 +193,28 @@ def _climb(log_density: Climbable, starts: Tensor, root: Tensor) -> tuple[Tensor
         rises = best > values[active]
         active = active[rises]
         points[active], values[active] = ladder[rises, which[rises]], best[rises]
-    return points, covariances, arrived
+    points, covariances, values = points[arrived], covariances[arrived], values[arrived]
+    roots, failed = torch.linalg.cholesky_ex(covariances)
+    sound = failed == 0
+    log_masses = values + roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return _Tops(points[sound], covariances[sound], log_masses[sound])
+
+
+def _derivatives(log_density: Climbable, points: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    The gradient at points, and how much the density bends downwards along the columns of ``root``.
+
+    By differences of gradients where there is no second derivative: that of :func:`torch.logaddexp` is not a number
+    where one of the two is far below the other.
+    """
+    gradient, hessian = log_density.derivatives(points)
+    curvature = root.mT @ -hessian @ root
+    lacking = ~curvature.isfinite().flatten(1).all(-1) & gradient.isfinite().all(-1)
+    if lacking.any():
+        dim = len(root)
+        steps = _DIFFERENCE * torch.cat([root.mT, -root.mT])
+        around = points[lacking].unsqueeze(1) + steps
+        slopes = log_density.gradient(around.flatten(0, 1)).reshape(-1, 2, dim, dim) @ root
+        differences = (slopes[:, 1] - slopes[:, 0]) / (2 * _DIFFERENCE)
+        curvature[lacking] = (differences + differences.mT) / 2
+    return gradient, curvature
