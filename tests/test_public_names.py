@@ -26,7 +26,7 @@ PROMISED = {
     "pyro_bmrs.posteriors": "DrawsGuide JointNormalFactor PackedFactor ReducedGuide SiteFactor read_factors",
     "pyro_bmrs.pruning": (
         "Attention AutoTruncatedLogNormal BMRS_N BMRS_U Classification CompactionReport Compression Criterion "
-        "EvidenceCriterion Occam OccamPrices PathStep compress occam_prices "
+        "EvidenceCriterion Occam OccamPrices OccamSchedule PathStep compress occam_prices temperatures "
         "Likelihood MultiplicativeNoise NoiseELBO NoiseSite PosteriorMean PruningCallback PruningResult Regression SNR "
         "Saliency WarmUp WeightNorm accuracy_vs_compression agree_on_kept attach_noise compact compact_gated "
         "compaction_report cost coupled_units detach_noise in_proportion_to_cost load_compact noise_sites "

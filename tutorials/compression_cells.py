@@ -124,7 +124,8 @@ class Block(nn.Module):
         """Of tokens, others."""
         normed = self.norm1(tokens)
         tokens = tokens + self.attention(normed, normed, normed, need_weights=False)[0]
-        return tokens + self.hidden(self.norm2(tokens))
+        mixed: Tensor = tokens + self.hidden(self.norm2(tokens))
+        return mixed
 
 
 class VisionTransformer(nn.Module):
@@ -140,7 +141,8 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Of images, the logits of their classes."""
         tokens = self.patches(images).flatten(2).transpose(1, 2) + self.positions
-        return self.head(self.norm(self.blocks(tokens)).mean(1))
+        logits: Tensor = self.head(self.norm(self.blocks(tokens)).mean(1))
+        return logits
 
 
 # The cheapest first.
@@ -283,7 +285,7 @@ def prune_by_torch_pruning(net: nn.Module, part: Part, size: int, epochs: int, i
 def run_cell(name: str, cell: Cell, seed: int, folder: str | None) -> list[dict[str, Any]]:
     """The rows of a cell: the whole network, ours, and torch-pruning's."""
     part, test = load(cell.data, folder)
-    rows = []
+    rows: list[dict[str, Any]] = []
 
     def add(method: str, net: nn.Module, seconds: float, epochs: int) -> None:
         accuracy, log_likelihood = measure(net, test)

@@ -18,7 +18,7 @@ from pyro_bmrs.pruning.compaction import (
     load_compact,
     save_compact,
 )
-from pyro_bmrs.pruning.compression import Compression, Occam, OccamPrices, PathStep, occam_prices
+from pyro_bmrs.pruning.compression import Compression, Occam, OccamPrices, PathStep, occam_prices, temperatures
 from pyro_bmrs.pruning.criteria import (
     BMRS_N,
     BMRS_U,
@@ -54,6 +54,7 @@ from pyro_bmrs.pruning.training import (
 
 if TYPE_CHECKING:
     from pyro_bmrs.pruning.compression.compress import compress
+    from pyro_bmrs.pruning.compression.schedule import OccamSchedule
     from pyro_bmrs.pruning.selection.callback import PruningCallback, agree_on_kept
 
 __all__ = [
@@ -100,6 +101,7 @@ __all__ = [
     "register_layer",
     "save_compact",
     "score_units",
+    "temperatures",
     "unit_costs",
 ]
 
@@ -116,9 +118,10 @@ _WITH_LIGHTNING = {
     "PruningCallback": "selection.callback",
     "agree_on_kept": "selection.callback",
     "compress": "compression.compress",
+    "OccamSchedule": "compression.schedule",
 }
 if _is_installed("lightning"):
-    __all__ += ["PruningCallback", "agree_on_kept", "compress"]
+    __all__ += ["OccamSchedule", "PruningCallback", "agree_on_kept", "compress"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,14 +13,15 @@ from pyro_bmrs.pruning import compaction_report
 
 
 def test_what_is_left_is_an_ordinary_smaller_network(capsys: pytest.CaptureFixture[str]) -> None:
-    small = main(["--epochs", "20"])
+    pytest.importorskip("lightning")
+    small = main(["--epochs", "40"])
     assert [type(layer) for layer in small] == [type(layer) for layer in network()]
     parameters, before = (sum(p.numel() for p in net.parameters()) for net in (small, network()))
-    assert 3 * parameters < before
+    assert parameters < 0.6 * before
     assert compaction_report(small).layers["parameters_after"].sum() == parameters
     assert accuracy(small, *load_images()[1]) > 0.95
     printed = capsys.readouterr().out
-    assert "units removed" in printed and "Test accuracy" in printed
+    assert "parameters left" in printed and "Test accuracy" in printed
     twin = copy.deepcopy(small)
     twin.load_state_dict(small.state_dict())
     torch.testing.assert_close(twin(torch.ones(2, 1, 8, 8)), small(torch.ones(2, 1, 8, 8)))

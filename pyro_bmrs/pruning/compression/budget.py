@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,9 +64,10 @@ class Budget(NamedTuple):
         """
         if not isinstance(budget, Mapping) or len(budget) != 1 or next(iter(budget)) not in KINDS:
             raise ReductionError(f"a budget is one of {', '.join(map(repr, KINDS))} with its limit, not {budget!r}")
-        kind, limit = next(iter(budget.items()))
-        is_number = isinstance(limit, Integral) and not isinstance(limit, bool) and limit > 0
-        is_share = not isinstance(limit, Integral) and isinstance(limit, Real) and 0 < limit <= 1
+        kind: str = next(iter(budget))
+        limit: Any = budget[kind]
+        is_number = isinstance(limit, int | np.integer) and not isinstance(limit, bool) and limit > 0
+        is_share = isinstance(limit, float | np.floating) and 0 < limit <= 1
         if not is_number and not is_share:
             raise ReductionError(
                 f"the limit of {kind} is a share of the whole network's, a float above 0 and up to 1, or a number, a "

@@ -37,9 +37,9 @@ from pyro_bmrs.pruning.training.regression import Regression
 
 _MOST_STEPS, _FEWEST_STEPS = 12, 3
 # Of the epochs of plain training, what all steps of the path take together, and what each candidate does in the end.
-_PATH, _END = 0.4, 0.25
+_PATH, _END = 0.3, 0.4
 # A step in which less than this share of the parameters went is no network of its own.
-_LEAST_LOSS = 0.03
+_LEAST_LOSS = 0.1
 
 
 class Plan(NamedTuple):
@@ -309,7 +309,7 @@ def _guess(targets: Tensor) -> MakeLikelihood:
     )
 
 
-def _check_options(epochs: int, accuracy_loss: float | None, prior_log_odds: float | Mapping[str, float]) -> None:
+def _check_options(epochs: Any, accuracy_loss: float | None, prior_log_odds: float | Mapping[str, float]) -> None:
     if not isinstance(epochs, Integral) or epochs < 1:
         raise ReductionError(f"epochs is a positive number of them, not {epochs!r}")
     if accuracy_loss is not None and not 0 <= accuracy_loss < 1:

@@ -27,6 +27,7 @@ def temperatures(num_steps: int, first: float = _FIRST, last: float = _LAST) -> 
 
     Example::
 
+        >>> from pyro_bmrs.pruning import temperatures
         >>> temperatures(3, 0.25, 4.0)
         [0.25, 1.0, 4.0]
     """
@@ -88,6 +89,7 @@ def one_standard_error(log_likelihoods: Tensor, sizes: Tensor, right: Tensor | N
     Example::
 
         >>> import torch
+        >>> from pyro_bmrs.pruning.compression.path import one_standard_error
         >>> large, middle, small = [[-1.0, -2.0, -3.0], [-1.1, -1.9, -3.0], [-5.0, -5.0, -6.0]]
         >>> one_standard_error(torch.tensor([large, middle, small]), torch.tensor([9, 5, 1]))
         1

@@ -33,6 +33,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.examples import evaluation, one_by_one
 from pyro_bmrs.pruning.noise.attachment import noise_sites
 from pyro_bmrs.pruning.training.batches import prediction, run_on_batch, targets_of
+from pyro_bmrs.pruning.training.classification import Classification
 from pyro_bmrs.pruning.training.models import Likelihood
 
 if TYPE_CHECKING:
@@ -264,11 +265,11 @@ def _information(
     singles = (example for x, y in pairs for example in zip(one_by_one(x), repeat(None) if y is None else y.split(1)))
     examples = list(islice(singles, _NUM_EXAMPLES))
     for x, y in examples:
-        with poutine.condition(data=noise):
+        with poutine.condition(data=dict(noise)):
             output, targets = model.aligned(prediction(run_on_batch(model.net, x)), y)
         drawn = model.observation(output.detach()).sample()
-        if targets is not None and hasattr(model, "ignore_index"):
-            drawn = torch.where(targets == model.ignore_index, targets, drawn)
+        if targets is not None and isinstance(model, Classification):
+            drawn = torch.where(targets.eq(model.ignore_index), targets, drawn)
         for name, gradient in _gradients(model.net, model.log_likelihood(output, drawn)).items():
             total[name] += gradient.square() / len(examples)
     bad = [name for name, information in total.items() if not information.isfinite().all()]
@@ -311,7 +312,7 @@ def unit_totals(
 
 def _sensitivities(net: nn.Module, noise: Mapping[str, Tensor], inputs: Any) -> dict[str, Tensor]:
     """How the output depends on each weight, in some direction that no weight is at right angles to but by chance."""
-    with poutine.condition(data=noise):
+    with poutine.condition(data=dict(noise)):
         outputs = run_on_batch(net, inputs)
     generator = torch.Generator().manual_seed(1)
     total: Any = 0.0

@@ -22,8 +22,8 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compression.course.data import pair_of
 
 try:
+    from lightning.fabric.utilities.warnings import PossibleUserWarning
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.utilities.warnings import PossibleUserWarning
 except ImportError as error:
     raise ImportError("compress needs Lightning: pip install pyro_bmrs[lightning,pruning]") from error
 

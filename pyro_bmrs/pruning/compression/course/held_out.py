@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 from pyro_bmrs.pruning.compression.course.data import pair_of
 from pyro_bmrs.pruning.examples import evaluation
 from pyro_bmrs.pruning.training.batches import prediction, run_on_batch
+from pyro_bmrs.pruning.training.classification import Classification
 from pyro_bmrs.pruning.training.models import Likelihood
 
 
@@ -61,12 +62,14 @@ def held_out(model: Likelihood, batches: Iterable[Any]) -> HeldOut:
         for batch in batches:
             x, y = tree_map_only(Tensor, lambda value: value.to(device), pair_of(batch))
             output, targets = model.aligned(prediction(run_on_batch(model.net, x)), y)
+            assert targets is not None, "of targets"
             log_likelihoods.append(model.log_likelihoods(output, targets).double().cpu())
             labels = model.observation(output)
             while isinstance(labels, Independent):
                 labels = labels.base_dist
             if isinstance(labels, Categorical):
-                is_known = targets != getattr(model, "ignore_index", None)
+                ignored = model.ignore_index if isinstance(model, Classification) else -1
+                is_known = targets.ne(ignored)
                 is_right = (labels.logits.argmax(-1) == targets) & is_known
                 shares = _by_example(is_right) / _by_example(is_known).clamp(min=1)
                 right.append(shares.cpu())

@@ -155,7 +155,8 @@ class NoisyCourse:
     def __init__(self, course: Course, model: Likelihood, criterion: BMRS_N) -> None:
         self.course, self.model, self.criterion = course, model, criterion
         self.guide = AutoTruncatedLogNormal(model)
-        self.elbo: Any = NoiseELBO()(model, self.guide).to(next(model.net.parameters()).device)
+        elbo: Any = NoiseELBO
+        self.elbo: Any = elbo()(model, self.guide).to(next(model.net.parameters()).device)
 
     @property
     def kept(self) -> dict[str, Tensor]:
