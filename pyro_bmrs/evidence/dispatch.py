@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from pyro_bmrs.evidence.importance import reduce_by_importance
 from pyro_bmrs.evidence.numerics.precision import in_double
 from pyro_bmrs.evidence.quadrature.reweighted import reduce_by_quadrature
 from pyro_bmrs.evidence.registry import Reduced, find_rules
+from pyro_bmrs.evidence.rules.normal_on_box import reduce_on_box
 from pyro_bmrs.evidence.support import ROLES, is_discrete, support_interval
 from pyro_bmrs.evidence.wrappers import Triple, shared_bijection, transform_posterior, unwrap
 from pyro_bmrs.structure.layers import layers
@@ -48,6 +50,7 @@ def reduce(
     :param method: ``"exact"`` takes a closed form or fails; ``"quadrature"`` integrates one-dimensional continuous
         elements numerically, to 1e-8; ``"importance"`` averages r/p over draws from q, with Pareto smoothing;
         ``"auto"`` takes the first of these that can be had.
+        Under ``"auto"`` a joint normal whose reduced prior confines it to intervals is drawn from there.
     :param num_samples: how many draws ``"importance"`` takes.
     :return: the change in log evidence in nats, of the broadcast batch shape of the three; the reduced posterior; and
         how both were computed.
@@ -145,7 +148,8 @@ def _reduce_bare(triple: Triple, method: str, num_samples: int) -> Reduced:
     check_parameters(*triple)
     if method == "quadrature" or (method == "auto" and all(support_interval(d) is not None for d in triple)):
         return in_double(reduce_by_quadrature, *triple)
-    return reduce_by_importance(*triple, num_samples)
+    boxed = in_double(partial(reduce_on_box, num_samples=num_samples), *triple) if method == "auto" else NotImplemented
+    return reduce_by_importance(*triple, num_samples) if boxed is NotImplemented else boxed
 
 
 def _reduce_by_form(triple: Triple, method: str, num_samples: int) -> Reduced | None:

@@ -158,7 +158,8 @@ class _InBranch:
         self._branch = branch
         self._terms: dict[str, Tensor] = {}
         for name in sorted(reduced_priors.sites & branch.values.keys()):
-            prior, value = branch.fitted.traces[1].nodes[name]["fn"], branch.values[name]
+            site: Any = branch.fitted.traces[1].nodes[name]
+            prior, value = site["fn"], branch.values[name]
             reduced_prior = match_prior(name, reduced_priors.at(name, branch.values), prior)
             self._terms[name] = log_density(reduced_prior, value) - log_density(prior, value)
         left = dict.fromkeys(reduced_priors.sites - branch.values.keys(), frozenset[str]())
@@ -180,9 +181,9 @@ class _InBranch:
 
     @cached_property
     def _fixed(self) -> dict[str, Distribution]:
-        nodes = self._branch.fitted.traces[0].nodes
+        nodes: Any = self._branch.fitted.traces[0].nodes
         return {
-            name: dist.Delta(value, event_dim=len(nodes[name]["fn"].event_shape))  # type: ignore[union-attr]
+            name: dist.Delta(value, event_dim=len(nodes[name]["fn"].event_shape))
             for name, value in self._branch.values.items()
         }
 
@@ -209,7 +210,8 @@ def _at_values(
 def _mixed(branches: Sequence[Mapping[str, Distribution]], log_weights: Tensor) -> dict[str, Distribution]:
     """Draws of each site that all branches have, as weighted as their branch is."""
     weights = log_weights.repeat_interleave(_DRAWS_OF_BRANCH) - math.log(_DRAWS_OF_BRANCH)
-    shape, found = torch.Size([_DRAWS_OF_BRANCH]), {}
+    shape = torch.Size([_DRAWS_OF_BRANCH])
+    found: dict[str, Distribution] = {}
     for name in branches[0]:
         if all(name in branch for branch in branches):
             found[name] = dist.Empirical(torch.cat([branch[name].sample(shape) for branch in branches]), weights)

@@ -29,7 +29,7 @@ from pyro_bmrs.evidence.registry import Reduced
 _MARK = "_rounded_to"
 _ACCURATE = "_accurate_where"
 # What a distribution may hold besides tensors and distributions, and needs no conversion.
-_PLAIN = (type(None), bool, int, float, str, torch.Size, torch.dtype, torch.device, type, Constraint)
+_PLAIN = (type(None), bool, int, float, str, slice, torch.Size, torch.dtype, torch.device, type, Constraint)
 
 _Value = TypeVar("_Value")
 _Rule = TypeVar("_Rule", bound=Callable[..., Reduced])
