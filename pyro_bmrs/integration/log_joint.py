@@ -238,8 +238,14 @@ class LogJoint:
     def _map(self, function: Callable[[Any], Any], inputs: Any, progress: bool) -> Any:
         """A function of one point, of many: at once where the model's code allows it, else one by one."""
         vectorised = self._vectorised.setdefault(function, Vectorised("evaluating the model"))
-        with _quiet():
-            return vectorised(function, inputs, progress=progress)
+        try:
+            with _quiet():
+                return vectorised(function, inputs, progress=progress)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise ReductionError(
+                f"the model cannot be evaluated at all draws around the posterior ({error}); add a little to the "
+                "diagonal of the matrix that it factors, or give its sites priors that keep it positive definite"
+            ) from error
 
 
 def _made_anew(model: Any, args: Any, kwargs: Any, example: Mapping[str, Tensor], standardised: bool) -> LogJoint:

@@ -23,6 +23,7 @@ from pyro.infer.autoguide import (
 )
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.mcmc.api import AbstractMCMC
+from pyro.ops.hessian import hessian
 from pyro.poutine.messenger import _bound_partial
 from torch import Tensor
 
@@ -150,13 +151,12 @@ def _approximate(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ReductionError(
             "the Laplace approximation does not exist where the guide is: the log density is not curved downwards in "
-            "all directions, so it is no mode; take more SVI steps, another start, or a guide that fits a scale"
+            f"all directions, least along site {_least_curved(guide, args, kwargs)!r}, so it is no mode; take more SVI "
+            "steps, another start, or a guide that fits a scale, such as AutoNormal. A model of effects and of their "
+            "scale may have no mode at all: give it standardised effects, which are multiplied by the scale"
         ) from error
     with torch.enable_grad():
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(guide.model, trace=guide_trace)).get_trace(*args, **kwargs)
-        loss: Any = guide_trace.log_prob_sum() - model_trace.log_prob_sum()
-        (slope,) = torch.autograd.grad(loss, guide.loc)
+        (slope,) = torch.autograd.grad(_negative_log_density(guide, args, kwargs), guide.loc)
     root = normal.scale_tril.mT @ (normal.scale * slope)
     decrement = float(root.square().sum()) / 2
     if not decrement <= _LARGEST_DECREMENT:
@@ -167,6 +167,26 @@ def _approximate(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
             stacklevel=4,
         )
     return normal
+
+
+def _negative_log_density(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(guide.model, trace=guide_trace)).get_trace(*args, **kwargs)
+    loss: Any = guide_trace.log_prob_sum() - model_trace.log_prob_sum()
+    total: Tensor = loss
+    return total
+
+
+def _least_curved(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The site along which the log density is curved downwards least, or not known to be."""
+    with torch.enable_grad():
+        curvature = hessian(_negative_log_density(guide, args, kwargs), guide.loc).detach().double()
+    if curvature.isfinite().all():
+        direction = torch.linalg.eigh(curvature).eigenvectors[:, 0]
+    else:
+        direction = (~curvature.isfinite()).sum(0)
+    owners = [name for name, shape in guide._unconstrained_shapes.items() for _ in range(shape.numel())]
+    return str(owners[int(direction.abs().argmax())])
 
 
 def _has_lost_model(guide: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_bmrs.errors import ReductionError
 
-_FORMAT = "pyro_bmrs.reduce_iteratively"
+_NOUNS = {"reduce_iteratively": "an iterated reduction", "refit": "a refit"}
 _VERSION = 1
 _TOLERANCE = 1e-4
 
@@ -25,13 +25,19 @@ class Checkpoint:
     What has been done so far, in a file.
 
     :param path: the file; None keeps nothing.
+    :param function: whose work it is.
     :raises ReductionError: where there is no such folder.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, function: str = "reduce_iteratively") -> None:
+        self._function = function
         self._path = None if path is None else Path(path)
         if self._path is not None and not self._path.parent.is_dir():
             raise ReductionError(f"checkpoint {self._path}: there is no folder {self._path.parent}; make it first")
+
+    @property
+    def _format(self) -> str:
+        return f"pyro_bmrs.{self._function}"
 
     def write(self, task: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """
@@ -46,7 +52,9 @@ class Checkpoint:
         partial = self._path.with_name(f"{self._path.name}.{os.getpid()}.partial")
         try:
             with partial.open("wb") as file:
-                torch.save({"format": _FORMAT, "version": _VERSION, "task": dict(task), "state": dict(state)}, file)
+                torch.save(
+                    {"format": self._format, "version": _VERSION, "task": dict(task), "state": dict(state)}, file
+                )
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, self._path)
@@ -68,10 +76,9 @@ class Checkpoint:
                 f"checkpoint {self._path} cannot be read: it is truncated, or no checkpoint ({type(error).__name__}); "
                 "move it away to begin anew"
             ) from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ReductionError(
-                f"checkpoint {self._path} is no checkpoint of an iterated reduction; give another path"
-            )
+        if not isinstance(content, dict) or content.get("format") != self._format:
+            noun = _NOUNS[self._function]
+            raise ReductionError(f"checkpoint {self._path} is no checkpoint of {noun}; give another path")
         if content["version"] != _VERSION:
             raise ReductionError(
                 f"checkpoint {self._path} is of version {content['version']}, and this one reads {_VERSION}; move it "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -206,13 +206,11 @@ def reduce_iteratively(
 
 def _signature(task: Task, first: State, space: ModelSpace) -> dict[str, Any]:
     """What tells a task from another: its groups and settings, and what they give at first."""
-    settings = {f.name: getattr(task.schedule, f.name) for f in fields(Schedule) if f.name != "loss"}
     changes = [delta.double().reshape(-1) for delta in space.delta_evidence.values()]
     return {
-        "settings": {**settings, "learning_rates": list(task.schedule.learning_rates)},
+        **task.schedule.signature(),
         "groups": list(task.groups.names),
         "prior log odds": task.log_odds,
-        "loss": type(task.schedule.loss).__name__,
         "model, guide or reduced priors": torch.cat(changes),
         "model, guide or arguments": torch.from_numpy(first.current.elbos(2)),
     }

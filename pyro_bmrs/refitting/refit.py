@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from pyro_bmrs.posteriors.reading import bare_model, read_guide
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide
 from pyro_bmrs.posteriors.traces import latent_nodes
 from pyro_bmrs.reduction.reduction import Reduction
+from pyro_bmrs.refitting.checkpoints import Checkpoint
 from pyro_bmrs.refitting.moment_guides import guide_at_moments
 from pyro_bmrs.refitting.training import Objective, Schedule, Training, mean_and_error
 from pyro_bmrs.refitting.unpinning import unpinned_guide
@@ -115,6 +117,7 @@ def refit(
     max_steps: int = 10_000,
     num_particles: int = 500,
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Refit:
     """
@@ -147,12 +150,16 @@ def refit(
     :param max_steps: after which to stop in any case.
     :param num_particles: draws for the ELBOs that are reported.
     :param seed: of all random numbers; the global generators are left as they are.
+    :param checkpoint: a file to keep the state in, after each window of steps. An interrupted refit goes on from there
+        when it is called again with the same arguments (``start``, where it is given, as it was then), and ends as if
+        it had never been interrupted.
     :param progress: whether to show a progress bar.
     :return: the :class:`Refit`.
     :raises ReductionError: for another guide or model than the reduction's, a reduction of draws that no guide was
         fitted to, a guide that cannot be begun at weighted draws, a loss that is no ELBO, learning rates that are not
         positive, a window, ``max_steps``, ``num_particles`` or a seed that is no integer or too small, a negative
-        tolerance, or an ELBO that is not finite.
+        tolerance, an ELBO that is not finite, or a checkpoint that is truncated, none, or of another task, which is
+        left as it is.
     :warns ReductionWarning: where ``max_steps`` were not enough.
 
     Example::
@@ -176,6 +183,7 @@ def refit(
     if loss is None:
         loss = Trace_ELBO()
     schedule = Schedule(loss, learning_rates, window, tolerance, max_steps, num_particles, seed)
+    store = Checkpoint(checkpoint, "refit")
     full = _read(model, guide, reduction)
     _check_loss(full, loss)
     with own_random_numbers(), torch.enable_grad():
@@ -184,6 +192,13 @@ def refit(
         before = Objective(full.model, full.guide, schedule, full.args, full.kwargs)
         after = Objective(reduction.model, begun, schedule, full.args, full.kwargs)
         origin = reduction.fitted if start is None and isinstance(reduction.fitted, FittedGuide) else None
+        task = {} if checkpoint is None else _signature(before, after, reduction)
+        kept = store.read(task)
+
+        def tell(training: Training) -> None:
+            store.write(task, {"training": training.state()})
+            bar.update(training.num_steps - bar.n)
+
         with tqdm(total=max_steps, desc="refitting", disable=not progress, leave=False) as bar:
             result = follow(
                 before,
@@ -191,11 +206,23 @@ def refit(
                 float(reduction.delta_evidence.detach()),
                 reduction.reduced_sites,
                 origin,
-                lambda training: bar.update(training.num_steps - bar.n),
+                tell,
+                None if kept is None else kept["training"],
             )
     if not result.converged:
         warn_not_converged(result.num_steps, stacklevel=3)
     return result
+
+
+def _signature(before: Objective, after: Objective, reduction: Reduction) -> dict[str, Any]:
+    """What tells a refit from another: its settings, and what they give at first."""
+    return {
+        **after.schedule.signature(),
+        "reduced sites": list(reduction.reduced_sites),
+        "reduced priors": reduction.delta_evidence.detach().double(),
+        "model, guide or arguments": torch.from_numpy(before.elbos(2)),
+        "start, or reduced posterior": torch.from_numpy(after.elbos(2)),
+    }
 
 
 def warn_not_converged(num_steps: int, stacklevel: int) -> None:

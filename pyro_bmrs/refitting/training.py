@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,14 @@ class Schedule:
     max_steps: int = 10_000
     num_particles: int = 500
     seed: int = 0
+
+    def signature(self) -> dict[str, Any]:
+        """What tells it from another, in numbers and names."""
+        settings = {f.name: getattr(self, f.name) for f in fields(Schedule) if f.name != "loss"}
+        return {
+            "settings": {**settings, "learning_rates": list(self.learning_rates)},
+            "loss": type(self.loss).__name__,
+        }
 
     def __post_init__(self) -> None:
         rates = self.learning_rates

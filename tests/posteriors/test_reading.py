@@ -24,7 +24,7 @@ from pyro.infer.autoguide import (
     AutoStructured,
 )
 
-from pyro_bmrs import ReductionError, reduce_model
+from pyro_bmrs import ReductionError, log_evidence, reduce_model
 from pyro_bmrs.posteriors import read_guide
 from tests.programs import NARROW, Y, model
 
@@ -163,6 +163,26 @@ def test_a_laplace_approximation_at_no_mode_is_refused():
         guide.loc.fill_(0.0)
     with pytest.raises(ReductionError, match="not curved downwards"):
         reduce_model(guide, {"z": dist.Normal(0.0, 0.5)})
+
+
+def test_a_funnel_has_no_mode_and_the_site_is_named():
+    """Effects that shrink together with their scale make the density rise."""
+
+    def model(y):
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("groups", 8):
+            effect = pyro.sample("effect", dist.Normal(0.0, scale))
+            pyro.sample("y", dist.Normal(effect, 5.0), obs=y)
+
+    y = torch.zeros(8)
+    guide = AutoLaplaceApproximation(model)
+    guide(y)
+    with torch.no_grad():
+        guide.loc.fill_(2.0)
+        guide.loc[0] = 0.0  # the logarithm of the scale
+    for ask in (lambda: reduce_model(guide, {"scale": dist.HalfNormal(0.1)}), lambda: log_evidence(None, guide)):
+        with pytest.raises(ReductionError, match="least along site 'effect', so it is no mode; .*standardised effects"):
+            ask()
 
 
 @pytest.mark.parametrize("args", [torch.ones(3), "ab", {"y": Y}])

@@ -27,7 +27,9 @@ from pyro.infer.autoguide import (
 from torch.distributions import constraints, kl_divergence
 
 from pyro_bmrs import ReductionError, ReductionWarning, reduce_model
+from pyro_bmrs.refitting.checkpoints import Checkpoint
 from pyro_bmrs.refitting.refit import refit
+from pyro_bmrs.refitting.training import Training
 from tests import conjugate
 from tests.exact_guides import exact_guide, put_posterior
 
@@ -538,3 +540,47 @@ def test_an_elbo_that_does_not_sum_over_what_the_guide_leaves_out_is_refused():
     reduction = reduce_model(guide, {"mean": dist.Normal(0.0, 1.0)}, model=model, args=(y,))
     with pytest.raises(ReductionError, match=r"\['k'\] to be summed out, and Trace_ELBO draws them.*TraceEnum_ELBO"):
         refit(model, guide, reduction)
+
+
+# --- interrupted ------------------------------------------------------------------------------------------------------
+
+
+class Interrupted(BaseException):
+    """As a keyboard does it."""
+
+
+WINDOWS = {"window": 10, "max_steps": 40, "num_particles": 10, "tolerance": 0.0}
+
+
+@few_steps
+def test_an_interrupted_refit_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch):
+    guide, _, _ = exact_guide(AutoNormal)
+    reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 0.1)})
+    whole = refit(conjugate.model, guide, reduction, **WINDOWS)
+    path, advance, windows = tmp_path / "refit.pt", Training.advance, []
+
+    def interrupted(self):
+        if len(windows) == 2:
+            raise Interrupted
+        windows.append(self.num_steps)
+        return advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "advance", interrupted)
+        with pytest.raises(Interrupted):
+            refit(conjugate.model, guide, reduction, checkpoint=path, **WINDOWS)
+    assert windows == [0, 10]
+    kept = path.read_bytes()
+    with pytest.raises(ReductionError, match="another task: its settings differ"):
+        refit(conjugate.model, guide, reduction, checkpoint=path, **WINDOWS | {"seed": 1})
+    with pytest.raises(ReductionError, match="no checkpoint of an iterated reduction"):
+        Checkpoint(path).read({})
+    assert path.read_bytes() == kept
+    again = refit(conjugate.model, guide, reduction, checkpoint=path, **WINDOWS)
+    assert (again.delta_elbo, again.num_steps, again.divergence) == (
+        whole.delta_elbo,
+        whole.num_steps,
+        whole.divergence,
+    )
+    for name, value in parameters(whole.guide).items():
+        assert torch.equal(parameters(again.guide)[name], value)
