@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,4 +132,7 @@ def _save(content: Any, path: Path) -> None:
 
 
 def _load(path: Path) -> Any:
-    return torch.load(path, weights_only=True)
+    try:
+        return torch.load(path, weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ReductionError(f"{path} is truncated, or not of a checkpoint; give another folder: {error}") from error

@@ -25,53 +25,54 @@ from pyro_bmrs.pruning.compression.course.data import pair_of, read_data
 from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer
 from pyro_bmrs.pruning.compression.course.held_out import held_out
 from pyro_bmrs.pruning.compression.course.trainings import Course, MakeLikelihood, NoisyCourse
-from pyro_bmrs.pruning.compression.path import one_standard_error, temperatures
+from pyro_bmrs.pruning.compression.path import FIRST, next_temperature, one_standard_error
 from pyro_bmrs.pruning.compression.prices import Occam, occam_prices
 from pyro_bmrs.pruning.compression.result import Compression, PathStep
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
-from pyro_bmrs.pruning.noise.attachment import attach_noise
+from pyro_bmrs.pruning.noise.attachment import attach_noise, noise_sites
 from pyro_bmrs.pruning.selection.prune import PruningResult
 from pyro_bmrs.pruning.training.classification import Classification
 from pyro_bmrs.pruning.training.models import Likelihood
 from pyro_bmrs.pruning.training.regression import Regression
 
-_MOST_STEPS, _FEWEST_STEPS = 12, 3
-# Of the epochs of plain training, what all steps of the path take together, and what each candidate does in the end.
+# How many steps a path has; and of the batches of plain training, what all of them take together, and what each
+# candidate does in the end.
+_NUM_STEPS = 12
 _PATH, _END = 0.3, 0.4
+# Fewer batches than these in a step do not move the noise.
+_FEWEST_BATCHES = 20
 # A step in which less than this share of the parameters went is no network of its own.
 _LEAST_LOSS = 0.1
 
 
 class Plan(NamedTuple):
     """
-    For how many epochs to train.
+    For how many batches to train.
 
     :param whole: the whole network.
-    :param num_steps: how many steps the path has.
-    :param step: with noise, in each of them.
+    :param step: with noise, in each step of the path.
     :param end: each candidate in the end.
     """
 
     whole: int
-    num_steps: int
     step: int
     end: int
 
     @classmethod
-    def of(cls, epochs: int, is_trained: bool) -> Plan:
-        """A plan that takes up to 2.5 times as long as plain training for so many epochs."""
-        num_steps = max(_FEWEST_STEPS, min(_MOST_STEPS, round(_PATH * epochs)))
-        return cls(
-            0 if is_trained else epochs,
-            num_steps,
-            max(1, round(_PATH * epochs / num_steps)),
-            max(1, round(_END * epochs)),
-        )
+    def of(cls, num_batches: int, is_trained: bool) -> Plan:
+        """
+        A plan that takes up to 2.5 times as long as plain training, where that is long.
+
+        :param num_batches: of plain training.
+        :param is_trained: whether that is done.
+        """
+        step = max(_FEWEST_BATCHES, round(_PATH * num_batches / _NUM_STEPS))
+        return cls(0 if is_trained else num_batches, step, max(1, round(_END * num_batches)))
 
     @property
     def most(self) -> int:
         """Of all of them together, at most."""
-        return self.whole + self.num_steps * self.step + math.ceil(math.log2(self.num_steps + 1)) * self.end
+        return self.whole + _NUM_STEPS * self.step + math.ceil(math.log2(_NUM_STEPS + 1)) * self.end
 
 
 def compress(
@@ -151,14 +152,22 @@ def compress(
     with _generators_as_they_were(net):
         data = read_data(train_data, validation_data, seed=seed)
         first_batch = next(iter(data.validation))
-        plan = Plan.of(epochs, is_trained)
-        settings = {"epochs": epochs, "seed": seed, "is_trained": is_trained, "num_examples": data.num_examples}
-        with tqdm(total=plan.most * len(data.train), desc="compress", unit="step", disable=not progress) as bar:
+        plan = Plan.of(epochs * len(data.train), is_trained)
+        settings = {
+            "epochs": epochs,
+            "seed": seed,
+            "is_trained": is_trained,
+            "budget": repr(limit),
+            "prior_log_odds": repr(prior_log_odds),
+            "num_examples": data.num_examples,
+            "network": repr([(name, tuple(value.shape)) for name, value in net.state_dict().items()]),
+        }
+        with tqdm(total=plan.most, desc="compress", unit="step", disable=not progress) as bar:
             make_optimizer = optimizer or partial(torch.optim.Adam, lr=1e-3)
             course = Course(data, likelihood or _guess(pair_of(first_batch)[1]), make_optimizer, seed, bar.update)
             run = _Run(course, plan, BMRS_N(prior_log_odds), attach, Checkpoint.at(checkpoint, settings))
             # What cannot be done with this network, or told from these data, shows before the training, not after it.
-            attach(deepcopy(net))
+            _check_odds(attach(deepcopy(net)), prior_log_odds)
             model = course.model_of(deepcopy(net))
             first = held_out(model, [first_batch])
             if accuracy_loss is not None and first.right is None:
@@ -213,28 +222,37 @@ class _Run:
         example = self.course.example_on(net)
         target = math.nan if budget is None else budget.target(budget.cost(net, example))
         steps = [self.course.measure(model, noisy.kept, is_trained=True)]
-        done = self.checkpoint.load("noisy") or {"number": 0, "steps": 1, "is_over": False}
+        done = self.checkpoint.load("noisy")
+        if done is None:
+            done = {"number": 0, "steps": 1, "is_over": False, "temperature": FIRST, "parameters": steps[0].parameters}
         prices = occam_prices(noisy.model, self.course.data.train)
         if done["number"]:
             noisy.elbo.load_state_dict(done["state"])
             steps += [self.checkpoint.load_step(number, net, self.criterion) for number in range(1, done["steps"])]
-        for number, temperature in enumerate(temperatures(self.plan.num_steps), start=1):
-            if number <= done["number"] or done["is_over"]:
-                continue
+        for number in range(done["number"] + 1, _NUM_STEPS + 1):
+            if done["is_over"]:
+                break
             before = {name: kept.clone() for name, kept in noisy.kept.items()}
-            noisy.train(Occam(prices, temperature), self.plan.step, stage=number)
+            noisy.train(Occam(prices, done["temperature"]), self.plan.step, stage=number)
             decisions: PruningResult | None = noisy.prune()
             small = noisy.compact(decisions)
-            is_last = number == self.plan.num_steps
+            is_last = number == _NUM_STEPS
             if budget is not None and (is_last or budget.cost(small.net, example) <= target):
                 noisy.prune_within(budget, target, before)
                 decisions, is_last = None, True
                 small = noisy.compact(decisions)
-            step = self.course.measure(small, noisy.kept, temperature, prices, decisions)
+            step = self.course.measure(small, noisy.kept, done["temperature"], prices, decisions)
             if decisions is None or step.parameters < (1 - _LEAST_LOSS) * steps[-1].parameters:
                 self.checkpoint.save_step(len(steps), step)
                 steps.append(step)
-            done = {"number": number, "steps": len(steps), "is_over": is_last, "state": noisy.elbo.state_dict()}
+            done = {
+                "number": number,
+                "steps": len(steps),
+                "parameters": step.parameters,
+                "temperature": next_temperature(done["temperature"], done["parameters"], step.parameters),
+                "is_over": is_last or all(kept.sum() <= 1 for kept in noisy.kept.values()),
+                "state": noisy.elbo.state_dict(),
+            }
             self.checkpoint.save("noisy", done)
         return steps
 
@@ -307,6 +325,14 @@ def _guess(targets: Tensor) -> MakeLikelihood:
     raise ReductionError(
         f"targets of type {targets.dtype} may mean many things: give likelihood=, Classification or one of your own"
     )
+
+
+def _check_odds(net: nn.Module, prior_log_odds: float | Mapping[str, float]) -> None:
+    sites = noise_sites(net).keys()
+    if isinstance(prior_log_odds, Mapping) and prior_log_odds.keys() != sites:
+        raise ReductionError(
+            f"prior_log_odds has numbers for {sorted(prior_log_odds)}, and the noise sites are {sorted(sites)}"
+        )
 
 
 def _check_options(epochs: Any, accuracy_loss: float | None, prior_log_odds: float | Mapping[str, float]) -> None:

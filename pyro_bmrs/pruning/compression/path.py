@@ -13,10 +13,12 @@ from torch import Tensor
 from pyro_bmrs.errors import ReductionError
 
 # From prices at which hardly a unit is worth removing to those at which few are worth keeping.
-_FIRST, _LAST = 2.0**-2, 2.0**4
+FIRST, _LAST = 2.0**-2, 2.0**4
+# How fast temperatures rise where few parameters went in a step, less than this share of them, and where more did.
+_FAST, _SLOW, _FEW = 2.0, 2.0**0.5, 0.1
 
 
-def temperatures(num_steps: int, first: float = _FIRST, last: float = _LAST) -> list[float]:
+def temperatures(num_steps: int, first: float = FIRST, last: float = _LAST) -> list[float]:
     """
     A geometric ladder of temperatures for the prices of units.
 
@@ -37,6 +39,26 @@ def temperatures(num_steps: int, first: float = _FIRST, last: float = _LAST) -> 
         raise ReductionError(f"temperatures rise from {first!r} to {last!r}; 0 < first <= last < inf is needed")
     ratio = (last / first) ** (1 / max(num_steps - 1, 1))
     return [first * ratio**step for step in range(num_steps)]
+
+
+def next_temperature(temperature: float, before: int, after: int) -> float:
+    """
+    The temperature of the next step of a path, by how much of the network went in this one.
+
+    It doubles while less than a tenth of the parameters go, and rises to the square root of 2 times itself else: what
+    units cost compared with what they earn depends on the network and on how many examples there are.
+
+    :param temperature: of this step.
+    :param before: how many parameters there were before it.
+    :param after: how many there are after it.
+
+    Example::
+
+        >>> from pyro_bmrs.pruning.compression.path import next_temperature
+        >>> next_temperature(1.0, 1000, 990), round(next_temperature(1.0, 1000, 500), 3)
+        (2.0, 1.414)
+    """
+    return temperature * (_FAST if after > (1 - _FEW) * before else _SLOW)
 
 
 def paired_error(difference: Tensor) -> Tensor:

@@ -41,14 +41,14 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path):
     options = {"epochs": 6, "progress": False}
     whole = compress(network(), DATA, optimizer=partial(torch.optim.Adam, lr=3e-2), **options)
     assert whole.path["trained"].sum() > 1
-    # In the training of the whole network, in the second step of the path, in a last training: 15 batches an epoch.
-    for last in (40, 90 + 20, 30 + 5):
+    # In the training of the whole network, in the second step of the path, in a last training: 90, 20 and 36 batches.
+    for last in (40, 90 + 30, 11 * 20 + 10):
         Interrupted.left = last
         with pytest.raises(KeyboardInterrupt):
             compress(network(), DATA, optimizer=partial(Interrupted, lr=3e-2), checkpoint=tmp_path, **options)
     Interrupted.left = 0
     resumed = compress(network(), DATA, optimizer=partial(Interrupted, lr=3e-2), checkpoint=tmp_path, **options)
-    assert Interrupted.left > -90
+    assert Interrupted.left > -150
     assert resumed.path.equals(whole.path) and resumed.chosen == whole.chosen
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
@@ -59,6 +59,15 @@ def test_a_run_of_other_settings(tmp_path):
     Checkpoint.at(tmp_path / "new" / "folder", {"epochs": 3, "seed": 0})
     with pytest.raises(ReductionError, match="other seed"):
         Checkpoint.at(tmp_path / "new" / "folder", {"epochs": 3, "seed": 1})
+
+
+def test_a_file_that_is_none(tmp_path):
+    checkpoint = Checkpoint.at(tmp_path, {"seed": 0})
+    checkpoint.save("whole", {"weight": torch.ones(3)})
+    path = tmp_path / "whole.pt"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ReductionError, match="truncated"):
+        checkpoint.load("whole")
 
 
 def test_nowhere():

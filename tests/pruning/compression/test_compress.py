@@ -128,6 +128,7 @@ def test_a_trained_network_and_a_loss_of_accuracy(digits):
         ({"accuracy_loss": 0.1, "likelihood": Regression}, "labels"),
         ({"prior_log_odds": math.inf}, "prior_log_odds"),
         ({"prior_log_odds": {"0": math.nan}}, "prior_log_odds"),
+        ({"prior_log_odds": {"1": 2.0}}, "noise sites"),
     ],
 )
 def test_mistakes_show_before_training(options, message):

@@ -35,7 +35,7 @@ def fit(
     optimizers: Sequence[Optimizer],
     annealed: Sequence[Optimizer],
     loader: DataLoader[Any],
-    num_epochs: int,
+    num_steps: int,
     on_step: Callable[[], Any],
 ) -> None:
     """
@@ -45,20 +45,19 @@ def fit(
     :param optimizers: all of them, of its parameters; each takes a step with each batch.
     :param annealed: those of them whose learning rate falls to 0 in the course, along half a cosine.
     :param loader: batches, pairs of inputs and targets.
-    :param num_epochs: how many times to go through them.
+    :param num_steps: how many of them to take, going through them as often as it needs.
     :param on_step: called after each step.
     :raises ReductionError: if a parameter is not finite in the end.
     :raises KeyboardInterrupt: as it comes; the parameters are those of the last step.
     """
     device = next(loss.parameters()).device
-    num_steps = num_epochs * len(loader)
     schedules = [CosineAnnealingLR(optimizer, num_steps) for optimizer in annealed]
     with _quiet():
         trainer = Trainer(
-            max_epochs=num_epochs,
+            max_epochs=-(-num_steps // len(loader)),
             accelerator=device.type,
             devices=1 if device.index is None or device.type == "cpu" else [device.index],
-            callbacks=[_Progress(on_step)],
+            callbacks=[_Steps(num_steps, on_step)],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -97,11 +96,13 @@ class _Training(LightningModule):
             schedule.step()
 
 
-class _Progress(Callback):
-    def __init__(self, on_step: Callable[[], Any]) -> None:
-        self._on_step = on_step
+class _Steps(Callback):
+    def __init__(self, num_steps: int, on_step: Callable[[], Any]) -> None:
+        self._left, self._on_step = num_steps, on_step
 
-    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        self._left -= 1
+        trainer.should_stop = self._left <= 0
         self._on_step()
 
 

@@ -98,20 +98,20 @@ class Course:
         device = next(net.parameters()).device
         return tree_map_only(Tensor, lambda value: value.to(device), self.example)
 
-    def train(self, model: Likelihood, num_epochs: int, stage: int) -> None:
+    def train(self, model: Likelihood, num_steps: int, stage: int) -> None:
         """
         Trains a network without noise; the learning rate falls to 0 in the course.
 
         :param model: the network and its likelihood.
-        :param num_epochs: for how long; 0 for not at all.
+        :param num_steps: how many batches to take; 0 for no training.
         :param stage: a number of the training, by which its random numbers are its own.
         """
-        if not num_epochs:
+        if not num_steps:
             return
         model.train()
         optimizer = self.make_optimizer(_trained(model))
         torch.manual_seed(self.seed + _APART * stage)
-        fit(PlainLoss(model), [optimizer], [optimizer], self.data.train, num_epochs, self.on_step)
+        fit(PlainLoss(model), [optimizer], [optimizer], self.data.train, num_steps, self.on_step)
 
     def measure(
         self,
@@ -163,22 +163,21 @@ class NoisyCourse:
         """For each noise site, which of its units are left."""
         return {name: noise.kept for name, noise in self.guide.noise.items()}
 
-    def train(self, occam: Occam, num_epochs: int, stage: int) -> None:
+    def train(self, occam: Occam, num_steps: int, stage: int) -> None:
         """
         Trains at a temperature.
 
         :param occam: the prices, and their temperature.
-        :param num_epochs: for how long.
+        :param num_steps: how many batches to take.
         :param stage: a number of the training.
         """
         self.model.kl_weight = occam
         self.elbo.train()
         torch.manual_seed(self.course.seed + _APART * stage)
-        num_steps = num_epochs * len(self.course.data.train)
         noise = self.guide.noise_parameters
         weights = self.course.make_optimizer([weight for weight in _trained(self.elbo) if weight is not noise])
         own = torch.optim.Adam([noise], lr=min(_FASTEST, _REACH / num_steps))
-        fit(self.elbo, [weights, own], [weights], self.course.data.train, num_epochs, self.course.on_step)
+        fit(self.elbo, [weights, own], [weights], self.course.data.train, num_steps, self.course.on_step)
 
     def prune(self) -> PruningResult:
         """Decides which units go, of those that are left."""

@@ -38,18 +38,19 @@ def test_it_is_the_loop_that_anyone_would_write():
     steps = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit(ours, [first, second], [first], LOADER, 3, lambda: steps.append(1))
+        fit(ours, [first, second], [first], LOADER, 11, lambda: steps.append(1))
     rates = [{"params": theirs.layer.parameters(), "lr": 0.1}, {"params": [theirs.other], "lr": 0.2}]
     optimizer = torch.optim.SGD(rates)
     done = 0
     for _ in range(3):
         for x, y in LOADER:
-            optimizer.param_groups[0]["lr"] = 0.05 * (1 + torch.cos(torch.tensor(torch.pi * done / 12)).item())
+            optimizer.param_groups[0]["lr"] = 0.05 * (1 + torch.cos(torch.tensor(torch.pi * done / 11)).item())
             optimizer.zero_grad()
             theirs(x, y).backward()
-            optimizer.step()
+            if done < 11:
+                optimizer.step()
             done += 1
-    assert len(steps) == 12
+    assert len(steps) == 11
     for parameter, other in zip(ours.parameters(), theirs.parameters()):
         torch.testing.assert_close(parameter, other)
 

@@ -38,9 +38,9 @@ def test_what_a_likelihood_has_learned_goes_on(course):
 
 def test_a_training_is_the_same_again_whatever_came_before(course):
     first, second = (course.model_of(network()) for _ in range(2))
-    course.train(first, 2, stage=1)
+    course.train(first, 6, stage=1)
     torch.randn(7)
-    course.train(second, 2, stage=1)
+    course.train(second, 6, stage=1)
     assert torch.equal(first.net[0].weight, second.net[0].weight)
     before = course.measure(course.model_of(network()), {}).held_out.log_likelihoods.mean()
     assert course.measure(first, {}).held_out.log_likelihoods.mean() > before
@@ -50,7 +50,7 @@ def test_dear_units_go_and_what_is_left_computes_the_same(course):
     noisy = NoisyCourse(course, course.model_of(attach_noise(network())), BMRS_N())
     prices = occam_prices(noisy.model, course.data.train)
     for stage in range(4):
-        noisy.train(Occam(prices, 30.0), 10, stage)
+        noisy.train(Occam(prices, 30.0), 30, stage)
     decisions = noisy.prune()
     small = noisy.compact(decisions)
     assert 0 < decisions.num_kept < 20
