@@ -29,6 +29,8 @@ Values = Mapping[str, Tensor]
 
 # Above this chance of a further mode that matters, the integral is not to be trusted.
 _MOST_UNSEEN = 0.1
+# The share of the first draws that count from which coordinates are taken before others are looked at.
+_PROMISING = 0.05
 
 
 @dataclass(frozen=True)
@@ -140,11 +142,17 @@ def integrate_model(
     if not own.has_hierarchy:
         return _integrate(_Begin(own, starts), num_draws)
     standardised = LogJoint(model, args, kwargs, example=example, standardised=True)
-    begins = sorted((_Begin(joint, starts) for joint in (standardised, own)), key=lambda begin: -begin.share)
-    first = _integrate(begins[0], num_draws)
-    if first.is_beyond_doubt or (first.trusted and begins[1].share < 0.5 * begins[0].share):
-        return first
-    best, other = sorted((first, _integrate(begins[1], num_draws)), key=lambda end: -end.effective_share)
+    begin = _Begin(standardised, starts)
+    found = _integrate(begin, num_draws) if begin.share >= _PROMISING else None
+    if found is not None and found.is_beyond_doubt:
+        return found
+    rest = _Begin(own, starts)
+    if found is None:
+        begin, rest = (begin, rest) if begin.share >= rest.share else (rest, begin)
+        found = _integrate(begin, num_draws)
+    if found.is_beyond_doubt or (found.trusted and rest.share < 0.5 * begin.share):
+        return found
+    best, other = sorted((found, _integrate(rest, num_draws)), key=lambda end: -end.effective_share)
     return replace(best, other=other.integral)
 
 

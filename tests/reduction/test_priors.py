@@ -15,7 +15,8 @@ from pyro.infer.autoguide import (
 )
 
 from pyro_bmrs import ReductionError, reduce_model
-from pyro_bmrs.reduction.priors import match_prior
+from pyro_bmrs.integration.log_joint import LogJoint
+from pyro_bmrs.reduction.priors import match_prior, read_reduced_priors, reduced_model
 from tests.programs import NARROW, fit, hierarchical, one_site
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -164,3 +165,20 @@ def test_a_reduced_prior_with_a_nan_is_refused():
     reduced_prior = dist.Normal(torch.tensor([0.0, torch.nan, 0.0]), 0.1, validate_args=False).to_event(1)
     with pytest.raises(ReductionError, match="'z' has a NaN in its loc, at 1 of 3 elements"):
         match_prior("z", reduced_prior, prior)
+
+
+def test_a_model_with_a_program_of_reduced_priors_is_run_at_many_points_at_once():
+    def model():
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.sample("effect", dist.Normal(mean, 1.0))
+
+    def half_as_broad():
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.sample("effect", dist.Normal(mean, 0.5))
+
+    priors = read_reduced_priors(half_as_broad, ["mean", "effect"], (), {})
+    density = LogJoint(reduced_model(model, priors))
+    points = torch.tensor([[0.0, 0.0], [1.0, 0.5]])
+    exact = dist.Normal(0.0, 1.0).log_prob(points[:, 0]) + dist.Normal(points[:, 0], 0.5).log_prob(points[:, 1])
+    torch.testing.assert_close(density(points), exact)
+    assert density.is_vectorised

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 # Of climbs from what is known, and of blind ones.
-_MOST_STEPS, _MOST_BLIND_STEPS = 60, 20
+_MOST_STEPS, _MOST_BLIND_STEPS = 40, 15
 # The rise that a step still promises, in nats, at which a climb is over.
 _SMALLEST_RISE = 5e-3
 # Two tops are one where each is nearer to the other than this, in squared units of its own spread.
