@@ -119,7 +119,7 @@ class Objective:
         elbos = Vectorised("evaluating the ELBO")
         # What another loss reads from its traces, vmap does not let it read.
         elbos.at_once = one == self._plain_elbo
-        values = elbos(one, torch.arange(num_particles)).double().cpu().numpy()
+        values: np.ndarray = elbos(one, torch.arange(num_particles)).double().cpu().numpy()
         if not np.isfinite(values).all():
             raise ReductionError(
                 f"the ELBO is NaN or infinite at {int((~np.isfinite(values)).sum())} of {num_particles} draws of the "
