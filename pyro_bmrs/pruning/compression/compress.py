@@ -38,7 +38,7 @@ from pyro_bmrs.pruning.training.regression import Regression
 # How many steps a path has; and of the batches of plain training, what all of them take together, and what each
 # candidate does in the end.
 _NUM_STEPS = 12
-_PATH, _END = 0.3, 0.4
+_PATH, _END = 0.3, 0.25
 # Fewer batches than these in a step do not move the noise.
 _FEWEST_BATCHES = 20
 # A step in which less than this share of the parameters went is no network of its own.

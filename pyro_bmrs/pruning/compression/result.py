@@ -87,7 +87,7 @@ class Compression:
     def path(self) -> pd.DataFrame:
         """
         A row for each step: ``temperature``, ``parameters``, ``macs``, and ``log_likelihood``, the mean over held-out
-        examples in nats with its ``error``, that of the difference from the best, paired over examples; ``accuracy``
+        examples in nats with its ``error``, that of the difference from the best that is trained, paired over examples; ``accuracy``
         where labels are observed; whether it was ``trained`` to its end, without which it is not to be compared with
         those that were; how many units are left, by site; and which step was ``chosen``.
         """
@@ -95,12 +95,14 @@ class Compression:
 
         values = torch.stack([step.held_out.log_likelihoods for step in self.steps])
         means = values.mean(1)
+        trained = torch.tensor([step.is_trained for step in self.steps])
+        best = torch.where(trained & means.isfinite(), means, -torch.inf).argmax()
         columns: dict[str, Any] = {
             "temperature": [step.temperature for step in self.steps],
             "parameters": [step.parameters for step in self.steps],
             "macs": [step.macs for step in self.steps],
             "log_likelihood": means.tolist(),
-            "error": paired_error(values[means.argmax()] - values).tolist(),
+            "error": paired_error(values[best] - values).tolist(),
             "accuracy": [step.held_out.accuracy for step in self.steps],
             "trained": [step.is_trained for step in self.steps],
         }
