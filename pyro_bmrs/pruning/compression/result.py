@@ -86,10 +86,12 @@ class Compression:
     @cached_property
     def path(self) -> pd.DataFrame:
         """
-        A row for each step: ``temperature``, ``parameters``, ``macs``, and ``log_likelihood``, the mean over held-out
-        examples in nats with its ``error``, that of the difference from the best that is trained, paired over examples; ``accuracy``
-        where labels are observed; whether it was ``trained`` to its end, without which it is not to be compared with
-        those that were; how many units are left, by site; and which step was ``chosen``.
+        A row for each step.
+
+        It has the ``temperature``; ``parameters`` and ``macs``; ``log_likelihood``, the mean over held-out examples in
+        nats, with its ``error``, that of the difference from the best network that is trained, paired over examples;
+        ``accuracy`` where labels are observed; whether it was ``trained`` to its end, without which it is not to be
+        compared with those that were; how many units are left, by site; and which step was ``chosen``.
         """
         import pandas as pd
 
