@@ -182,21 +182,25 @@ class MultiplicativeNoise(PyroModule):
         if torch.compiler.is_compiling():
             return self._draw_uncompiled(num_examples)
         with TURN:
-            if self.given is None and is_recomputing():
+            given = self.given
+            if given is None and is_recomputing():
                 return self._recalled.again(self.site_name, self.buffers_of_prior[1].device)
             # Past the module's own __setattr__, which costs as much as the draw.
             vars(self)["has_acted"] = True
+            is_per_example = self.per_example and self.training
             if may_be_recomputed():
-                return self._recalled.draw(self.buffers_of_prior[1].device, lambda: self._draw(num_examples))
-            return self._draw(num_examples)
+                device = self.buffers_of_prior[1].device
+                return self._recalled.draw(device, lambda: self._draw(num_examples, is_per_example))
+            if given is not None:
+                return given((num_examples,) if is_per_example else ())
+            return self._draw(num_examples, is_per_example)
 
     # Draws depend on states outside the graph; what stands between two of them is compiled.
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _draw_uncompiled(self, num_examples: int) -> Tensor:
         return self.draw(num_examples)
 
-    def _draw(self, num_examples: int) -> Tensor:
-        is_per_example = self.per_example and self.training
+    def _draw(self, num_examples: int, is_per_example: bool) -> Tensor:
         if self.given is not None:
             return self.given((num_examples,) if is_per_example else ())
         if not _PYRO_STACK:

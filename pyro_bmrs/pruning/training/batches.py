@@ -68,6 +68,8 @@ def prediction(output: Any) -> Tensor:
         >>> prediction({"logits": torch.ones(2, 3), "hidden_states": None}).shape
         torch.Size([2, 3])
     """
+    if isinstance(output, Tensor) and output.dim():
+        return output
     found = output
     if isinstance(output, Mapping):
         only = next(iter(output.values())) if len(output) == 1 else None
