@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch.distributions import Distribution
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
+from pyro_bmrs.errors import check_number
 from pyro_bmrs.pruning.criteria.evidence.evidence_criterion import ClosedOrEvaluated
 
 
@@ -29,10 +30,15 @@ class BMRS_N(ClosedOrEvaluated):
     :param scale: scale of the logarithm under the reduced prior.
     :param evidence: ``"closed"``, of the guide, or ``"evaluated"`` on ``batches`` of data; see
         :class:`EvidenceCriterion` for these, ``likelihood`` and ``progress``.
+    :raises ReductionError: for odds that are no finite numbers, or a scale that is not positive.
     """
 
     prior_log_odds: float | Mapping[str, float] = 1.0
     scale: float = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.scale, "the scale under the reduced prior", above=0)
 
     @classmethod
     def paper(cls) -> BMRS_N:

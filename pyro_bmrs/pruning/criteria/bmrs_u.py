@@ -12,6 +12,7 @@ import torch
 from torch.distributions import Distribution
 
 from pyro_bmrs.distributions import LogUniform
+from pyro_bmrs.errors import check_number
 from pyro_bmrs.pruning.criteria.evidence.evidence_criterion import ClosedOrEvaluated
 
 
@@ -28,11 +29,18 @@ class BMRS_U(ClosedOrEvaluated):
     :param low: lower end of the reduced prior; by default that of the prior.
     :param evidence: ``"closed"``, of the guide, or ``"evaluated"`` on ``batches`` of data; see
         :class:`EvidenceCriterion` for these, ``likelihood`` and ``progress``.
+    :raises ReductionError: for odds that are no finite numbers, or bits or a lower end that are not positive.
     """
 
     p1: float = 8
     prior_log_odds: float | Mapping[str, float] = 1.0
     low: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.p1, "the number of bits", above=0)
+        if self.low is not None:
+            check_number(self.low, "the lower end of the reduced prior", above=0)
 
     @classmethod
     def paper(cls, p1: float = 8) -> BMRS_U:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
+from pyro_bmrs import ReductionError
 from pyro_bmrs.pruning import BMRS_N
 from tests.pruning.criteria.guided import fitted
 
@@ -26,3 +28,9 @@ def test_a_narrow_reduced_prior_gives_the_savage_dickey_ratio():
         log_density = (guide.noise_posterior(name).log_prob(low) - 20.0).detach()
         shown = log_density > -50
         torch.testing.assert_close(score[shown], (log_density + math.log(20.0))[shown], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"scale": 0.0}, {"scale": float("nan")}, {"prior_log_odds": {"0": float("inf")}}])
+def test_settings_that_are_no_numbers(options):
+    with pytest.raises(ReductionError, match="finite number"):
+        BMRS_N(**options)

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
+from pyro_bmrs import ReductionError
 from pyro_bmrs.pruning import BMRS_U
 from tests.pruning.criteria.guided import fitted
 
@@ -23,3 +25,9 @@ def test_bmrs_u_has_a_ceiling():
         guide.noise_log_scales.fill_(0.0)
     score = BMRS_U(8).scores(net, guide)["0"]
     torch.testing.assert_close(score, torch.full_like(score, math.log(20 / (20 - 8 * math.log(2)))), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"p1": float("nan")}, {"p1": 0}, {"low": 0.0}, {"low": float("inf")}])
+def test_settings_that_are_no_numbers(options):
+    with pytest.raises(ReductionError, match="finite number"):
+        BMRS_U(**options)

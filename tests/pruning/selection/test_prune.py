@@ -107,9 +107,13 @@ def test_a_fraction_does_not_spare_units_for_being_tied():
 
 @pytest.mark.parametrize("odds", [float("nan"), float("inf"), -float("inf"), {"0": 1.0, "2": float("nan")}])
 def test_odds_that_are_no_numbers(odds):
+    with pytest.raises(ReductionError, match="prior_log_odds, in nats, is a finite number"):
+        BMRS_N(prior_log_odds=odds)
     net, guide = mlp([-20.0, 0.0, -20.0, -0.1, 0.0, -20.0, -0.1])
+    criterion = BMRS_N()
+    object.__setattr__(criterion, "prior_log_odds", odds)
     with pytest.raises(ReductionError, match="NaN or infinite: its threshold, or its prior odds"):
-        prune(net, guide, BMRS_N(prior_log_odds=odds))
+        prune(net, guide, criterion)
     assert all(all(units) for units in kept(guide).values())
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.distributions import Distribution
 
 from pyro_bmrs.distributions import LogUniform
-from pyro_bmrs.errors import ReductionError, ReductionWarning
+from pyro_bmrs.errors import ReductionError, ReductionWarning, check_number
 from pyro_bmrs.evidence import log_evidence_change
 from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores
 from pyro_bmrs.pruning.criteria.evidence.unit_evidence import UnitEvidence, evaluate_units
@@ -210,7 +210,8 @@ class ClosedOrEvaluated(EvidenceCriterion):
     :param batches: what to evaluate it on.
     :param likelihood: with which, if it is not the model of the guide.
     :param progress: whether to show a progress bar.
-    :raises ReductionError: for another ``evidence``, and one to be evaluated without batches.
+    :raises ReductionError: for another ``evidence``, one to be evaluated without batches, and prior odds that are no
+        finite numbers.
     """
 
     evidence: str = CLOSED
@@ -220,3 +221,6 @@ class ClosedOrEvaluated(EvidenceCriterion):
 
     def __post_init__(self) -> None:
         check_evidence(self.evidence, self.batches)
+        odds = self.prior_log_odds
+        for number in odds.values() if isinstance(odds, Mapping) else (odds,):
+            check_number(number, "prior_log_odds, in nats,")
