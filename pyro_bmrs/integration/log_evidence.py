@@ -33,6 +33,11 @@ def log_evidence(
     beside the posterior, costs more draws and does no harm. Where the posterior is of a shape that no such proposal
     covers, the result says that it is not to be trusted.
 
+    Further modes are looked for by climbs from draws of the prior and from far around the posterior, and integrated
+    over; many that were found once only are a sign of others, and the result is not to be trusted. A mode so narrow
+    that no climb begins near it is not found, nor are any where the model's code has no second derivatives at many
+    points at once.
+
     :param model: the model; None where the posterior knows it.
     :param posterior: a fitted guide, a finished ``pyro.infer.MCMC``, or an ArviZ posterior (then ``model`` is needed).
     :param args: arguments of the model; autoguides and an MCMC run remember theirs.

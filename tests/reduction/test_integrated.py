@@ -46,6 +46,17 @@ def test_a_point_from_draws(without_first):
     assert float(without_first.delta_evidence) == pytest.approx(exact, abs=max(0.1, 2 * error))
 
 
+def test_a_point_from_draws_that_the_data_speak_against(draws):
+    """Six standard deviations out, where there are no draws to estimate a density from."""
+    posterior = conjugate.exact_posterior(X, Y, *PRIOR)
+    marginal = dist.MultivariateNormal(posterior.mean[:2], posterior.covariance_matrix[:2, :2])
+    at = marginal.mean + 6 * marginal.scale_tril @ X.new_tensor([0.6, -0.8])
+    found = reduce_model(draws, {"first": dist.Delta(at)}, model=conjugate.model, args=(X, Y))
+    exact = float(marginal.log_prob(at) - dist.Normal(0.0, 1.0).log_prob(at).sum())
+    assert exact < -10
+    assert float(found.delta_evidence) == pytest.approx(exact, abs=max(0.05, 3 * float(found.standard_error)))
+
+
 def test_elements_one_by_one(without_first):
     found = without_first.elementwise["first"]
     assert found.tolist() == pytest.approx([exact_change(at=[0]), exact_change(at=[1])], abs=0.1)

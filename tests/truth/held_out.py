@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Models of other kinds, by which nothing was chosen: simplexes, correlations, shrinkage, a funnel, modes far apart.
+Models of other kinds: simplexes, correlations, shrinkage, a funnel, modes far apart.
 
-What the package answers about the others could have been fitted to them; these were written down once it stood.
+What the package answers about the others could have been fitted to them; these were written down before it was put to
+them.
 """
 
 from __future__ import annotations
