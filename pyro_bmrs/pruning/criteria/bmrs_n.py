@@ -29,7 +29,7 @@ class BMRS_N(ClosedOrEvaluated):
         not worth more than a bare mention.
     :param scale: scale of the logarithm under the reduced prior.
     :param evidence: ``"closed"``, of the guide, or ``"evaluated"`` on ``batches`` of data; see
-        :class:`EvidenceCriterion` for these, ``likelihood`` and ``progress``.
+        :class:`EvidenceCriterion` for these, ``likelihood``, ``num_exact`` and ``progress``.
     :raises ReductionError: for odds that are no finite numbers, or a scale that is not positive.
     """
 

@@ -28,7 +28,7 @@ class BMRS_U(ClosedOrEvaluated):
     :param prior_log_odds: see :class:`BMRS_N`.
     :param low: lower end of the reduced prior; by default that of the prior.
     :param evidence: ``"closed"``, of the guide, or ``"evaluated"`` on ``batches`` of data; see
-        :class:`EvidenceCriterion` for these, ``likelihood`` and ``progress``.
+        :class:`EvidenceCriterion` for these, ``likelihood``, ``num_exact`` and ``progress``.
     :raises ReductionError: for odds that are no finite numbers, or bits or a lower end that are not positive.
     """
 

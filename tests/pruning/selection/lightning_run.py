@@ -20,7 +20,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_bmrs.pruning import SNR, AutoTruncatedLogNormal, Classification, attach_noise, parameter_groups
+from pyro_bmrs.pruning import SNR, AutoTruncatedLogNormal, Classification, Criterion, attach_noise, parameter_groups
 from pyro_bmrs.pruning.selection.callback import PruningCallback
 
 NUM_EXAMPLES = 256
@@ -61,10 +61,15 @@ def data() -> DataLoader:
 
 
 def run(
-    folder: Path, num_epochs: int, death: int | None = None, trained_by: Mapping[str, Any] | None = None, **options
+    folder: Path,
+    num_epochs: int,
+    death: int | None = None,
+    trained_by: Mapping[str, Any] | None = None,
+    criterion: Criterion | None = None,
+    **options,
 ) -> tuple[Module, Trainer, PruningCallback]:
     seed_everything(0)
-    module, pruning = Module(), PruningCallback(SNR(), **options)
+    module, pruning = Module(), PruningCallback(criterion or SNR(), **options)
     checkpoint = ModelCheckpoint(dirpath=folder, save_last=True)
     trainer = Trainer(
         max_epochs=num_epochs,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from pyro_bmrs import ReductionError, ReductionWarning
+from pyro_bmrs.pruning import BMRS_N
 from tests.processes import PATIENCE
 
 pytest.importorskip("lightning")
@@ -56,6 +58,19 @@ def test_steps_in_the_place_of_epochs(tmp_path):
     _, trainer, pruning = run(tmp_path, 2, every_n_steps=3, start=4)
     assert trainer.global_step == 16
     assert len(pruning.results) == 4
+
+
+def test_evidence_is_evaluated_between_epochs(tmp_path):
+    """On the data of the training, whose network goes on as it was."""
+    from tests.pruning.selection.lightning_run import data, run
+
+    criterion = BMRS_N(evidence="evaluated", batches=data())
+    module, trainer, pruning = run(tmp_path, 2, criterion=criterion, start=1)
+    assert trainer.global_step == 16 and module.training
+    (result,) = pruning.results
+    for score in result.scores.values():
+        assert score.isfinite().all() and (score > -256 * math.log(2)).all()
+    assert "evidence evaluated on data" in repr(result)
 
 
 def test_accumulated_gradients_make_one_step_of_several_batches(tmp_path):

@@ -25,7 +25,7 @@ from pyro_bmrs.distributions import LogUniform
 from pyro_bmrs.errors import ReductionError, ReductionWarning, check_number
 from pyro_bmrs.evidence import log_evidence_change
 from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores
-from pyro_bmrs.pruning.criteria.evidence.unit_evidence import UnitEvidence, evaluate_units
+from pyro_bmrs.pruning.criteria.evidence.unit_evidence import NUM_EXACT, UnitEvidence, evaluate_units
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.training.models import Likelihood
 
@@ -47,8 +47,9 @@ class EvidenceCriterion(Criterion):
     and without (:meth:`evaluate`): that is what removing it does to the log likelihood, and Occam's factor of its
     noise. It needs ``batches``, as training has them: pairs of inputs and targets, or mappings that hold both, as a
     list, or a data loader over the training data or a part of it. The likelihood is the guide's model unless
-    ``likelihood`` is given; ``progress`` shows a progress bar. Under a KL weight other than 1, either is the evidence
-    of the likelihood to the power of one over the weight.
+    ``likelihood`` is given; ``num_exact`` is how many of all examples are run with each unit changed (see
+    :meth:`evaluate`), and ``progress`` shows a progress bar. Under a KL weight other than 1, either is the evidence of
+    the likelihood to the power of one over the weight.
 
     Example::
 
@@ -67,6 +68,7 @@ class EvidenceCriterion(Criterion):
     evidence: str = CLOSED
     batches: Iterable[Any] | None = None
     likelihood: Likelihood | None = None
+    num_exact: int | None = NUM_EXACT
     progress: bool = False
 
     @abstractmethod
@@ -111,6 +113,7 @@ class EvidenceCriterion(Criterion):
         batches: Iterable[Any],
         *,
         likelihood: Likelihood | None = None,
+        num_exact: int | None = NUM_EXACT,
         progress: bool = False,
     ) -> UnitEvidence:
         r"""
@@ -119,9 +122,14 @@ class EvidenceCriterion(Criterion):
         All other units have their noise at its posterior mean, as the compact network has. With the log likelihood L of
         all the data as a function of the noise of one unit, its prior p, the reduced prior r and the KL weight
         :math:`\beta`, the change is :math:`\log E_r[e^{L/\beta}] - \log E_p[e^{L/\beta}]`. L is evaluated at three
-        values of the noise and at its mean, where its slope is known too, and interpolated; the network runs about
-        three times for each unit, from its layer on. The change is never below the difference of L where the unit is
-        gone and where it is at its best.
+        values of the noise and at its mean, where its slope is known too, and interpolated. The change is never below
+        the difference of L where the unit is gone and where it is at its best.
+
+        The network runs three times for each unit, from its layer on, for ``num_exact`` of the examples, drawn at
+        random. For all of them its outputs are taken to be linear in the noise of a unit, which takes a run backwards
+        for each output; the examples that are run say what that misses, and leave a standard error. A network of more
+        than 32 outputs, and one with noise on the heads of ``nn.MultiheadAttention``, is evaluated on the examples that
+        are run, and no others.
 
         :param net: a network with noise, fitted. It runs in evaluation mode, and stays as it is.
         :param guide: the guide of its noise.
@@ -130,10 +138,12 @@ class EvidenceCriterion(Criterion):
             fewer examples than the likelihood is told of, drawn at random, the sums are scaled, and there is a standard
             error.
         :param likelihood: by default the model of the guide.
+        :param num_exact: of all examples, with how many to run the network for each unit (of a part of them, with as
+            large a part); None for all.
         :param progress: whether to show a progress bar.
         :raises ReductionError: for a guide that does not belong to the network or is not fitted, a model that is no
-            :class:`~pyro_bmrs.pruning.Likelihood`, a KL weight of 0, no example, more examples than ``num_examples``, a
-            log likelihood that is not finite, or a reduced prior that leaves the prior.
+            :class:`~pyro_bmrs.pruning.Likelihood`, a KL weight of 0, ``num_exact`` below 1, no example, more examples
+            than ``num_examples``, a log likelihood that is not finite, or a reduced prior that leaves the prior.
 
         Example::
 
@@ -152,11 +162,14 @@ class EvidenceCriterion(Criterion):
             >>> prune(net, guide, BMRS_N(evidence="evaluated", batches=[(x, y)])).criterion.name
             'BMRS_N-evaluated'
         """
-        return evaluate_units(net, guide, self.reduced_prior, batches, likelihood=likelihood, progress=progress)
+        return evaluate_units(
+            *(net, guide, self.reduced_prior, batches), likelihood=likelihood, num_exact=num_exact, progress=progress
+        )
 
     def _evaluated_scores(self, net: nn.Module, guide: AutoTruncatedLogNormal) -> Scores:
         assert self.batches is not None, "checked"
-        found = self.evaluate(net, guide, self.batches, likelihood=self.likelihood, progress=self.progress)
+        options: dict[str, Any] = {"likelihood": self.likelihood, "num_exact": self.num_exact}
+        found = self.evaluate(net, guide, self.batches, **options, progress=self.progress)
         margins, errors = self.margins(found.change), found.error
         doubtful = sum(
             int((guide.noise[name].kept & (error > _NEGLIGIBLE) & (margins[name].abs() < 2 * error)).sum())
@@ -166,7 +179,8 @@ class EvidenceCriterion(Criterion):
             warnings.warn(
                 f"the evidence of {doubtful} of {sum(map(len, errors.values()))} units is within two standard errors "
                 f"of what decides about them; it was evaluated on {found.num_evaluated} of {found.num_examples} "
-                "examples: give more batches, or look at the errors that .evaluate(...) returns",
+                f"examples, {found.num_exact} of them exactly: give more batches or a larger num_exact, or look at the "
+                "errors that .evaluate(...) returns",
                 ReductionWarning,
                 stacklevel=2,
             )
@@ -209,6 +223,7 @@ class ClosedOrEvaluated(EvidenceCriterion):
     :param evidence: ``"closed"`` or ``"evaluated"``; see :class:`EvidenceCriterion`.
     :param batches: what to evaluate it on.
     :param likelihood: with which, if it is not the model of the guide.
+    :param num_exact: of all examples, with how many to run the network for each unit; None for all.
     :param progress: whether to show a progress bar.
     :raises ReductionError: for another ``evidence``, one to be evaluated without batches, and prior odds that are no
         finite numbers.
@@ -217,6 +232,7 @@ class ClosedOrEvaluated(EvidenceCriterion):
     evidence: str = CLOSED
     batches: Iterable[Any] | None = field(default=None, repr=False, compare=False)
     likelihood: Likelihood | None = field(default=None, repr=False, compare=False)
+    num_exact: int | None = field(default=NUM_EXACT, repr=False)
     progress: bool = field(default=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_bmrs.distributions import LogUniform
-from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.errors import ReductionError, check_number
 from pyro_bmrs.evidence import log_evidence_change
 from pyro_bmrs.pruning.criteria.criterion import Scores, check_guide
-from pyro_bmrs.pruning.criteria.evidence.unit_likelihoods import UnitLikelihoods, unit_likelihoods
+from pyro_bmrs.pruning.criteria.evidence.unit_likelihoods import unit_likelihoods
+from pyro_bmrs.pruning.criteria.evidence.unit_moments import UnitLikelihoods
 from pyro_bmrs.pruning.criteria.evidence.unit_profile import Places, UnitProfile, places, without_between
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.training.models import Likelihood
@@ -26,6 +27,8 @@ from pyro_bmrs.pruning.training.models import Likelihood
 if TYPE_CHECKING:
     import pandas as pd
 
+# Examples with which the network is run for each unit, unless users say otherwise.
+NUM_EXACT = 1000
 # Units whose integrals are taken together.
 _MOST_UNITS = 256
 
@@ -38,7 +41,7 @@ class UnitEvidence:
     All are by site, of shape ``(units,)``, and 0 for units that are gone.
 
     :param change: the change in log evidence, of the likelihood to the power of one over the KL weight.
-    :param standard_error: of the change, since not all examples were looked at; 0 where they were.
+    :param standard_error: of the change, since not all examples were looked at, or run; 0 where they were.
     :param interpolation_error: an estimate of how much the change may be wrong since the log likelihood was evaluated
         at few values of the noise: by how much one of these matters. Mostly the error is less.
     :param removal: the change in the log likelihood of all the data when the noise is put to its low end; of the
@@ -46,6 +49,8 @@ class UnitEvidence:
     :param kl_weights: by site, what the divergence was multiplied by in the fit.
     :param num_examples: how many examples there are.
     :param num_evaluated: how many of them were looked at.
+    :param num_exact: with how many of these each unit was changed in the network; of the others its outputs were taken
+        to be linear in the noise.
     """
 
     change: Scores
@@ -55,6 +60,7 @@ class UnitEvidence:
     kl_weights: dict[str, float]
     num_examples: int
     num_evaluated: int
+    num_exact: int
 
     @property
     def error(self) -> Scores:
@@ -76,6 +82,7 @@ class UnitEvidence:
         weights = sorted({f"{weight:.4g}" for weight in self.kl_weights.values()} - {"1"})
         tempered = f" (KL weight {', '.join(weights)})" if weights else ""
         of_all = f"{self.num_evaluated} of {self.num_examples} examples"
+        of_all += "" if self.num_exact == self.num_evaluated else f", {self.num_exact} of them exactly"
         spread = self.table.describe().loc[["min", "50%", "max"]]
         return f"evidence of {units} units, evaluated on {of_all}{tempered}\n{spread}"
 
@@ -87,6 +94,7 @@ def evaluate_units(
     batches: Iterable[Any],
     *,
     likelihood: Likelihood | None = None,
+    num_exact: int | None = NUM_EXACT,
     progress: bool = False,
 ) -> UnitEvidence:
     r"""
@@ -101,11 +109,14 @@ def evaluate_units(
     :param reduced_prior: given the prior of the units of a site, the reduced prior.
     :param batches: pairs of inputs and targets, or mappings that hold both, gone through once.
     :param likelihood: by default the model of the guide.
+    :param num_exact: of all examples, with how many each unit is changed in the network; None for all.
     :param progress: whether to show a progress bar.
     :raises ReductionError: for a guide that does not belong to the network or is not fitted, without a likelihood, for
         a KL weight of 0, a reduced prior whose support leaves the prior's, and for data that do not fit.
     """
     check_guide(net, guide)
+    if num_exact is not None:
+        check_number(num_exact, "num_exact, the number of examples that are run for each unit,", low=1)
     model: Any = guide.model if likelihood is None else likelihood
     if not isinstance(model, Likelihood):
         raise ReductionError(
@@ -122,13 +133,14 @@ def evaluate_units(
     means = guide.mean_noise()
     at = {name: places(mean, guide.noise[name].unit_prior) for name, mean in means.items()}
     kept = {name: noise.kept for name, noise in guide.noise.items()}
-    sums, count = unit_likelihoods(net, model, batches, at, kept, progress=progress)
     whole = model.num_examples
+    share = 1.0 if num_exact is None else min(1.0, num_exact / whole)
+    sums = unit_likelihoods(net, model, batches, at, kept, share=share, progress=progress)
     found: dict[str, list[Tensor]] = {}
     for name, noise in guide.noise.items():
         prior = noise.unit_prior
         parts = [
-            _of_units(at[name], sums[name], reduced_prior, weights[name], whole, count, units)
+            _of_units(at[name], sums[name], reduced_prior, weights[name], whole, units)
             for units in torch.arange(noise.num_units).split(_MOST_UNITS)
         ]
         values = [torch.cat(part) for part in zip(*parts)]
@@ -136,7 +148,9 @@ def evaluate_units(
     change, standard_error, interpolation_error, removal = (
         {name: values[field] for name, values in found.items()} for field in range(4)
     )
-    return UnitEvidence(change, standard_error, interpolation_error, removal, weights, whole, count)
+    one = next(iter(sums.values()))
+    counts = one.num_evaluated, one.exact.count
+    return UnitEvidence(change, standard_error, interpolation_error, removal, weights, whole, *counts)
 
 
 def _of_units(
@@ -145,7 +159,6 @@ def _of_units(
     reduced_prior: Callable[[LogUniform], Distribution],
     weight: float,
     whole: int,
-    count: int,
     units: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The change in log evidence of some units, its two errors, and the change in log likelihood; in doubles."""
@@ -154,22 +167,18 @@ def _of_units(
     own = LogUniform(at.noise[:, 0], at.noise[:, -1])
     reduced = reduced_prior(own)
     log_evidence_change(own, own, reduced)  # says what is wrong with a reduced prior, if anything
-    scale = whole / count
-    slope = scale / weight * sums.slope[units]
+    slope = sums.slope_of(whole)[units] / weight
 
     def change(values: Tensor) -> Tensor:
         profile = UnitProfile(at, values / weight, slope)
         return profile.log_mean_likelihood(reduced) - profile.log_mean_likelihood(own)
 
     with torch.inference_mode(False), torch.enable_grad():
-        values = (scale * sums.values[units]).requires_grad_()
+        values = sums.values_of(whole)[units].requires_grad_()
         full = change(values)
         (by_value,) = torch.autograd.grad(full.sum(), values)
     with torch.no_grad():
         coarse = change(without_between(at, values, weight * slope))
-    means = sums.values[units] / count
-    covariance = sums.products[units] / count - means.unsqueeze(-1) * means.unsqueeze(-2)
-    variance = torch.einsum("ui,uij,uj->u", by_value, covariance, by_value).clamp(min=0)
-    # Of a sample without replacement, which is all the data in the end.
-    standard_error = whole * (variance / max(count - 1, 1) * (1 - count / whole)).sqrt()
+    variance = torch.einsum("ui,uij,uj->u", by_value, sums.covariance_of(whole)[units], by_value)
+    standard_error = variance.clamp(min=0).sqrt()  # rounding may leave it below 0
     return full.detach(), standard_error, (full.detach() - coarse).abs(), values.detach()[:, 0]

@@ -4,14 +4,16 @@
 """
 The log likelihood of data with the noise of one unit changed, for all units of a network, in one pass over the data.
 
-The changed networks are one run of the network under :func:`torch.func.vmap`, in which nothing before a unit's layer is
-computed more than once; of a network that vmap cannot run they are run one by one.
+The changed networks are one run of the network under :func:`torch.func.vmap`, in which nothing before a unit's layer
+is computed more than once; of a network that vmap cannot run they are run one by one. Still there is a run for each
+unit and each place. So a share of the examples is run, and of all of them the network's outputs are taken to be linear
+in the noise of a unit, which takes one run backwards for each output. What that misses is little, and known from few.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -24,6 +26,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from tqdm.auto import tqdm
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.criteria.evidence.linear_outputs import linear_outputs, log_likelihood_of_each
+from pyro_bmrs.pruning.criteria.evidence.unit_moments import UnitLikelihoods
 from pyro_bmrs.pruning.criteria.evidence.unit_profile import NUM_PLACES, Places
 from pyro_bmrs.pruning.examples import evaluation
 from pyro_bmrs.pruning.noise.steps.turns import TURN
@@ -35,21 +39,6 @@ from pyro_bmrs.structure.vectorised import Vectorised
 _MOST_EXAMPLES = 512
 
 
-@dataclass
-class UnitLikelihoods:
-    """
-    What the units of a site do to the log likelihood of the data, summed over examples; in double precision.
-
-    :param values: the log likelihood at the places less that at the mean, of shape ``(units, 3)``.
-    :param products: of these differences of single examples, of shape ``(units, 3, 3)``.
-    :param slope: the derivative of the log likelihood in the noise at the mean, of shape ``(units,)``.
-    """
-
-    values: Tensor
-    products: Tensor
-    slope: Tensor
-
-
 def unit_likelihoods(
     net: nn.Module,
     likelihood: Likelihood,
@@ -57,8 +46,9 @@ def unit_likelihoods(
     at: Mapping[str, Places],
     kept: Mapping[str, Tensor],
     *,
+    share: float = 1.0,
     progress: bool = False,
-) -> tuple[dict[str, UnitLikelihoods], int]:
+) -> dict[str, UnitLikelihoods]:
     """
     Runs the data through the network, with the noise of each unit in turn at each of its places.
 
@@ -69,28 +59,36 @@ def unit_likelihoods(
     :param batches: pairs of inputs and targets, or mappings that hold both, as in training; gone through once.
     :param at: where to evaluate, by site; the others' noise is at its mean.
     :param kept: which units to look at, by site.
+    :param share: of the examples, drawn at random from each batch, that are run with each unit changed. The others have
+        outputs that are linear in the noise; of a network of many outputs, or one with noise on the heads of torch's
+        attention, they count for the slope alone.
     :param progress: whether to show a progress bar.
-    :return: the sums by site, and the number of examples.
+    :return: the sums by site.
     :raises ReductionError: for batches without examples, or more examples than the likelihood's, and for a log
         likelihood that is not finite.
     """
     means = {name: places.mean for name, places in at.items()}
     rows = {name: kept[name].nonzero().repeat_interleave(NUM_PLACES, 0).squeeze(-1) for name in at}
-    sums = {name: _nothing(mean) for name, mean in means.items()}
-    count, vectorised = 0, Vectorised("units")
+    sums = {name: UnitLikelihoods.nothing(len(mean)) for name, mean in means.items()}
+    vectorised, generator, count = Vectorised("units"), torch.Generator().manual_seed(0), 0
     # Values that are no numbers are told below, by the name of their site.
     with TURN, evaluation(net), pyro.validation_enabled(False):
         for batch in tqdm(batches, desc="evidence of units", disable=not progress, leave=False):
-            for inputs, targets in _parts(*_examples(batch, means)):
-                log_likelihoods = partial(_log_likelihoods, net, likelihood, inputs, targets)
-                base, slopes = _at_mean(log_likelihoods, means)
+            for x, y in _parts(*_examples(batch, means)):
+                base, slopes = _at_mean(partial(_log_likelihoods, net, likelihood, x, y), means)
                 _check_finite(base, "where all noise is at its mean")
+                some = _chosen(x, y, count, share, generator).to(base.device)
+                linear = linear_outputs(net, likelihood, x, y, at) if len(some) < len(base) else None
+                exactly = partial(_log_likelihoods, net, likelihood, _take(x, some), y[some])
                 for name, total in sums.items():
-                    total.slope += slopes[name].double().cpu()
+                    total.add_slope(slopes[name], len(base))
                     if len(rows[name]):
                         noise = _changed(at[name], rows[name])
-                        changed = vectorised(partial(_with_site, log_likelihoods, means, name), noise)
-                        _add(total, kept[name].cpu(), (changed - base).double().cpu(), name)
+                        changed = (
+                            vectorised(partial(_with_site, exactly, means, name), noise) if len(some) else base[:0]
+                        )
+                        exact = _by_place(changed - base[some], kept[name], name)
+                        total.add(exact, None if linear is None else linear(name, base), some, kept[name])
                 count += len(base)
             if count > likelihood.num_examples:
                 raise ReductionError(
@@ -99,25 +97,14 @@ def unit_likelihoods(
                 )
     if not count:
         raise ReductionError("there is no example to evaluate the evidence of units on")
-    return sums, count
-
-
-def _nothing(mean: Tensor) -> UnitLikelihoods:
-    zeros = torch.zeros(len(mean), dtype=torch.double)
-    values = zeros.unsqueeze(-1).repeat(1, NUM_PLACES)
-    return UnitLikelihoods(values, values.unsqueeze(-1).repeat(1, 1, NUM_PLACES), zeros)
+    return sums
 
 
 def _log_likelihoods(net: nn.Module, likelihood: Likelihood, x: Any, y: Tensor, noise: Mapping[str, Tensor]) -> Tensor:
     """Of each example, of shape ``(examples,)``."""
     with poutine.condition(data=dict(noise)):
         predicted = prediction(run_on_batch(net, x))
-
-    def of_one(output: Tensor, target: Tensor) -> Tensor:
-        return -likelihood.negative_log_likelihood(output.unsqueeze(0), target.unsqueeze(0))
-
-    log_likelihoods: Tensor = torch.func.vmap(of_one)(predicted, y)
-    return log_likelihoods
+    return log_likelihood_of_each(likelihood, predicted, y)
 
 
 def _with_site(log_likelihoods: Any, means: Mapping[str, Tensor], name: str, noise: Tensor) -> Tensor:
@@ -146,12 +133,12 @@ def _changed(at: Places, units: Tensor) -> Tensor:
     return noise
 
 
-def _add(total: UnitLikelihoods, kept: Tensor, differences: Tensor, name: str) -> None:
-    """Adds differences of log likelihoods, of shape ``(rows, examples)``."""
+def _by_place(differences: Tensor, kept: Tensor, name: str) -> Tensor:
+    """Differences of log likelihoods, of shape ``(rows, examples)``, by unit and place; 0 for units that are gone."""
     _check_finite(differences, f"where a unit at noise site {name!r} is changed")
-    by_unit = differences.reshape(-1, NUM_PLACES, differences.shape[-1])
-    total.values[kept] += by_unit.sum(-1)
-    total.products[kept] += by_unit @ by_unit.mT
+    by_place = differences.new_zeros(len(kept), NUM_PLACES, differences.shape[-1])
+    by_place[kept] = differences.reshape(int(kept.sum()), NUM_PLACES, differences.shape[-1])
+    return by_place
 
 
 def _check_finite(log_likelihoods: Tensor, where: str) -> None:
@@ -174,11 +161,27 @@ def _examples(batch: Any, means: Mapping[str, Tensor]) -> tuple[Any, Tensor]:
 
 
 def _parts(x: Any, y: Tensor) -> Iterator[tuple[Any, Tensor]]:
-    """A batch in parts of not too many examples, where all its tensors have the examples along the first dimension."""
-    lengths = {len(leaf) if leaf.dim() else 0 for leaf in tree_leaves((x, y)) if torch.is_tensor(leaf)}
-    if lengths != {len(y)} or len(y) <= _MOST_EXAMPLES:
+    """A batch in parts of not too many examples, where they can be told apart."""
+    if not _is_by_example(x, y) or len(y) <= _MOST_EXAMPLES:
         yield x, y
         return
     for start in range(0, len(y), _MOST_EXAMPLES):
-        take = itemgetter(slice(start, start + _MOST_EXAMPLES))
-        yield tree_map_only(Tensor, take, x), take(y)
+        part = slice(start, start + _MOST_EXAMPLES)
+        yield _take(x, part), y[part]
+
+
+def _is_by_example(x: Any, y: Tensor) -> bool:
+    """Whether all tensors of a batch have the examples along the first dimension."""
+    return {len(leaf) if leaf.dim() else 0 for leaf in tree_leaves((x, y)) if torch.is_tensor(leaf)} == {len(y)}
+
+
+def _take(x: Any, which: Any) -> Any:
+    return tree_map_only(Tensor, itemgetter(which), x)
+
+
+def _chosen(x: Any, y: Tensor, before: int, share: float, generator: torch.Generator) -> Tensor:
+    """Which examples of a batch to run with units changed: of all so far it is the share, rounded up."""
+    if not _is_by_example(x, y):
+        return torch.arange(len(y))
+    number = math.ceil(share * (before + len(y))) - math.ceil(share * before)
+    return torch.randperm(len(y), generator=generator)[:number]

@@ -158,6 +158,21 @@ def test_some_of_the_examples_stand_for_all():
     assert 0.7 < scores.square().mean().sqrt() < 1.4
 
 
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_few_examples_that_are_run_exactly(strength):
+    """Linear outputs do for the others: errors are told, and small beside those of few examples alone."""
+    net, guide, x, y = classifier(count=1500, strength=strength)
+    whole = evaluate_units(net, guide, N, [(x, y)], num_exact=None)
+    assert (whole.num_evaluated, whole.num_exact) == (1500, 1500)
+    found = evaluate_units(net, guide, N, [(x, y)], num_exact=100)
+    assert (found.num_evaluated, found.num_exact) == (1500, 100)
+    alone = evaluate_units(net, guide, N, [(x[:100], y[:100])], num_exact=None)
+    for name, error in found.standard_error.items():
+        assert ((found.change[name] - whole.change[name]).abs() <= 4 * error + 0.05).all()
+        assert error.mean() < 0.8 * alone.standard_error[name].mean()
+    assert "1500 of 1500 examples, 100 of them exactly" in repr(found)
+
+
 def test_single_precision():
     net, guide, x, y = classifier()
     double = evaluate_units(net, guide, N, [(x, y)])
@@ -183,6 +198,8 @@ def test_mistakes():
     net, guide, x, y = classifier()
     other = AutoTruncatedLogNormal(net)
     other.noise_parameters.data.copy_(guide.noise_parameters.data)
+    with pytest.raises(ReductionError, match="num_exact.*not 0"):
+        evaluate_units(net, guide, N, [(x, y)], num_exact=0)
     with pytest.raises(ReductionError, match="likelihood="):
         evaluate_units(net, other, N, [(x, y)])
     given = evaluate_units(net, other, N, [(x, y)], likelihood=guide.model)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -67,8 +68,7 @@ def test_each_unit_changed_by_hand(kind):
     net, guide, at, kept, x, y = prepared(kind)
     for name in at:
         kept[name][0] = False
-    sums, count = unit_likelihoods(net, guide.model, [(x[:5], y[:5]), (x[5:], y[5:])], at, kept)
-    assert count == 9
+    sums = unit_likelihoods(net, guide.model, [(x[:5], y[:5]), (x[5:], y[5:])], at, kept)
     net.eval()
     means = {name: place.mean for name, place in at.items()}
     base = log_likelihood(net, means, x, y)
@@ -80,8 +80,10 @@ def test_each_unit_changed_by_hand(kind):
                 changed[unit] = noise
                 differences.append(log_likelihood(net, {**means, name: changed}, x, y) - base)
             by_place = torch.stack(differences).detach()
-            torch.testing.assert_close(sums[name].values[unit], by_place.sum(-1), rtol=1e-9, atol=1e-9)
-            torch.testing.assert_close(sums[name].products[unit], by_place @ by_place.T, rtol=1e-9, atol=1e-9)
+            assert sums[name].count == sums[name].exact.count == 9 and not sums[name].linear.count
+            found = sums[name].exact
+            torch.testing.assert_close(found.values[unit, :3], by_place.sum(-1), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(found.products[unit, :3, :3], by_place @ by_place.T, rtol=1e-9, atol=1e-9)
 
             def total(step, name=name, unit=unit):
                 changed = means[name].clone()
@@ -90,7 +92,7 @@ def test_each_unit_changed_by_hand(kind):
 
             slope = (total(1e-5) - total(-1e-5)) / 2e-5
             assert sums[name].slope[unit].item() == pytest.approx(slope, rel=1e-5, abs=1e-6)
-        assert not sums[name].values[0].any()
+        assert not sums[name].exact.values[0].any()
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -109,15 +111,56 @@ def test_the_network_stays_as_it_is(kind):
 
 def test_how_examples_are_batched_does_not_matter():
     net, guide, at, kept, x, y = prepared("convolutions", count=1100)
-    whole, count = unit_likelihoods(net, guide.model, [(x, y)], at, kept)
-    assert count == 1100
+    whole = unit_likelihoods(net, guide.model, [(x, y)], at, kept)
     for inputs in (lambda x: (x,), lambda x: {"input": x}):
         parts = ((inputs(part), labels) for part, labels in zip(x.split(300), y.split(300)))
-        again, _ = unit_likelihoods(net, guide.model, parts, at, kept)
+        again = unit_likelihoods(net, guide.model, parts, at, kept)
         for name, total in whole.items():
-            torch.testing.assert_close(again[name].values, total.values)
+            assert again[name].count == 1100
             torch.testing.assert_close(again[name].slope, total.slope)
-            torch.testing.assert_close(again[name].products, total.products)
+            torch.testing.assert_close(again[name].exact.values, total.exact.values)
+            torch.testing.assert_close(again[name].exact.products, total.exact.products)
+
+
+def test_targets_may_be_labels_among_the_inputs():
+    net, guide, at, kept, x, y = prepared("convolutions")
+    pairs = unit_likelihoods(net, guide.model, [(x, y)], at, kept)
+    mapped = unit_likelihoods(net, guide.model, [{"input": x, "labels": y}], at, kept)
+    for name, total in pairs.items():
+        torch.testing.assert_close(mapped[name].exact.values, total.exact.values)
+    with pytest.raises(ReductionError, match="no targets"):
+        unit_likelihoods(net, guide.model, [{"input": x}], at, kept)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3])
+def test_a_share_of_the_examples_says_what_linear_outputs_miss(share):
+    """The others are known by linear outputs, up to an error that is told."""
+    net, guide, at, kept, x, y = prepared("convolutions", count=90)
+    state = torch.get_rng_state()
+    some = unit_likelihoods(net, guide.model, [(x[:40], y[:40]), (x[40:], y[40:])], at, kept, share=share)
+    assert torch.equal(torch.get_rng_state(), state)
+    whole = unit_likelihoods(net, guide.model, [(x, y)], at, kept)
+    for name, total in some.items():
+        assert (total.count, total.linear.count) == (90, 90)
+        assert total.exact.count == math.ceil(share * 90)
+        torch.testing.assert_close(total.slope, whole[name].slope)
+        if share > 0.1:
+            said = total.covariance_of(90).diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+            error = (total.values_of(90) - whole[name].values_of(90)).abs()
+            # A kink that only others meet is not seen.
+            assert (error <= 4 * said + 1e-2).all()
+    # Behind the last noise the network is linear.
+    last = list(some)[-1]
+    exact, beside = some[last].exact.values.chunk(2, -1)
+    torch.testing.assert_close(exact, beside)
+    torch.testing.assert_close(some[last].linear.values, whole[last].exact.values[:, :3])
+
+
+def test_without_linear_outputs_the_share_stands_for_all():
+    net, guide, at, kept, x, y = prepared("attention", count=40)
+    sums = unit_likelihoods(net, guide.model, [(x, y)], at, kept, share=0.25)
+    for total in sums.values():
+        assert (total.count, total.linear.count, total.exact.count) == (40, 0, 10)
 
 
 def test_mistakes():
