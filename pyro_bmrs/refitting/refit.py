@@ -5,32 +5,30 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.infer.elbo import ELBO
-from torch.distributions import Distribution, kl_divergence
 from tqdm.auto import tqdm
 
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.guides.pickles import signature
-from pyro_bmrs.posteriors.reading import bare_model, read_guide
+from pyro_bmrs.posteriors.reading import bare_model
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide
 from pyro_bmrs.posteriors.traces import latent_nodes
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.refitting.checkpoints import Checkpoint
+from pyro_bmrs.refitting.divergence import Posteriors
 from pyro_bmrs.refitting.moment_guides import guide_at_moments
 from pyro_bmrs.refitting.training import Objective, Schedule, Training, mean_and_error
-from pyro_bmrs.refitting.unpinning import unpinned_guide
 from pyro_bmrs.structure.packed import holds_draws
 from pyro_bmrs.structure.vectorised import own_random_numbers, set_seed
 
@@ -39,7 +37,8 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-_KL_DRAWS = 1000
+# Nats that more steps may gain with a guide that has been fitted.
+_LARGEST_GAIN = 0.1
 _MOMENT_DRAWS = 1000
 
 
@@ -53,7 +52,8 @@ class Refit:
     :param reduced_sites: the sites whose prior was reduced.
     :param delta_evidence: what the reduction said: the change in log evidence in nats.
     :param delta_elbo: ELBO of the refitted guide under the reduced model less that of the fitted guide under the full
-        model, in nats.
+        model, in nats; where refitting gained anything, the latter was trained on as well, so that what the fit had
+        left undone is on neither side.
     :param standard_error: of ``delta_elbo``, from the same random numbers on both sides.
     :param initial_delta_elbo: the same before the first step: of the reduced posterior, or of the guide begun with.
     :param initial_standard_error: of ``initial_delta_elbo``.
@@ -62,6 +62,8 @@ class Refit:
     :param divergence_error: the standard error of each; 0 where there is a closed form.
     :param num_steps: how many steps of SVI it took.
     :param converged: whether the ELBO had stopped improving.
+    :param fit_gain: by how much more steps raised the ELBO of the fitted guide itself, in nats; 0 where it had
+        converged.
     """
 
     model: Callable[..., Any]
@@ -76,6 +78,7 @@ class Refit:
     divergence_error: dict[str, float]
     num_steps: int
     converged: bool
+    fit_gain: float = 0.0
 
     @property
     def discrepancy(self) -> float:
@@ -91,6 +94,8 @@ class Refit:
             f"ΔF = {self.delta_evidence:.2f} nats, ΔELBO = {self.delta_elbo:.2f} ± {self.standard_error:.2g} nats "
             f"after {self.num_steps} steps ({state})"
         )
+        if self.fit_gain > _LARGEST_GAIN:
+            text += f"; the fitted guide had not converged, by {self.fit_gain:.2g} nats"
         if not self.divergence:
             return text
         site = max(self.divergence, key=self.divergence.__getitem__)
@@ -122,6 +127,9 @@ def refit(
 ) -> Refit:
     """
     Fits the reduced model further by SVI, from the reduced posterior, and compares with what the reduction said.
+
+    Where refitting gains anything, a copy of the fitted guide is trained on under the full model as well: a fit that
+    had not converged gains under any prior, its own too, and says nothing of the reduction.
 
     Refitting can only raise the ELBO of the reduced model. Where it ends close to Delta F with the posterior where it
     was, the reduction was right; where it moves far, the fitted guide (a mean-field one, say) did not know what the
@@ -160,7 +168,7 @@ def refit(
         positive, a window, ``max_steps``, ``num_particles`` or a seed that is no integer or too small, a negative
         tolerance, an ELBO that is not finite, or a checkpoint that is truncated, none, or of another task, which is
         left as it is.
-    :warns ReductionWarning: where ``max_steps`` were not enough.
+    :warns ReductionWarning: where ``max_steps`` were not enough, and where the fitted guide had not converged.
 
     Example::
 
@@ -189,7 +197,9 @@ def refit(
     with own_random_numbers(), torch.enable_grad():
         set_seed(seed)
         begun = _start(reduction) if start is None else start
-        before = Objective(full.model, full.guide, schedule, full.args, full.kwargs)
+        # One of its own, since it may be trained.
+        whole = full.with_statements({}, full.model)
+        before = Objective(full.model, whole, schedule, full.args, full.kwargs)
         after = Objective(reduction.model, begun, schedule, full.args, full.kwargs)
         origin = reduction.fitted if start is None and isinstance(reduction.fitted, FittedGuide) else None
         task = {} if checkpoint is None else _signature(before, after, reduction)
@@ -208,7 +218,15 @@ def refit(
                 origin,
                 tell,
                 None if kept is None else kept["training"],
+                settle=True,
             )
+    if result.fit_gain > _LARGEST_GAIN:
+        warnings.warn(
+            f"the fitted guide had not converged: more steps raise its own ELBO by {result.fit_gain:.2g} nats, so that "
+            "what was read off it is in doubt; fit it further, and reduce again",
+            ReductionWarning,
+            stacklevel=2,
+        )
     if not result.converged:
         warn_not_converged(result.num_steps, stacklevel=3)
     return result
@@ -294,6 +312,8 @@ def follow(
     origin: FittedGuide | None,
     tell: Callable[[Training], Any],
     state: Mapping[str, Any] | None = None,
+    *,
+    settle: bool = False,
 ) -> Refit:
     """
     Trains the guide of ``after`` and says what that changed. To be called with random numbers of one's own.
@@ -305,72 +325,37 @@ def follow(
     :param origin: the guide that the one to be trained was made from, where that tells what its points are.
     :param tell: called after each window.
     :param state: where an earlier training had come to.
+    :param settle: whether the guide of ``before`` is trained, too, where that of ``after`` gains anything.
     """
     num_particles = after.schedule.num_particles
     elbos, first = before.elbos(num_particles), after.elbos(num_particles)
-    reduced = _posteriors(after, origin)
+    begun = Posteriors.of(after, origin)
     training = Training(after)
     if state is not None:
         training.restore(state)
     while not training.finished:
         training.advance()
         tell(training)
-    divergence = _divergences(_posteriors(after, origin), reduced)
+    divergence = Posteriors.of(after, origin).divergences_from(begun)
+    settled = _settled(before, elbos) if settle and training.has_gained else elbos
     return Refit(
         after.model,
         after.guide,
         reduced_sites,
         delta_evidence,
-        *mean_and_error(after.elbos(num_particles) - elbos),
+        *mean_and_error(after.elbos(num_particles) - settled),
         *mean_and_error(first - elbos),
         {name: value for name, (value, _) in divergence.items()},
         {name: error for name, (_, error) in divergence.items()},
         training.num_steps,
         training.converged,
+        float((settled - elbos).mean()),
     )
 
 
-def _is_known(fitted: FittedGuide) -> bool:
-    return fitted.sites <= fitted.factor_of.keys()
-
-
-@torch.no_grad()
-def _posteriors(objective: Objective, origin: FittedGuide | None) -> dict[str, Distribution]:
-    """The posterior of each site that the guide draws by itself, as it is now."""
-    # Of a subsample, the same is read each time.
-    set_seed(objective.schedule.seed)
-    read = partial(read_guide, model=objective.model, args=objective.args, kwargs=objective.kwargs)
-    fitted = read(objective.guide)
-    if isinstance(objective.guide, ReducedGuide) and origin is not None and not _is_known(fitted) and _is_known(origin):
-        # A vector with points in it has no density; in the place of each, both sides get the same.
-        fitted = read(unpinned_guide(objective.guide, origin, objective.model))
-    conditional = fitted.posterior_upstream(fitted.factor_of)
-    return {
-        name: copy.deepcopy(factor.posterior(name))
-        for name, factor in fitted.factor_of.items()
-        if not conditional[name]
-    }
-
-
-@torch.no_grad()
-def _divergences(
-    refitted: Mapping[str, Distribution], reduced: Mapping[str, Distribution]
-) -> dict[str, tuple[float, float]]:
-    """Kullback-Leibler divergence of the reduced from the refitted posterior of each site, and its standard error."""
-    shared: Collection[str] = sorted(refitted.keys() & reduced.keys())
-    found = {name: _divergence(refitted[name], reduced[name]) for name in shared}
-    return {name: divergence for name, divergence in found.items() if divergence is not None}
-
-
-def _divergence(refitted: Distribution, reduced: Distribution) -> tuple[float, float] | None:
-    """In closed form where there is one, else by draws; None where a density is not known."""
-    try:
-        return float(kl_divergence(refitted, reduced).sum()), 0.0
-    except NotImplementedError:
-        pass
-    try:
-        draws = refitted.sample(torch.Size([_KL_DRAWS]))
-        ratios = refitted.log_prob(draws) - reduced.log_prob(draws)
-    except NotImplementedError:
-        return None
-    return mean_and_error(ratios.reshape(_KL_DRAWS, -1).sum(-1).double().cpu().numpy())
+def _settled(objective: Objective, elbos: np.ndarray) -> np.ndarray:
+    """The ELBOs of a guide once it is trained for as long as it gains by that."""
+    training = Training(objective)
+    while not training.finished:
+        training.advance()
+    return objective.elbos(len(elbos)) if training.has_gained else elbos

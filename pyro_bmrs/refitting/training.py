@@ -205,6 +205,11 @@ class Training:
         return not self._parameters or self._stage == len(self._schedule.learning_rates)
 
     @property
+    def has_gained(self) -> bool:
+        """Whether any window has raised the ELBO."""
+        return any(bool(place.any()) for place in self._best)
+
+    @property
     def finished(self) -> bool:
         """Whether it has converged, or has taken all the steps that it may."""
         return self.converged or self.num_steps >= self._schedule.max_steps
