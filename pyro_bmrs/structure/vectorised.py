@@ -175,8 +175,10 @@ def _same_state(one: Any, other: Any) -> bool:
 def own_random_numbers() -> Iterator[None]:
     """Lets what is inside seed the global generators, and puts them back."""
     state = get_rng_state()
+    # A device that nothing has been drawn on yet is not woken for this.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
         set_rng_state(state)

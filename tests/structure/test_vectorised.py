@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 
 from pyro_bmrs.structure import vectorised
-from pyro_bmrs.structure.vectorised import Vectorised, own_random_numbers, set_seed
+from pyro_bmrs.structure.vectorised import Vectorised, own_parameters, own_random_numbers, set_seed
 
 DRAWS = torch.zeros(2000)
 
@@ -103,3 +103,16 @@ def test_random_numbers_inside_leave_those_outside_alone():
         set_seed(0)
         raise KeyError
     assert numbers() == expected[0]
+
+
+def test_parameters_that_come_inside_go_again_and_those_before_stay_the_same_tensors():
+    before = pyro.param("before", torch.tensor(1.0))
+    with own_parameters():
+        pyro.param("inside", torch.tensor(2.0))
+        assert pyro.param("before") is not None
+    assert set(pyro.get_param_store()) == {"before"}
+    assert pyro.param("before") is before
+    with pytest.raises(KeyError), own_parameters():
+        pyro.param("inside", torch.tensor(2.0))
+        raise KeyError
+    assert set(pyro.get_param_store()) == {"before"}
