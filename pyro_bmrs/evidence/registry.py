@@ -25,6 +25,16 @@ from pyro_bmrs.evidence.accuracy import Accuracy, Estimated
 
 
 @dataclass(frozen=True)
+class Built:
+    """What gives something that is there already, in the place of what builds it."""
+
+    value: Any
+
+    def __call__(self) -> Any:
+        return self.value
+
+
+@dataclass(frozen=True)
 class Reduced(Estimated):
     """
     What a rule says of one triple: the change in log evidence, and the reduced posterior when it is asked for.
@@ -38,6 +48,14 @@ class Reduced(Estimated):
     delta_evidence: Tensor
     build_posterior: Callable[[], Distribution]
     accuracy: Accuracy = Accuracy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled is the posterior that was to be built, not how."""
+        return Reduced, (self.delta_evidence, Built(self.posterior), self.accuracy)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reduced:
+        """Itself: nothing changes it, and gradients flow through it."""
+        return self
 
     @cached_property
     def posterior(self) -> Distribution:

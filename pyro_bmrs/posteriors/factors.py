@@ -24,6 +24,7 @@ from torch.distributions import Distribution, LowRankMultivariateNormal, Multiva
 from pyro_bmrs import evidence
 from pyro_bmrs.errors import naming
 from pyro_bmrs.evidence.accuracy import Accuracy, Estimated, combine
+from pyro_bmrs.evidence.registry import Built
 from pyro_bmrs.structure import mixtures as mixed_priors
 from pyro_bmrs.structure.coordinates import (
     Block,
@@ -45,16 +46,6 @@ How = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class _Built:
-    """What gives something that is there already."""
-
-    value: Any
-
-    def __call__(self) -> Any:
-        return self.value
-
-
-@dataclass(frozen=True)
 class ReducedFactor(Estimated):
     """
     One factor after its reduction.
@@ -72,7 +63,7 @@ class ReducedFactor(Estimated):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled is what was to be built, not how."""
-        built = _Built(self.statement), _Built(self.posteriors)
+        built = Built(self.statement), Built(self.posteriors)
         return ReducedFactor, (self.delta_evidence, *built, self.accuracy)
 
     @cached_property

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
+import pickle
 import warnings
 
 import mpmath as mp
@@ -217,3 +219,14 @@ class TestARuleFromOutside:
         shifted = dist.Laplace(1.0, 0.5)
         assert reduce(q, p, shifted).method == "quadrature"
         assert reduce(q, p, r).method == "exact"
+
+
+@pytest.mark.parametrize("take", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+@pytest.mark.parametrize("method", ["exact", "quadrature", "importance"])
+def test_what_a_rule_says_can_be_copied(take, method):
+    loc = torch.tensor([0.1, 0.4], requires_grad=True)
+    reduced = reduce(dist.Normal(2 * loc, 0.2), dist.Normal(0.0, 1.0), dist.Normal(0.2, 0.3), method=method)
+    twin = take(reduced)
+    torch.testing.assert_close(twin.delta_evidence, reduced.delta_evidence)
+    torch.testing.assert_close(twin.posterior.mean, reduced.posterior.mean)
+    assert twin.accuracy.method == method
