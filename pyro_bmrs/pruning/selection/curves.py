@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.errors import check_number
 from pyro_bmrs.pruning.criteria.criterion import Criterion, margins_of, score_units
 from pyro_bmrs.pruning.examples import evaluation
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
@@ -62,8 +62,8 @@ def accuracy_vs_compression(
     """
     import pandas as pd
 
-    if num_points is not None and num_points < 2:
-        raise ReductionError(f"a curve has at least two points, not {num_points}")
+    if num_points is not None:
+        check_number(num_points, "the number of points of a curve", low=2)
     margins = margins_of(criterion, score_units(criterion, net, guide))
     groups = [group for group, _ in removal_order(net, margins, unit_groups(net, example_inputs), adds=criterion.adds)]
     going, _ = rescue(net, groups, groups)

@@ -156,7 +156,10 @@ class Likelihood(nn.Module):
         :param output: what the network predicts.
         :param y: the targets.
         :return: both, the output in single precision at least.
+        :raises ReductionError: for a batch without examples.
         """
+        if not len(output):
+            raise ReductionError("there is no example in the batch, of which the loss would be the mean")
         return at_least_single(output), y
 
     def _observation_of(self, output: Tensor, y: Tensor | None) -> Any:
@@ -217,8 +220,10 @@ def parameter_groups(elbo: ELBOModule, *, lr: float, noise_lr: float | None = No
     :param lr: learning rate of the weights, and of all else.
     :param noise_lr: that of the noise; ten times the other by default.
     :return: the groups, the weights first.
-    :raises ReductionError: for a guide without noise.
+    :raises ReductionError: for a guide without noise, and learning rates that are negative or not finite.
     """
+    for rate in (lr,) if noise_lr is None else (lr, noise_lr):
+        check_number(rate, "a learning rate", low=0)
     guide = elbo.guide
     if not isinstance(guide, AutoTruncatedLogNormal) or not guide.noise:
         raise ReductionError(

@@ -7,13 +7,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pyro import poutine
+from pyro.distributions import Normal
 from pyro.infer import Predictive, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
-from torch.distributions import Normal
 
 from pyro_bmrs import ReductionError
-from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, Regression, WarmUp, parameter_groups
+from pyro_bmrs.pruning import (
+    AutoTruncatedLogNormal,
+    Classification,
+    Likelihood,
+    NoiseELBO,
+    Regression,
+    WarmUp,
+    parameter_groups,
+)
 from tests.pruning.training.guided import NUM_EXAMPLES, all_but_certain, divergences, network
 
 
@@ -87,6 +95,30 @@ def test_the_noise_has_a_learning_rate_of_its_own():
 def test_mistakes(make, match):
     with pytest.raises(ReductionError, match=match):
         make()
+
+
+@pytest.mark.parametrize("rates", [{"lr": float("nan")}, {"lr": 0.1, "noise_lr": float("inf")}, {"lr": -1.0}])
+def test_learning_rates_are_numbers(rates):
+    model = Classification(network(), 5)
+    with pytest.raises(ReductionError, match="a learning rate is a finite number"):
+        parameter_groups(TraceMeanField_ELBO()(model, AutoTruncatedLogNormal(model)), **rates)
+
+
+@pytest.mark.parametrize("elbo", [NoiseELBO, TraceMeanField_ELBO])
+def test_a_batch_without_examples(elbo):
+    model = Classification(network(), 5)
+    with pytest.raises(ReductionError, match="no example in the batch"):
+        elbo()(model, AutoTruncatedLogNormal(model))(torch.randn(0, 4), torch.zeros(0).long())
+
+
+def test_what_is_observed_has_the_examples_first():
+    class Transposed(Likelihood):
+        def observation(self, output):
+            return Normal(output.T, 1.0)
+
+    model = Transposed(network(), 5)
+    with pytest.raises(ReductionError, match=r"4 here, and this Normal has the batch shape \(3, 4\)"):
+        model.negative_log_likelihood(torch.randn(4, 3), torch.randn(3, 4))
 
 
 def test_parameter_groups_need_noise():

@@ -88,11 +88,18 @@ class Recalled:
 
 
 def _states(device: torch.device) -> list[Tensor]:
-    own = [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state(device)]
-    return [torch.get_rng_state(), *own]
+    """The states of the generators of the CPU and of the device, if it is another that has one."""
+    if device.type in ("cpu", "meta"):
+        return [torch.get_rng_state()]
+    return [torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*_places(device))]
 
 
 def _set_states(device: torch.device, states: list[Tensor]) -> None:
     torch.set_rng_state(states[0])
     for state in states[1:]:
-        torch.get_device_module(device).set_rng_state(state, device)
+        torch.get_device_module(device).set_rng_state(state, *_places(device))
+
+
+def _places(device: torch.device) -> list[torch.device]:
+    """What names the device among several of its type; of Apple's there is one, which takes no name."""
+    return [] if device.type == "mps" else [device]
