@@ -100,7 +100,7 @@ def compress(
     the units go of which :class:`~pyro_bmrs.pruning.BMRS_N` says that they are better gone, and what is left is
     compacted and kept. Of the networks on this path some are trained to their end without noise, by bisection; the
     smallest is taken whose held-out log likelihood, and accuracy where there is one, is within one standard error of
-    the best. All of it takes up to 2.5 times as long as the plain training of as many epochs.
+    the whole network's. All of it takes up to 2.5 times as long as the plain training of as many epochs.
 
     :param net: the network, without noise; left as it is. It is trained on the device that it is on.
     :param train_data: a data loader, a data set of pairs of inputs and targets (or of mappings that hold the targets as
@@ -182,8 +182,8 @@ def compress(
                 chosen = run.bisect(steps, partial(_smallest_of_accuracy, loss=accuracy_loss))
                 rule = f"the smallest that loses at most {accuracy_loss:.2%} of accuracy"
             else:
-                chosen = run.bisect(steps, _smallest_near_best)
-                rule = "the smallest within one standard error of the best"
+                chosen = run.bisect(steps, _smallest_near_whole)
+                rule = "the smallest within one standard error of the whole"
     return Compression(steps, chosen, rule)
 
 
@@ -301,7 +301,7 @@ class _Run:
         self.checkpoint.save("whole", model.state_dict())
 
 
-def _smallest_near_best(steps: Sequence[PathStep]) -> int:
+def _smallest_near_whole(steps: Sequence[PathStep]) -> int:
     right = [step.held_out.right for step in steps if step.held_out.right is not None]
     return one_standard_error(
         torch.stack([step.held_out.log_likelihoods for step in steps]),

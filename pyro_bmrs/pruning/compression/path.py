@@ -1,13 +1,12 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A path of networks from large to small, and which of them the data cannot tell from the best."""
+"""A path of networks from large to small, and which of them the data cannot tell from the whole."""
 
 from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from pyro_bmrs.errors import ReductionError
@@ -70,54 +69,65 @@ def paired_error(difference: Tensor) -> Tensor:
     return difference.std(-1, correction=1) / math.sqrt(difference.shape[-1])
 
 
-def within_one_error(values: Tensor) -> Tensor:
+def no_worse(values: Tensor) -> Tensor:
     """
-    Which networks are within one standard error of the best, on average over held-out examples.
+    Which networks are worse than the first by no more than one standard error, on average over held-out examples.
 
     The error is that of the difference, paired over examples: examples that are hard for all networks tell nothing.
 
     :param values: of each example under each network, the larger the better; shape ``(networks, examples)``. A network
         with a value that is not finite is not among them.
     :return: which, shape ``(networks,)``.
-    :raises ReductionError: for fewer than two examples, or where no network has finite values.
+    :raises ReductionError: for fewer than two examples, or a first network whose values are not finite.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_bmrs.pruning.compression.path import no_worse
+        >>> no_worse(torch.tensor([[-1.0, -2.0, -3.0], [-1.1, -1.9, -3.0], [-5.0, -5.0, -6.0]]))
+        tensor([ True,  True, False])
     """
     if values.dim() != 2 or values.shape[1] < 2:
         raise ReductionError("the rule of one standard error needs at least two held-out examples")
-    means = values.double().mean(1)
-    means = torch.where(means.isfinite(), means, -torch.inf)
-    best = means.argmax()
-    if not means[best].isfinite():
-        raise ReductionError("no network on the path has a finite held-out log likelihood: train at a lower rate")
-    difference = values[best].double() - values.double()
-    # The best itself differs by nothing.
-    return means.isfinite() & (difference.mean(1) <= paired_error(difference))
+    values = values.double()
+    if not values[0].isfinite().all():
+        raise ReductionError(
+            "the whole network gives held-out examples a log likelihood that is not finite: train it at a lower rate"
+        )
+    difference = values[0] - values
+    # The first itself differs by nothing.
+    return values.isfinite().all(1) & (difference.mean(1) <= paired_error(difference))
 
 
 def one_standard_error(log_likelihoods: Tensor, sizes: Tensor, right: Tensor | None = None) -> int:
     """
-    The smallest network that the held-out examples cannot tell from the best.
+    The smallest network that the held-out examples cannot tell from the whole one, or not for the worse.
 
-    That is one whose log likelihood is within one standard error of the best (L. Breiman, J. Friedman, R. Olshen and
-    C. Stone (1984), *Classification and regression trees*, for the rule). Where labels are observed it is looked for
-    among those whose accuracy is within one error of the best: a network that is too sure of itself may have a poor log
-    likelihood and more labels right than any.
+    Its log likelihood is within one standard error of the whole network's (L. Breiman, J. Friedman, R. Olshen and C.
+    Stone (1984), *Classification and regression trees*, for the rule), and so is its accuracy where labels are
+    observed: a network that is too sure of itself may have a poor log likelihood and more labels right than any.
 
-    :param log_likelihoods: of each held-out example under each network in nats, shape ``(networks, examples)``.
+    Not the best network is compared with, as the rule usually has it. Trained again, from other random numbers,
+    networks differ by more than an error over examples says; the best of several is so by luck.
+
+    :param log_likelihoods: of each held-out example under each network in nats, the whole network's first; shape
+        ``(networks, examples)``.
     :param sizes: of each network, shape ``(networks,)``.
     :param right: whether each label is the most probable one, of the same shape, where labels are observed.
     :return: which network; of several of one size the one with the larger log likelihood.
-    :raises ReductionError: for fewer than two examples, or log likelihoods that are finite for no network.
+    :raises ReductionError: as for :func:`no_worse`.
 
     Example::
 
         >>> import torch
         >>> from pyro_bmrs.pruning.compression.path import one_standard_error
-        >>> large, middle, small = [[-1.0, -2.0, -3.0], [-1.1, -1.9, -3.0], [-5.0, -5.0, -6.0]]
-        >>> one_standard_error(torch.tensor([large, middle, small]), torch.tensor([9, 5, 1]))
+        >>> whole, middle, small = [[-1.0, -2.0, -3.0], [-1.1, -1.9, -3.0], [-5.0, -5.0, -6.0]]
+        >>> one_standard_error(torch.tensor([whole, middle, small]), torch.tensor([9, 5, 1]))
         1
     """
-    near = torch.ones(len(log_likelihoods), dtype=torch.bool) if right is None else within_one_error(right)
-    near[near.clone()] = within_one_error(log_likelihoods[near])
+    near = no_worse(log_likelihoods)
+    if right is not None:
+        near &= no_worse(right)
     means = log_likelihoods.double().mean(1)
     candidates: list[int] = near.nonzero().flatten().tolist()
     return min(candidates, key=lambda step: (float(sizes[step]), -float(means[step])))

@@ -89,7 +89,7 @@ class Compression:
         A row for each step.
 
         It has the ``temperature``; ``parameters`` and ``macs``; ``log_likelihood``, the mean over held-out examples in
-        nats, with its ``error``, that of the difference from the best network that is trained, paired over examples;
+        nats, with its ``error``, that of the difference from the whole network, paired over examples;
         ``accuracy`` where labels are observed; whether it was ``trained`` to its end, without which it is not to be
         compared with those that were; how many units are left, by site; and which step was ``chosen``.
         """
@@ -97,14 +97,12 @@ class Compression:
 
         values = torch.stack([step.held_out.log_likelihoods for step in self.steps])
         means = values.mean(1)
-        trained = torch.tensor([step.is_trained for step in self.steps])
-        best = torch.where(trained & means.isfinite(), means, -torch.inf).argmax()
         columns: dict[str, Any] = {
             "temperature": [step.temperature for step in self.steps],
             "parameters": [step.parameters for step in self.steps],
             "macs": [step.macs for step in self.steps],
             "log_likelihood": means.tolist(),
-            "error": paired_error(values[best] - values).tolist(),
+            "error": paired_error(values[0] - values).tolist(),
             "accuracy": [step.held_out.accuracy for step in self.steps],
             "trained": [step.is_trained for step in self.steps],
         }
