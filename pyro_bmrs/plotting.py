@@ -169,7 +169,7 @@ def plot_compression(compression: CompressionPath) -> Figure:
     """
     Draws the held-out log likelihood of the networks on a path against their size, and what each site has left.
 
-    Bars are one standard error of the difference from the best, paired over examples. The chosen network is marked.
+    Bars are one standard error. The chosen network is marked.
 
     :param compression: what :func:`~pyro_bmrs.pruning.compress` returned.
     :return: a new figure.

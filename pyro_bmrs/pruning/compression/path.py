@@ -60,20 +60,18 @@ def next_temperature(temperature: float, before: int, after: int) -> float:
     return temperature * (_FAST if after > (1 - _FEW) * before else _SLOW)
 
 
-def paired_error(difference: Tensor) -> Tensor:
+def standard_error(values: Tensor) -> Tensor:
     """
-    The standard error of a mean difference over examples.
+    The standard error of a mean over examples.
 
-    :param difference: by example along the last dimension.
+    :param values: by example along the last dimension.
     """
-    return difference.std(-1, correction=1) / math.sqrt(difference.shape[-1])
+    return values.std(-1, correction=1) / math.sqrt(values.shape[-1])
 
 
 def no_worse(values: Tensor) -> Tensor:
     """
-    Which networks are worse than the first by no more than one standard error, on average over held-out examples.
-
-    The error is that of the difference, paired over examples: examples that are hard for all networks tell nothing.
+    Which networks are within one standard error of the first, or better, on average over held-out examples.
 
     :param values: of each example under each network, the larger the better; shape ``(networks, examples)``. A network
         with a value that is not finite is not among them.
@@ -84,7 +82,7 @@ def no_worse(values: Tensor) -> Tensor:
 
         >>> import torch
         >>> from pyro_bmrs.pruning.compression.path import no_worse
-        >>> no_worse(torch.tensor([[-1.0, -2.0, -3.0], [-1.1, -1.9, -3.0], [-5.0, -5.0, -6.0]]))
+        >>> no_worse(torch.tensor([[-1.0, -2.0, -3.0], [-1.4, -2.4, -3.4], [-5.0, -5.0, -6.0]]))
         tensor([ True,  True, False])
     """
     if values.dim() != 2 or values.shape[1] < 2:
@@ -94,21 +92,21 @@ def no_worse(values: Tensor) -> Tensor:
         raise ReductionError(
             "the whole network gives held-out examples a log likelihood that is not finite: train it at a lower rate"
         )
-    difference = values[0] - values
-    # The first itself differs by nothing.
-    return values.isfinite().all(1) & (difference.mean(1) <= paired_error(difference))
+    means = values.mean(1)
+    return means.isfinite() & (means >= means[0] - standard_error(values[0]))
 
 
 def one_standard_error(log_likelihoods: Tensor, sizes: Tensor, right: Tensor | None = None) -> int:
     """
-    The smallest network that the held-out examples cannot tell from the whole one, or not for the worse.
+    The smallest network that is within one standard error of the whole one on held-out examples.
 
-    Its log likelihood is within one standard error of the whole network's (L. Breiman, J. Friedman, R. Olshen and C.
-    Stone (1984), *Classification and regression trees*, for the rule), and so is its accuracy where labels are
-    observed: a network that is too sure of itself may have a poor log likelihood and more labels right than any.
+    So are its log likelihood (L. Breiman, J. Friedman, R. Olshen and C. Stone (1984), *Classification and regression
+    trees*, for the rule), and its accuracy where labels are observed: a network that is too sure of itself may have a
+    poor log likelihood and more labels right than any.
 
-    Not the best network is compared with, as the rule usually has it. Trained again, from other random numbers,
-    networks differ by more than an error over examples says; the best of several is so by luck.
+    Not the best network is compared with, as the rule usually has it: the best of several trainings is so by luck. And
+    the error is that of a mean, not of a difference paired over examples. The latter is smaller than what comes of
+    training the same network once more from other random numbers, of which it knows nothing.
 
     :param log_likelihoods: of each held-out example under each network in nats, the whole network's first; shape
         ``(networks, examples)``.

@@ -18,7 +18,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.plotting import plot_compression
 from pyro_bmrs.pruning.compaction.report import CompactionReport, compaction_report
 from pyro_bmrs.pruning.compression.course.held_out import HeldOut
-from pyro_bmrs.pruning.compression.path import paired_error
+from pyro_bmrs.pruning.compression.path import standard_error
 from pyro_bmrs.pruning.compression.prices import OccamPrices
 from pyro_bmrs.pruning.selection.prune import PruningResult
 
@@ -89,9 +89,9 @@ class Compression:
         A row for each step.
 
         It has the ``temperature``; ``parameters`` and ``macs``; ``log_likelihood``, the mean over held-out examples in
-        nats, with its ``error``, that of the difference from the whole network, paired over examples;
-        ``accuracy`` where labels are observed; whether it was ``trained`` to its end, without which it is not to be
-        compared with those that were; how many units are left, by site; and which step was ``chosen``.
+        nats, and its standard ``error``; ``accuracy`` where labels are observed; whether it was ``trained`` to its end,
+        without which it is not to be compared with those that were; how many units are left, by site; and which step
+        was ``chosen``.
         """
         import pandas as pd
 
@@ -102,7 +102,7 @@ class Compression:
             "parameters": [step.parameters for step in self.steps],
             "macs": [step.macs for step in self.steps],
             "log_likelihood": means.tolist(),
-            "error": paired_error(values[0] - values).tolist(),
+            "error": standard_error(values).tolist(),
             "accuracy": [step.held_out.accuracy for step in self.steps],
             "trained": [step.is_trained for step in self.steps],
         }

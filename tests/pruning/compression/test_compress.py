@@ -81,11 +81,11 @@ def test_the_path_is_a_table(compressed):
     assert (path[["0", "2"]].diff().dropna() <= 0).all().all()
     # Of all that were trained, it is the smallest that is no worse than the whole.
     smaller = path[path["trained"] & (path["parameters"] < path["parameters"][result.chosen])]
+    labels = result.steps[0].held_out.right
     for number in smaller.index:
-        difference = result.steps[0].held_out.right - result.steps[number].held_out.right
-        worse_labels = difference.mean() > difference.std() / math.sqrt(len(difference))
         lost = path["log_likelihood"][0] - path["log_likelihood"][number]
-        assert lost > path["error"][number] or worse_labels
+        fewer = path["accuracy"][0] - path["accuracy"][number]
+        assert lost > path["error"][0] or fewer > labels.std() / math.sqrt(len(labels))
     assert set(result.decisions.scores) == set(result.prices.units) == {"0", "2"}
 
 

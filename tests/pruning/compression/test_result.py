@@ -29,8 +29,8 @@ def compression():
 def test_the_path(compression):
     path = compression.path
     assert path["log_likelihood"].tolist() == pytest.approx([-2.0, -2.2, -4.0])
-    # By hand: differences 0, 0.5, 0.1 and 3, 2, 1.
-    assert path["error"].tolist() == pytest.approx([0.0, 0.152753, 0.577350], abs=1e-6)
+    # By hand: deviations from the mean of 1, 0, 1 and 1.2, 0.3, 0.9.
+    assert path["error"].tolist() == pytest.approx([3**-0.5, 0.39**0.5, 0.0])
     assert path["0"].tolist() == [10, 6, 2] and path["parameters"].tolist() == [51, 31, 11]
     assert path["chosen"].tolist() == [False, True, False] and "accuracy" not in path
     assert compression.units["0"].tolist() == [10, 6, 2]
