@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pyro_bmrs.pruning.criteria.evidence.unit_profile import NUM_PLACES, Places
 from pyro_bmrs.pruning.noise.hooks import AttentionHook, noise_hooks_in
+from pyro_bmrs.pruning.noise.steps.precision import full_precision
 from pyro_bmrs.pruning.training.batches import prediction, run_on_batch
 from pyro_bmrs.pruning.training.models import Likelihood
 
@@ -32,16 +33,14 @@ def log_likelihood_of_each(likelihood: Likelihood, output: Tensor, y: Tensor) ->
     """
     The log likelihood of each example, of shape ``(examples,)``, as training has the sum of it.
 
-    :param likelihood: of one example as of many.
+    :param likelihood: says how likely targets are given outputs.
     :param output: what the network predicts.
     :param y: the targets.
     """
-
-    def of_one(predicted: Tensor, target: Tensor) -> Tensor:
-        return -likelihood.negative_log_likelihood(predicted.unsqueeze(0), target.unsqueeze(0))
-
-    log_likelihoods: Tensor = torch.func.vmap(of_one)(output, y)
-    return log_likelihoods
+    with full_precision(output.device):
+        aligned, observed = likelihood.aligned(output, y)
+        assert observed is not None, "targets"
+        return likelihood.log_likelihoods(aligned, observed)
 
 
 class LinearOutputs:
@@ -103,7 +102,7 @@ def linear_outputs(
     """
     if any(isinstance(hook, AttentionHook) for hook in noise_hooks_in(net)):
         return None
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         noise = {name: places.mean.expand(len(y), -1).clone().requires_grad_() for name, places in at.items()}
         with poutine.condition(data=noise):
             output = prediction(run_on_batch(net, x))

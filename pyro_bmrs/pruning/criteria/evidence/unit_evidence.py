@@ -87,6 +87,8 @@ class UnitEvidence:
         return f"evidence of {units} units, evaluated on {of_all}{tempered}\n{spread}"
 
 
+# Tensors of inference cannot be differentiated.
+@torch.inference_mode(False)
 def evaluate_units(
     net: nn.Module,
     guide: AutoTruncatedLogNormal,
@@ -173,7 +175,7 @@ def _of_units(
         profile = UnitProfile(at, values / weight, slope)
         return profile.log_mean_likelihood(reduced) - profile.log_mean_likelihood(own)
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         values = sums.values_of(whole)[units].requires_grad_()
         full = change(values)
         (by_value,) = torch.autograd.grad(full.sum(), values)

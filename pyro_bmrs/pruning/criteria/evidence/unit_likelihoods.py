@@ -115,7 +115,7 @@ def _with_site(log_likelihoods: Any, means: Mapping[str, Tensor], name: str, noi
 
 def _at_mean(log_likelihoods: Any, means: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """The log likelihoods of the examples, and the derivative of their sum in the noise."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         noise = {name: mean.clone().requires_grad_() for name, mean in means.items()}
         base = log_likelihoods(noise)
         gradients = torch.autograd.grad(base.sum(), list(noise.values()), allow_unused=True)
@@ -150,14 +150,18 @@ def _check_finite(log_likelihoods: Tensor, where: str) -> None:
 
 
 def _examples(batch: Any, means: Mapping[str, Tensor]) -> tuple[Any, Tensor]:
-    """The inputs and the targets of a batch, where the network is."""
+    """The inputs and the targets of a batch, where the network is, and as they can be differentiated by."""
     x, y = (batch, None) if isinstance(batch, Mapping) else batch
     targets = targets_of(x, y)
     if targets is None:
         raise ReductionError("there are no targets: a batch is a pair of inputs and targets, or has 'labels'")
     device = next(iter(means.values())).device
-    inputs = tree_map_only(Tensor, lambda tensor: tensor.to(device), x)
-    return inputs, targets.to(device)
+
+    def ready(tensor: Tensor) -> Tensor:
+        moved = tensor.to(device)
+        return moved.clone() if moved.is_inference() else moved
+
+    return tree_map_only(Tensor, ready, x), ready(targets)
 
 
 def _parts(x: Any, y: Tensor) -> Iterator[tuple[Any, Tensor]]:

@@ -194,6 +194,16 @@ def test_units_that_are_gone():
     assert "9 units, evaluated on 200 of 200 examples" in repr(found)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_is_the_same_where_nothing_is_differentiated(mode):
+    net, guide, x, y = classifier()
+    found = evaluate_units(net, guide, N, [(x, y)], num_exact=50)
+    with mode():
+        again = evaluate_units(net, guide, N, [(x.clone(), y)], num_exact=50)
+    for name, change in found.change.items():
+        torch.testing.assert_close(again.change[name], change)
+
+
 def test_mistakes():
     net, guide, x, y = classifier()
     other = AutoTruncatedLogNormal(net)
