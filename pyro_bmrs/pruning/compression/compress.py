@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compression.budget import Budget
 from pyro_bmrs.pruning.compression.checkpoint import Checkpoint
-from pyro_bmrs.pruning.compression.course.data import pair_of, read_data
+from pyro_bmrs.pruning.compression.course.data import read_data
 from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer
 from pyro_bmrs.pruning.compression.course.held_out import held_out
 from pyro_bmrs.pruning.compression.course.trainings import Course, MakeLikelihood, NoisyCourse
@@ -31,6 +31,7 @@ from pyro_bmrs.pruning.compression.result import Compression, PathStep
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
 from pyro_bmrs.pruning.noise.attachment import attach_noise, noise_sites
 from pyro_bmrs.pruning.selection.prune import PruningResult
+from pyro_bmrs.pruning.training.batches import pair_of
 from pyro_bmrs.pruning.training.classification import Classification
 from pyro_bmrs.pruning.training.models import Likelihood
 from pyro_bmrs.pruning.training.regression import Regression

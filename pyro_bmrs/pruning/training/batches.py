@@ -31,6 +31,32 @@ def targets_of(x: Any, y: Tensor | None) -> Tensor | None:
     return x.get(_LABELS) if y is None and isinstance(x, Mapping) else y
 
 
+def pair_of(batch: Any) -> tuple[Any, Tensor]:
+    """
+    The inputs and the targets of a batch.
+
+    :param batch: a pair of both, or a mapping of inputs that holds the targets as ``"labels"``.
+    :raises ReductionError: for a batch that is neither.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_bmrs.pruning.training.batches import pair_of
+        >>> pair_of({"x": torch.zeros(2, 3), "labels": torch.tensor([0, 1])})[1]
+        tensor([0, 1])
+    """
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        x, y = batch
+    else:
+        x, y = batch, targets_of(batch, None)
+    if not isinstance(y, Tensor):
+        raise ReductionError(
+            "a batch is a pair of inputs and targets, or a mapping that has the targets as 'labels'; not "
+            f"{type(batch).__name__}"
+        )
+    return x, y
+
+
 def run_on_batch(net: nn.Module, x: Any) -> Any:
     """
     What a network returns for a batch.

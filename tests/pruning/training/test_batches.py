@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pyro_bmrs import ReductionError
-from pyro_bmrs.pruning.training.batches import prediction, run_on_batch, targets_of
+from pyro_bmrs.pruning.training.batches import pair_of, prediction, run_on_batch, targets_of
 
 
 class Returns(nn.Module):
@@ -86,3 +86,13 @@ def test_the_tensor_that_is_predicted(wrap):
 def test_outputs_without_one(output):
     with pytest.raises(ReductionError, match="no tensor in it is known"):
         prediction(output)
+
+
+def test_batches_are_pairs_or_mappings():
+    x, y = torch.ones(3, 2), torch.tensor([0, 1, 1])
+    assert pair_of([x, y]) == (x, y)
+    batch = {"pixels": x, "labels": y}
+    assert pair_of(batch) == (batch, y)
+    for other in (x, [x], {"pixels": x}, (x, None)):
+        with pytest.raises(ReductionError, match="pair"):
+            pair_of(other)

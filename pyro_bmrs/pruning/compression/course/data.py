@@ -9,7 +9,6 @@ from collections.abc import Sized
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -22,7 +21,6 @@ from torch.utils.data import (
 )
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.training.batches import targets_of
 
 BATCH_SIZE = 128
 # Of the data, where nothing is held out by the user.
@@ -145,22 +143,3 @@ def _like(loader: DataLoader[Any], dataset: Any, is_shuffled: bool) -> DataLoade
         drop_last=loader.drop_last and is_shuffled,
         worker_init_fn=loader.worker_init_fn,
     )
-
-
-def pair_of(batch: Any) -> tuple[Any, Tensor]:
-    """
-    The inputs and the targets of a batch.
-
-    :param batch: a pair of both, or a mapping of inputs that holds the targets as ``"labels"``.
-    :raises ReductionError: for a batch that is neither.
-    """
-    if isinstance(batch, tuple | list) and len(batch) == 2:
-        x, y = batch
-    else:
-        x, y = batch, targets_of(batch, None)
-    if not isinstance(y, Tensor):
-        raise ReductionError(
-            "a batch is a pair of inputs and targets, or a mapping that has the targets as 'labels'; not "
-            f"{type(batch).__name__}"
-        )
-    return x, y

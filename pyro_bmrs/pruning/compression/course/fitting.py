@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.compression.course.data import pair_of
+from pyro_bmrs.pruning.training.batches import pair_of
 
 try:
     from lightning.fabric.utilities.warnings import PossibleUserWarning

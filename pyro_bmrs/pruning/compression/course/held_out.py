@@ -14,9 +14,8 @@ from pyro.distributions import Categorical, Independent
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from pyro_bmrs.pruning.compression.course.data import pair_of
 from pyro_bmrs.pruning.examples import evaluation
-from pyro_bmrs.pruning.training.batches import prediction, run_on_batch
+from pyro_bmrs.pruning.training.batches import pair_of, prediction, run_on_batch
 from pyro_bmrs.pruning.training.classification import Classification
 from pyro_bmrs.pruning.training.models import Likelihood
 

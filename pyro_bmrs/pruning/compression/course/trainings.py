@@ -18,7 +18,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.compact import compact
 from pyro_bmrs.pruning.compaction.cost import cost
 from pyro_bmrs.pruning.compression.budget import Budget, prune_within
-from pyro_bmrs.pruning.compression.course.data import Data, pair_of
+from pyro_bmrs.pruning.compression.course.data import Data
 from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer, fit
 from pyro_bmrs.pruning.compression.course.held_out import held_out
 from pyro_bmrs.pruning.compression.prices import Occam, OccamPrices
@@ -26,7 +26,7 @@ from pyro_bmrs.pruning.compression.result import PathStep
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.selection.prune import PruningResult, prune
-from pyro_bmrs.pruning.training.batches import run_on_batch
+from pyro_bmrs.pruning.training.batches import pair_of, run_on_batch
 from pyro_bmrs.pruning.training.elbo import NoiseELBO
 from pyro_bmrs.pruning.training.models import Likelihood
 

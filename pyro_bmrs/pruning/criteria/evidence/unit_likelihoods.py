@@ -31,7 +31,7 @@ from pyro_bmrs.pruning.criteria.evidence.unit_moments import UnitLikelihoods
 from pyro_bmrs.pruning.criteria.evidence.unit_profile import NUM_PLACES, Places
 from pyro_bmrs.pruning.examples import evaluation
 from pyro_bmrs.pruning.noise.steps.turns import TURN
-from pyro_bmrs.pruning.training.batches import prediction, run_on_batch, targets_of
+from pyro_bmrs.pruning.training.batches import pair_of, prediction, run_on_batch
 from pyro_bmrs.pruning.training.models import Likelihood
 from pyro_bmrs.structure.vectorised import Vectorised
 
@@ -151,17 +151,14 @@ def _check_finite(log_likelihoods: Tensor, where: str) -> None:
 
 def _examples(batch: Any, means: Mapping[str, Tensor]) -> tuple[Any, Tensor]:
     """The inputs and the targets of a batch, where the network is, and as they can be differentiated by."""
-    x, y = (batch, None) if isinstance(batch, Mapping) else batch
-    targets = targets_of(x, y)
-    if targets is None:
-        raise ReductionError("there are no targets: a batch is a pair of inputs and targets, or has 'labels'")
+    x, y = pair_of(batch)
     device = next(iter(means.values())).device
 
     def ready(tensor: Tensor) -> Tensor:
         moved = tensor.to(device)
         return moved.clone() if moved.is_inference() else moved
 
-    return tree_map_only(Tensor, ready, x), ready(targets)
+    return tree_map_only(Tensor, ready, x), ready(y)
 
 
 def _parts(x: Any, y: Tensor) -> Iterator[tuple[Any, Tensor]]:

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Subset, TensorDataset
 
 from pyro_bmrs import ReductionError
-from pyro_bmrs.pruning.compression.course.data import pair_of, read_data
+from pyro_bmrs.pruning.compression.course.data import read_data
 
 X, Y = torch.arange(300.0).unsqueeze(1), torch.arange(300)
 
@@ -81,12 +81,3 @@ class Stream(IterableDataset):
 def test_mistakes(arguments, message):
     with pytest.raises(ReductionError, match=message):
         read_data(*arguments)
-
-
-def test_batches_of_either_kind():
-    assert pair_of([X, Y]) == (X, Y)
-    batch = {"pixels": X, "labels": Y}
-    assert pair_of(batch) == (batch, Y)
-    for other in (X, [X], {"pixels": X}, (X, None)):
-        with pytest.raises(ReductionError, match="pair"):
-            pair_of(other)

@@ -128,7 +128,7 @@ def test_targets_may_be_labels_among_the_inputs():
     mapped = unit_likelihoods(net, guide.model, [{"input": x, "labels": y}], at, kept)
     for name, total in pairs.items():
         torch.testing.assert_close(mapped[name].exact.values, total.exact.values)
-    with pytest.raises(ReductionError, match="no targets"):
+    with pytest.raises(ReductionError, match="targets as 'labels'"):
         unit_likelihoods(net, guide.model, [{"input": x}], at, kept)
 
 
