@@ -176,7 +176,11 @@ class LogJoint:
         return gradients[::dim].to(points.dtype), (hessian + hessian.mT) / 2
 
     def prior_points(self, num_points: int) -> Tensor:
-        """Draws from the prior of the sites, shape ``(num_points, dim)``, from torch's global generator."""
+        """
+        Draws from the prior of the sites, shape ``(num_points, dim)``, from torch's global generator.
+
+        A site whose prior cannot be drawn from stays at its example.
+        """
         points: Tensor = self._map(self._prior_point, torch.zeros(num_points), False)
         return points
 
@@ -221,7 +225,8 @@ class LogJoint:
         return row_and_gradient
 
     def _prior_point(self, _: Tensor) -> Tensor:
-        sites = latent_nodes(poutine.trace(self.model).get_trace(*self._args, **self._kwargs))
+        model = _Drawing(self._example)(self.model)
+        sites = latent_nodes(poutine.trace(model).get_trace(*self._args, **self._kwargs))
         return self._coordinates_of({name: sites[name]["value"] for name in self.places})
 
     def _values_at(self, point: Tensor) -> dict[str, Tensor]:
@@ -292,6 +297,18 @@ class _Standing(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.values and not msg["is_observed"] and not is_point(msg["fn"]):
             msg["value"] = self.values[msg["name"]]
+
+
+class _Drawing(_Standing):
+    """Given values in the place of those that a model's own priors cannot draw."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.values or msg["is_observed"]:
+            return
+        try:
+            msg["value"] = msg["fn"].sample()
+        except NotImplementedError:
+            super()._pyro_sample(msg)
 
 
 class _Placing(Messenger):

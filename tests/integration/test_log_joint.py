@@ -181,3 +181,15 @@ def test_a_model_without_a_density_at_hand_is_refused_by_name():
         LogJoint(subsampling, (Y,))
     with pytest.raises(ReductionError, match="'count' has infinitely many"):
         LogJoint(lambda: pyro.sample("count", dist.Poisson(3.0)))
+
+
+def test_a_prior_that_cannot_be_drawn_from_stands_at_its_example():
+    def model():
+        loc = pyro.sample("loc", dist.ImproperUniform(dist.constraints.real, (), ()))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(loc, scale), obs=torch.tensor(1.0))
+
+    example = {"loc": torch.tensor(0.7), "scale": torch.tensor(2.0)}
+    points = LogJoint(model, example=example).prior_points(50)
+    assert torch.equal(points[:, 0], torch.full((50,), 0.7).to(points))
+    assert len(points[:, 1].unique()) == 50
