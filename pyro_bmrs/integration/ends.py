@@ -29,6 +29,8 @@ Values = Mapping[str, Tensor]
 
 # Above this chance of a further mode that matters, the integral is not to be trusted.
 _MOST_UNSEEN = 0.1
+# Nor above this share of draws whose density is not known, out of so many that are looked at.
+_MOST_UNKNOWN, _NUM_PROBED = 0.01, 1000
 # The share of the first draws that count from which coordinates are taken before others are looked at.
 _PROMISING = 0.05
 
@@ -43,12 +45,14 @@ class LogEvidence:
     :param log_joint: the joint density, in the coordinates of ``integral``.
     :param unseen: an estimate of the chance that one search more would find a mode that matters and is not integrated
         over; 0 where none was looked for, since the model's code has no derivatives at many points at once.
+    :param unknown: the share of the draws at which the density is not a number, and was taken to be 0.
     """
 
     integral: LogIntegral
     other: LogIntegral | None
     log_joint: LogJoint
     unseen: float = 0.0
+    unknown: float = 0.0
 
     @property
     def value(self) -> float:
@@ -93,9 +97,10 @@ class LogEvidence:
         """
         Whether the weights say that the estimate holds, and nothing else says that it does not.
 
-        Namely modes that were found so rarely that there may be others, or an estimate in other coordinates.
+        Namely modes that were found so rarely that there may be others, draws at which the density is not a number, or
+        an estimate in other coordinates.
         """
-        if self.unseen > _MOST_UNSEEN:
+        if self.unseen > _MOST_UNSEEN or self.unknown > _MOST_UNKNOWN:
             return False
         if not self.integral.trusted or self.other is None or not self._other_counts:
             return self.integral.trusted
@@ -150,7 +155,7 @@ def integrate_model(
     if found is None:
         begin, rest = (begin, rest) if begin.share >= rest.share else (rest, begin)
         found = _integrate(begin, num_draws)
-    if found.is_beyond_doubt or (found.trusted and rest.share < 0.5 * begin.share):
+    if found.is_beyond_doubt:
         return found
     best, other = sorted((found, _integrate(rest, num_draws)), key=lambda end: -end.effective_share)
     return replace(best, other=other.integral)
@@ -183,7 +188,8 @@ class _Begin:
 
 def _integrate(begin: _Begin, num_draws: int | None) -> LogEvidence:
     integral = log_integral(begin.log_joint, begin.loc, begin.covariance, num_draws=num_draws)
-    return LogEvidence(integral, None, begin.log_joint, begin.unseen)
+    some = integral.points[:: max(1, len(integral.points) // _NUM_PROBED)]
+    return LogEvidence(integral, None, begin.log_joint, begin.unseen, begin.log_joint.unknown_share(some))
 
 
 def moments(coordinates: Tensor) -> tuple[Tensor, Tensor]:

@@ -145,6 +145,10 @@ class LogJoint:
         values = self._map(self._at, points.to(self.dtype), progress).to(points.dtype)
         return torch.where(values.isnan(), -torch.inf, values)
 
+    def unknown_share(self, points: Tensor) -> float:
+        """The share of points, of shape ``(num_points, dim)``, at which the density is not a number."""
+        return float(self._map(self._at, points.to(self.dtype), False).isnan().double().mean())
+
     @cached_property
     def has_derivatives(self) -> bool:
         """Whether the model's code gives second derivatives, at many points at once."""

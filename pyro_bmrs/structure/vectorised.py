@@ -111,7 +111,8 @@ class _InItsPlace(TorchFunctionMode):
     Does what distributions do in place, and vmap refuses to, in a way that it does not.
 
     Empty tensors get an element of their own for each input of a vectorised run; a number at all elements that a mask
-    names, as a multinomial distribution has it, is filled in without asking which they are.
+    names, as a multinomial distribution has it, is filled in without asking which they are. A matrix that has no
+    Cholesky factor gets one of NaNs, so that one such input of many stops no others.
 
     :param like: a number that is another for each input.
     """
@@ -125,6 +126,9 @@ class _InItsPlace(TorchFunctionMode):
             target, mask, value = args
             target.masked_fill_(mask.reshape(mask.shape + (1,) * (target.dim() - mask.dim())), value)
             return None
+        if func is torch.linalg.cholesky:
+            factor, failed = torch.linalg.cholesky_ex(*args, **(kwargs or {}))
+            return torch.where((failed == 0)[..., None, None], factor, torch.nan)
         result = func(*args, **(kwargs or {}))
         if func not in _EMPTY or not isinstance(result, Tensor) or result.device != self.like.device:
             return result

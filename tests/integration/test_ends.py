@@ -102,3 +102,21 @@ def test_moments_of_draws_that_are_all_alike_can_be_drawn_from():
     loc, covariance = moments(torch.full((10, 2), 3.0))
     assert torch.equal(loc, torch.full((2,), 3.0, dtype=torch.float64))
     torch.linalg.cholesky(covariance)
+
+
+def barely_a_covariance():
+    """The matrix is a covariance for correlations between -1 and 1 alone, which the prior does not know."""
+    correlation = pyro.sample("correlation", dist.Normal(0.0, 1.0))
+    covariance = torch.eye(2) + correlation * torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), covariance), obs=torch.tensor([0.2, -0.3]))
+
+
+def test_draws_at_which_a_density_is_no_number_stop_no_others_and_are_told():
+    grid = torch.linspace(-1, 1, 20_001, dtype=torch.float64)[1:-1]
+    quadratic = (0.2**2 + 0.3**2 + 2 * 0.06 * grid) / (1 - grid**2)
+    log_density = -math.log(2 * math.pi) - 0.5 * (1 - grid**2).log() - 0.5 * quadratic
+    exact = float((log_density + dist.Normal(0.0, 1.0).log_prob(grid)).logsumexp(0)) + math.log(1e-4)
+    found = integrate_model(barely_a_covariance, (), {}, [{"correlation": 0.1 * torch.randn(100)}])
+    assert found.value == pytest.approx(exact, abs=0.1)
+    assert found.unknown > 0.01
+    assert not found.trusted

@@ -116,3 +116,12 @@ def test_parameters_that_come_inside_go_again_and_those_before_stay_the_same_ten
         pyro.param("inside", torch.tensor(2.0))
         raise KeyError
     assert set(pyro.get_param_store()) == {"before"}
+
+
+def test_a_matrix_without_a_cholesky_factor_stops_no_others():
+    vectorised = Vectorised("factoring")
+    matrices = torch.stack([2 * torch.eye(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]])])
+    factors = vectorised(torch.linalg.cholesky, matrices)
+    assert vectorised.at_once
+    torch.testing.assert_close(factors[0], 2**0.5 * torch.eye(2))
+    assert factors[1].isnan().any()
