@@ -16,6 +16,8 @@ from pyro_bmrs.integration.ends import LogEvidence
 
 # How far the answer read off the posterior may be from the model's, in nats and as a share, and still agree with it.
 TOLERANCE, RELATIVE_TOLERANCE = 0.1, 0.05
+# The same for a warning that nobody asked for: what is off by less decides nothing.
+WORTH_A_WARNING = 0.2
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,17 @@ class Check:
     @property
     def agrees(self) -> bool:
         """Whether what was read off is what the model says: to 0.1 nats and 5 %, or two standard errors."""
-        error = math.hypot(self.standard_error, self.read_off_error)
-        allowed = max(TOLERANCE + RELATIVE_TOLERANCE * abs(self.delta_evidence), 2 * error)
-        return abs(self.delta_evidence - self.read_off) <= allowed
+        return self._is_within(TOLERANCE)
 
     @property
-    def holds(self) -> bool:
-        """Whether what was read off is right: it agrees with integrals that are to be trusted."""
-        return self.trusted and self.agrees
+    def misleads(self) -> bool:
+        """Whether what was read off is off by more than 0.2 nats and 5 %, or not known to be right."""
+        return not (self.trusted and self._is_within(WORTH_A_WARNING))
+
+    def _is_within(self, tolerance: float) -> bool:
+        error = math.hypot(self.standard_error, self.read_off_error)
+        allowed = max(tolerance + RELATIVE_TOLERANCE * abs(self.delta_evidence), 2 * error)
+        return abs(self.delta_evidence - self.read_off) <= allowed
 
     @property
     def is_far(self) -> bool:

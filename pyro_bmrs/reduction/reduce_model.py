@@ -105,8 +105,8 @@ def reduce_model(
     fitted = read_posterior(guide, model, args, kwargs)
     reduction = reduce_posterior(fitted, reduced_prior, method, num_samples, progress)
     found = check_where_cheap(reduction) if check == "auto" else reduction.check(progress=progress) if check else None
-    # Who asks for a check hears of a bad fit, too; else no right answer is doubted.
-    if found is not None and found.advice is not None and (check != "auto" or not found.holds):
+    # Who asks for a check hears of a small error and of a bad fit, too; else no right answer is doubted.
+    if found is not None and found.advice is not None and (check != "auto" or found.misleads):
         warnings.warn(f"{found.words()}. {found.advice}.", ReductionWarning, stacklevel=2)
     return reduction
 

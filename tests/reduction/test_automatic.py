@@ -179,13 +179,28 @@ def test_a_bad_fit_is_named_to_who_asks_and_a_right_answer_is_not_doubted_by_its
         guide.scale_tril = torch.eye(4) @ guide.scale_tril
         guide.loc[0] += 0.4
     question = {"rest": dist.Uniform(x.new_tensor(-9.0), 9.0)}
-    assert reduce_model(guide, question, args=(x, y)).checked.holds
+    assert reduce_model(guide, question, args=(x, y)).checked.agrees
     with pytest.warns(
         ReductionWarning, match=r"far from the posterior \(Pareto k .*more steps of SVI, or a richer guide"
     ):
         reduction = reduce_model(guide, question, args=(x, y), check=True)
     assert reduction.checked.guide_pareto_k > 0.7
     assert "far from the posterior" in repr(reduction)
+
+
+def test_what_is_off_by_too_little_to_decide_anything_is_shown_and_no_more(exact_guide):
+    """A guide beside the posterior by some of its width."""
+    guide, x, y = exact_guide(AutoMultivariateNormal)
+    with torch.no_grad():
+        guide.loc[3] += 0.07
+    question = {"rest": dist.Normal(x.new_tensor(0.0), 0.3)}
+    reduction = reduce_model(guide, question, args=(x, y))
+    off = abs(reduction.checked.delta_evidence - reduction.delta_evidence.item())
+    share = 0.05 * reduction.checked.delta_evidence
+    assert 0.1 + share < off < 0.2 + share
+    assert "the posterior is off" in repr(reduction)
+    with pytest.warns(ReductionWarning, match="the posterior is off"):
+        reduce_model(guide, question, args=(x, y), check=True)
 
 
 def test_it_can_be_switched_off():
