@@ -28,7 +28,7 @@ from torch.distributions import Distribution, constraints, transform_to
 from torch.distributions.constraints import Constraint
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.posteriors.guides.copies import Loose, copy_guide
+from pyro_bmrs.posteriors.guides.copies import Loose, StoreEntries, copy_guide
 from pyro_bmrs.posteriors.guides.networks import Substitution
 from pyro_bmrs.posteriors.guides.pickles import portable, with_models
 from pyro_bmrs.structure.copies import detached, with_own_tensors
@@ -204,6 +204,7 @@ class ReducedGuide(PyroModule):
     ) -> None:
         name = f"reduced_guide_{next(_serial)}"
         super().__init__(name=name)
+        self._entries = StoreEntries(name)
         self._model = (model,)
         self.default_arguments = arguments
         if isinstance(guide, ReducedGuide):
@@ -323,7 +324,9 @@ class BranchedGuide(PyroModule):
         model: Callable[..., Any],
         arguments: tuple[tuple[Any, ...], dict[str, Any]],
     ) -> None:
-        super().__init__(name=f"branched_guide_{next(_serial)}")
+        name = f"branched_guide_{next(_serial)}"
+        super().__init__(name=name)
+        self._entries = StoreEntries(name)
         self._model, self.default_arguments = (model,), arguments
         self.branches = _ModuleList(branches)
         self.logits = torch.nn.Parameter(logits.detach().clone())

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.posteriors.guides.copies import StoreEntries
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
 
 _serial = itertools.count(1)
@@ -52,6 +53,7 @@ def guide_at_moments(
     guide = kind(shown, init_loc_fn=init_to_value(values=means))
     # Of guides of one name, the last to come into the parameter store would take the others' parameters.
     guide._pyro_name = f"moment_guide_{next(_serial)}"
+    guide._entries = StoreEntries(guide._pyro_name)
     guide(*args, **kwargs)
     unconstrained = {}
     for name, site in guide.prototype_trace.iter_stochastic_nodes():

@@ -73,12 +73,13 @@ def reduce_on_box(
         >>> abs(reduced.delta_evidence - 0.2877) < 0.02, reduced.standard_error < 0.01
         (tensor(True), tensor(True))
     """
+    other: Reduced = NotImplemented
     box = _box(reduced_prior)
     if box is None or not (_is_normal(posterior) and _is_normal(prior)):
-        return NotImplemented
+        return other
     root = _product_root(posterior, prior, box)
     if root is None:
-        return NotImplemented
+        return other
     draws, log_density = _draw(*root, box, num_samples)
     log_weights = posterior.log_prob(draws) + reduced_prior.log_prob(draws) - prior.log_prob(draws) - log_density
     estimate = importance_estimate(log_weights)
@@ -122,14 +123,14 @@ def _box_of(part: Distribution) -> _Box | None:
     except NotImplementedError:
         known = None
     if isinstance(known, IntervalNormal):
-        values = (known.loc, known.scale**-2, known.low, known.high)
+        values = [known.loc, known.scale**-2, known.low, known.high]
     else:
         interval = support_interval(core)
         if interval is None or isinstance(core, TransformedDistribution):
             return None
         like = core.sample()
         zero = torch.zeros_like(like)
-        values = (zero, zero, *(torch.as_tensor(bound).to(like) for bound in (interval.low, interval.high)))
+        values = [zero, zero, *(torch.as_tensor(bound).to(like) for bound in (interval.low, interval.high))]
     return _Box(*(value.expand(core.batch_shape) for value in values))
 
 

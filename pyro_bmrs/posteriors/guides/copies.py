@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -149,3 +150,39 @@ def _attributes_kept(modules: Sequence[torch.nn.Module], names: Sequence[str]) -
     finally:
         for module, name, value in kept:
             object.__setattr__(module, name, value)
+
+
+class StoreEntries:
+    """
+    What a module puts into the parameter store under a name that no other has: taken out when nobody holds this.
+
+    A module holds it as an attribute. Where a copy of the module has its name, it holds the same.
+
+    :param name: the name of the module, with which the names of its parameters begin.
+
+    Example::
+
+        >>> import pyro, torch
+        >>> from pyro_bmrs.posteriors.guides.copies import StoreEntries
+        >>> entries = StoreEntries("my_guide")
+        >>> value = pyro.param("my_guide.loc", torch.zeros(2))
+        >>> del entries
+        >>> "my_guide.loc" in pyro.get_param_store()
+        False
+    """
+
+    def __init__(self, name: str) -> None:
+        # The end of the process takes care of itself.
+        weakref.finalize(self, _forget, f"{name}.").atexit = False
+
+    def __copy__(self) -> StoreEntries:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StoreEntries:
+        return self
+
+
+def _forget(prefix: str) -> None:
+    store = pyro.get_param_store()
+    for name in [name for name in store.keys() if name.startswith(prefix)]:
+        del store[name]

@@ -55,7 +55,8 @@ def _(guide: AutoGaussian, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Squ
     dense: Any = guide
     if not hasattr(guide, "_dense_get_mvn"):
         # The other backend has the same parameters, and no matrix.
-        dense = AutoGaussian(guide.model, backend="dense")
+        make: Any = AutoGaussian  # which makes one of its subclasses
+        dense = make(guide.model, backend="dense")
         dense._setup_prototype(*args, **kwargs)
         dense.load_state_dict(guide.state_dict())
     normal, loc, rows, start = dense._dense_get_mvn(), {}, {}, 0

@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
 from torch.distributions import constraints
 
+from pyro_bmrs import reduce_model
 from pyro_bmrs.posteriors.guides.copies import Loose, copy_guide
 from tests.programs import one_site
 
@@ -44,3 +49,27 @@ def test_an_autoguide_has_all_its_parameters_for_itself():
                 parameter.add_(1.0)
         pairs = zip(guide.parameters(), copy.parameters(), strict=True)
         assert not any(torch.equal(one, other) for one, other in pairs)
+
+
+def function_guide():
+    pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 0.2))
+
+
+@pytest.mark.parametrize("make", [lambda: AutoNormal(one_site), lambda: function_guide])
+def test_the_store_keeps_nothing_of_reduced_guides_that_are_gone(make):
+    guide = make()
+    guide()
+    store = pyro.get_param_store()
+    before = set(store.keys())
+    for _ in range(3):
+        reduction = reduce_model(guide, dist.Normal(0.0, 0.3), model=one_site, check=False)
+        reduction.guide()
+        assert set(store.keys()) > before
+    twin = copy.deepcopy(reduction.guide)
+    twin()
+    del reduction
+    gc.collect()
+    assert {name.split(".")[0] for name in set(store.keys()) - before} == {twin._pyro_name}
+    del twin
+    gc.collect()
+    assert set(store.keys()) == before
