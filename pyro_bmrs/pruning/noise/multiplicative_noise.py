@@ -133,7 +133,7 @@ class MultiplicativeNoise(PyroModule):
         self.register_buffer("kept", torch.ones(num_units, dtype=torch.bool))
         self.low, self.high = low, high
         # Its dtype and device are the prior's.
-        self.register_buffer("like", torch.empty(0), persistent=False)
+        self.register_buffer("like", at_least_single(torch.empty(0)), persistent=False)
         self._is_whole: Remembered[bool] = Remembered()
         self._priors: Remembered[tuple[LogUniform, Independent]] = Remembered()
         self._mean: Remembered[Tensor] = Remembered()

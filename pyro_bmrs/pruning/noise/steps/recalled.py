@@ -21,7 +21,7 @@ from torch import Tensor
 from pyro_bmrs.errors import ReductionError
 
 # So many losses may wait for their backward pass at a time.
-_NUM_WAITING = 16
+_NUM_WAITING = 8
 
 
 def is_recomputing() -> bool:
@@ -31,7 +31,11 @@ def is_recomputing() -> bool:
 
 def may_be_recomputed() -> bool:
     """Whether what runs now may run again in the backward pass: hooks are on saved tensors, or gradients are off."""
-    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    return not torch.is_grad_enabled() or _has_hooks()
+
+
+def _has_hooks() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 class Recalled:
@@ -43,7 +47,8 @@ class Recalled:
         >>> import torch
         >>> from pyro_bmrs.pruning.noise.steps.recalled import Recalled
         >>> recalled, before = Recalled(), torch.get_rng_state()
-        >>> first, _ = recalled.draw(torch.device("cpu"), lambda: torch.rand(3)), torch.rand(7)
+        >>> scale = torch.ones(3, requires_grad=True)
+        >>> first, _ = recalled.draw(torch.device("cpu"), lambda: scale * torch.rand(3)), torch.rand(7)
         >>> torch.set_rng_state(before)
         >>> torch.equal(recalled.again("a", torch.device("cpu")), first)
         True
@@ -54,14 +59,16 @@ class Recalled:
 
     def draw(self, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
         """
-        A draw that is remembered.
+        A draw that is remembered, unless nothing is to be differentiated.
 
         :param device: where the noise is.
         :param make: draws it.
         """
         before = _states(device)
         value = make()
-        self._draws.append((before, value, _states(device)))
+        # Without gradients the network runs for its outputs alone, and what waits is not to be crowded out.
+        if value.requires_grad or _has_hooks():
+            self._draws.append((before, value, _states(device)))
         return value
 
     def again(self, site: str, device: torch.device) -> Tensor:

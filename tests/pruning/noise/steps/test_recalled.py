@@ -16,11 +16,14 @@ CPU = torch.device("cpu")
 
 
 def test_a_draw_is_found_by_the_state_before_it_whichever_it_was():
-    recalled, states, values = Recalled(), [], []
+    recalled, states, values, scale = Recalled(), [], [], torch.ones(3, requires_grad=True)
     for _ in range(5):
         states.append(torch.get_rng_state())
-        values.append(recalled.draw(CPU, lambda: torch.rand(3)))
+        values.append(recalled.draw(CPU, lambda: scale * torch.rand(3)))
         following = torch.rand(2)
+        with torch.no_grad():
+            for _ in range(10):  # what validation draws is not kept
+                recalled.draw(CPU, lambda: torch.rand(3))
     for state, value in reversed(list(zip(states, values))):
         torch.set_rng_state(state)
         assert recalled.again("a", CPU) is value
@@ -31,7 +34,7 @@ def test_a_draw_is_found_by_the_state_before_it_whichever_it_was():
 
 def test_what_was_never_drawn():
     recalled = Recalled()
-    recalled.draw(CPU, lambda: torch.rand(3))
+    recalled.draw(CPU, lambda: torch.rand(3, requires_grad=True))
     with pytest.raises(ReductionError, match="'a' is asked for in a backward pass"):
         recalled.again("a", CPU)
     with pytest.raises(ReductionError, match="preserve_rng_state=True"):
