@@ -30,7 +30,7 @@ PROMISED = {
         "Likelihood MultiplicativeNoise NoiseELBO NoiseSite PosteriorMean PruningCallback PruningResult Regression SNR "
         "Saliency WarmUp WeightNorm accuracy_vs_compression agree_on_kept attach_noise compact compact_gated "
         "compaction_report cost coupled_units detach_noise in_proportion_to_cost load_compact noise_sites "
-        "parameter_groups prune rank_correlations register_layer save_compact score_units unit_costs"
+        "parameter_groups prune rank_correlations register_layer save_compact score_units unit_costs UnitEvidence"
     ),
     "pyro_bmrs.reduction": "Reduction reduce_model",
     "pyro_bmrs.refitting": "Round",
