@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -174,7 +175,7 @@ def log_fractions(t: Tensor, slope: Tensor, precision: Tensor, left: Tensor, rig
 
 def _aligned(*tensors: Tensor) -> list[Tensor]:
     """The tensors with one shape and one dtype."""
-    dtype = max((tensor.dtype for tensor in tensors), key=lambda dtype: torch.finfo(dtype).bits)
+    dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
     return [tensor.to(dtype) for tensor in torch.broadcast_tensors(*tensors)]
 
 

@@ -132,3 +132,25 @@ def test_what_is_no_joint_normal_is_drawn(conditionals):
             reduce_model(guide, {"a": dist.Normal(0.0, 0.5)}, args=(Y,))
     else:
         assert reduce_model(guide, {"a": dist.Normal(0.0, 0.9)}, args=(Y,), num_samples=50).method == "importance"
+
+
+class AutoGaussianBare(AutoGaussian):
+    """A backend that has the parameters, as all have, and no matrix."""
+
+    def _sample_aux_values(self, *, temperature):
+        raise NotImplementedError
+
+
+def test_another_backend_is_read_by_its_parameters():
+    guide, bare = AutoGaussian(model), AutoGaussian(model, backend="bare")
+    pyro.set_rng_seed(0)
+    guide(Y)
+    bare._setup_prototype(Y)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    bare.load_state_dict(guide.state_dict())
+    expected = as_multivariate_normal(guide, model, (Y,), {}).get_posterior()
+    found = as_multivariate_normal(bare, model, (Y,), {}).get_posterior()
+    torch.testing.assert_close(found.mean, expected.mean)
+    torch.testing.assert_close(found.covariance_matrix, expected.covariance_matrix)
