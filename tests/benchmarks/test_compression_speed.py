@@ -33,7 +33,7 @@ def mlp() -> nn.Module:
 
 
 @pytest.mark.parametrize("build", [lenet, mlp])
-def test_what_a_compression_costs(build, monkeypatch, record_property):
+def test_compression_costs(build, monkeypatch, record_property):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)

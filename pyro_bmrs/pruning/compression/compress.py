@@ -62,7 +62,7 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, num_batches: int, is_trained: bool) -> Plan:
         """
-        A plan that takes up to 2.5 times as long as plain training, where that is long.
+        A plan that takes some 2 to 2.5 times as long as plain training, where that is long.
 
         :param num_batches: of plain training.
         :param is_trained: whether that is done.
@@ -101,7 +101,7 @@ def compress(
     the units go of which :class:`~pyro_bmrs.pruning.BMRS_N` says that they are better gone, and what is left is
     compacted and kept. Of the networks on this path some are trained to their end without noise, by bisection; the
     smallest is taken whose held-out log likelihood, and accuracy where there is one, is within one standard error of
-    the whole network's. All of it takes up to 2.5 times as long as the plain training of as many epochs.
+    the whole network's. All of it takes some 2 to 2.5 times as long as the plain training of as many epochs.
 
     :param net: the network, without noise; left as it is. It is trained on the device that it is on.
     :param train_data: a data loader, a data set of pairs of inputs and targets (or of mappings that hold the targets as
