@@ -98,7 +98,8 @@ def pull_back(distribution: Distribution, transform: Transform | None) -> Distri
     if point is not None:
         if not transform.codomain.check(point.v).all():
             raise ReductionError("the point of the reduced prior is outside the prior's support; move it inside")
-        return dist.Delta(transform.inv(point.v), point.log_density, event_dim=point.event_dim)
+        event_dim = point.event_dim + transform.domain.event_dim - transform.codomain.event_dim
+        return dist.Delta(transform.inv(point.v), point.log_density, event_dim=event_dim)
     pulled: Distribution = dist.TransformedDistribution(distribution, [transform.inv])
     if isinstance(distribution, TransformedDistribution) and _compose(distribution.transforms) == transform:
         pulled = distribution.base_dist

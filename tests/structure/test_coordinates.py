@@ -198,3 +198,11 @@ def test_transforms_that_do_nothing_are_dropped() -> None:
     nothing = transforms.AffineTransform(0.0, 1.0)
     assert drop_identity(nothing) is None
     assert drop_identity(transforms.ComposeTransform([nothing, EXP])) == EXP
+
+
+def test_a_point_keeps_its_batch_where_a_transform_changes_the_number_of_dimensions() -> None:
+    """A Cholesky factor of correlations is a matrix in its own coordinates, and a vector in unconstrained ones."""
+    point = pull_back(dist.Delta(torch.eye(3), event_dim=2), transforms.CorrCholeskyTransform())
+    assert point.event_shape == (3,)
+    assert point.batch_shape == ()
+    torch.testing.assert_close(point.mean, torch.zeros(3))

@@ -102,7 +102,7 @@ def mice() -> Case:
         "narrow differences": dict.fromkeys(differences, normal(0, 0.2)),
         "exponential": {"shape": 1.0},
     }
-    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(150)
     log_weights = np.log(weights) - 0.5 * np.log(2 * np.pi)
 
     def of_group(g: int, location: Array, shape: Array) -> Array:
