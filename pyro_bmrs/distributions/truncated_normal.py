@@ -37,8 +37,8 @@ class TruncatedNormal(TorchDistribution):
     reparametrised by the analytic derivative of the quantile (:func:`~.truncated_quantile.truncated_quantile`), and
     are differentiable in all four parameters.
 
-    A ``torch.jit.trace`` or ``torch.compile`` of it has the right values at any parameters. A trace calls Python, so that
-    ``torch.jit.save`` refuses it.
+    A ``torch.jit.trace`` or ``torch.compile`` of it has the right values at any parameters. A trace calls Python, so
+    that ``torch.jit.save`` refuses it.
 
     :param loc: location of the untruncated normal.
     :param scale: scale of the untruncated normal, positive.

@@ -185,4 +185,8 @@ class StoreEntries:
 def _forget(prefix: str) -> None:
     store = pyro.get_param_store()
     for name in [name for name in store.keys() if name.startswith(prefix)]:
-        del store[name]
+        # Its own way of deletion takes for granted that no parameter has two names.
+        value = store._params.pop(name)
+        store._constraints.pop(name, None)
+        if store._param_to_name.get(value) == name:
+            store._param_to_name.pop(value)
