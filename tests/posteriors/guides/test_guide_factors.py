@@ -375,7 +375,11 @@ def three_sites(y):
         pyro.sample("y", dist.Normal(z, s), obs=y)
 
 
-@pytest.mark.filterwarnings("ignore:the refit had not converged", "ignore:The Laplace approximation was made away")
+@pytest.mark.filterwarnings(
+    "ignore:the refit had not converged",
+    "ignore:the fitted guide had not converged",
+    "ignore:The Laplace approximation was made away",
+)
 @pytest.mark.parametrize("name", AUTOGUIDES)
 def test_every_autoguide_is_reduced_and_goes_on(name):
     y = torch.tensor([0.3, 1.0, -0.2])

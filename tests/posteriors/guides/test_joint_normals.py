@@ -104,7 +104,7 @@ def test_it_is_reduced_exactly_and_goes_on(guide):
     torch.testing.assert_close(both.elementwise["a"].detach(), narrow.elementwise["a"].detach())
 
 
-@pytest.mark.filterwarnings("ignore:the refit had not converged")
+@pytest.mark.filterwarnings("ignore:the refit had not converged", "ignore:the fitted guide had not converged")
 def test_its_reduction_is_refitted():
     guide = fit(model, AutoGaussian(model), Y, steps=5)
     reduction = reduce_model(guide, {"a": dist.Normal(0.0, 0.5)}, args=(Y,))

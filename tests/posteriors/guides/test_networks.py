@@ -140,7 +140,7 @@ def test_more_svi_with_its_copy_trains_that_alone(fitted):
         assert torch.equal(value, network[name]), name
 
 
-@pytest.mark.filterwarnings("ignore:the refit had not converged")
+@pytest.mark.filterwarnings("ignore:the refit had not converged", "ignore:the fitted guide had not converged")
 def test_it_goes_on(fitted):
     vae, guide, x = fitted
     reduction = reduce_model(guide, {"z": NARROW}, model=vae.model, args=(x,))
