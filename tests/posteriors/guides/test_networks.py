@@ -148,7 +148,7 @@ def test_it_goes_on(fitted):
     # A method is another object each time that it is asked for.
     asked = vae.guide if reduction.fitted.guide == vae.guide else guide
     check = refit(vae.model, asked, reduction, max_steps=10, window=10, num_particles=10)
-    assert check.divergence.keys() == {"z"} and check.delta_elbo >= check.initial_delta_elbo - 1e-8
+    assert check.divergence.keys() == {"z"} and check.delta_elbo + check.fit_gain >= check.initial_delta_elbo - 1e-8
 
 
 def test_other_data_have_the_posterior_that_the_network_gives_them(fitted):
