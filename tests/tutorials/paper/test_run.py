@@ -10,6 +10,7 @@ from pathlib import Path
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 from pyro_bmrs.pruning import load_compact
 from tests.tutorials.paper.paths import QUICK
@@ -33,12 +34,15 @@ def run(folder: Path, *options: str) -> int:
     return main(["run", f"--config={QUICK}", f"--results={folder}", *QUIET, *options])
 
 
-def saved_accuracy(folder: Path, key: str) -> float:
-    """The accuracy of the compact network of a run, as it was saved."""
+def saved_network(folder: Path, key: str) -> nn.Module:
+    """The compact network of a run, as it was saved."""
     data = Images("digits")
-    net = load_compact(
-        run_folder(folder, key) / "compact.pt", build_network("small_mlp", data.image_shape, data.num_classes)
-    )
+    whole = build_network("small_mlp", data.image_shape, data.num_classes)
+    return load_compact(run_folder(folder, key) / "compact.pt", whole)
+
+
+def saved_accuracy(folder: Path, key: str) -> float:
+    data, net = Images("digits"), saved_network(folder, key)
     x, y = data.test[torch.arange(len(data.test))]
     return float((net.eval()(x).argmax(-1) == y).double().mean())
 
@@ -141,7 +145,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(finish, tmp_path):
     whole, killed = read_rows(tmp_path)
     for name in ("accuracy", "accuracy_unpruned", "accuracy_pruned", "history", "sites", "parameters_left"):
         assert whole[name] == killed[name], name
-    states = [torch.load(run_folder(tmp_path, key) / "compact.pt")["state"] for key in ("whole", "killed")]
+    states = [saved_network(tmp_path, key).state_dict() for key in ("whole", "killed")]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 

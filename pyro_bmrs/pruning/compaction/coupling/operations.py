@@ -93,7 +93,9 @@ class Operation:
 
     def changed(self, result: Any) -> Iterator[Tensor]:
         """The tensors whose numbers the operation has made: new ones and those in place, and not views of what was."""
-        yield from self.written
+        # What changes a tensor's shape in place writes no numbers, though its schema says that it writes.
+        if torch.Tag.inplace_view not in self.overload.tags:
+            yield from self.written
         present = {memory_of(tensor) for tensor in (*self.tensors, *self.written)} - {None}
         for tensor in _tensors(result):
             if memory_of(tensor) not in present:
