@@ -70,7 +70,7 @@ def written(values: Tensor) -> Tensor:
 EXACT: dict[str, Function] = {
     "views": lambda x: x.permute(2, 0, 3, 1)[1:].reshape(-1, 8).t().unsqueeze(0).expand(3, -1, -1),
     "written views": written,
-    "views in place": lambda x: x.clone()[:, :1].squeeze_(1).transpose_(0, 1).unsqueeze_(0),
+    "views in place": lambda x: x.clone()[:, 1:2].squeeze_(1).transpose_(0, 1).unsqueeze_(0),
     "chunk and cat": lambda x: torch.cat([x.chunk(2, 1)[1], x.chunk(2, 1)[0], x], 1),
     "stack": lambda x: torch.stack([x, x.flip(2), torch.ones_like(x)]),
     "index": lambda x: x[:, torch.tensor([3, 1])][..., [0, 1], [2, 2]],
