@@ -4,8 +4,10 @@
 """What each test and each docstring's example begins with, and may not leave behind."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
+import coverage
 import numpy as np
 import pyro
 import pytest
@@ -36,6 +38,20 @@ def _clean() -> None:
     pyro.enable_validation(__debug__)
     torch.set_default_dtype(DEFAULT_DTYPE)
     torch.set_num_threads(DEFAULT_THREADS)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Measures no fixture that is made for a test that is not measured: fits that tests share are made there."""
+    measuring = coverage.Coverage.current() if item.get_closest_marker("no_cover") else None
+    if measuring is None:
+        yield
+        return
+    measuring.stop()
+    try:
+        yield
+    finally:
+        measuring.start()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -335,6 +335,7 @@ def test_one_seed_gives_one_answer_and_another_seed_another():
 
 @few_steps
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.no_cover
 def test_it_stays_in_the_dtype_of_the_guide(dtype):
     torch.set_default_dtype(dtype)
     y = torch.tensor([0.3, -0.2, 0.4, 0.1])

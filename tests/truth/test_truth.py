@@ -21,6 +21,7 @@ FEW = [("beetles", "AutoLaplaceApproximation"), ("schools_apart", "AutoNormal")]
 
 @pytest.mark.parametrize(("name", "kind"), FEW)
 @pytest.mark.filterwarnings("ignore::pyro_bmrs.ReductionWarning")
+@pytest.mark.no_cover
 def test_an_answer_is_right_or_flagged(name, kind):
     answered = list(answers(STUDIES[name], kind))
     wrong = [answer for answer in answered if answer.trusted and not answer.right]

@@ -28,7 +28,7 @@ COLUMNS = (
 
 
 def test_poisson_regression_refitted_agrees_with_its_reduction() -> None:
-    table = compare("poisson", STUDIES["poisson"](), Settings(steps=700))
+    table = compare("poisson", STUDIES["poisson"](), Settings(steps=500))
     assert table["method"].eq("exact").all()
     assert table["discrepancy"].abs().max() < 0.3
     assert (table["delta_evidence"] > 0).tolist() == [True, True, False]
@@ -72,7 +72,7 @@ def log_evidence_of_pumps(hours: np.ndarray, failures: np.ndarray, alike: float)
 
 def test_pumps_whose_rates_depend_on_other_sites_agree_with_a_grid() -> None:
     study = STUDIES["pumps"]()
-    fitted = fit(study.model, study.data, study.guide, Settings(steps=1200), 0, "pumps")
+    fitted = fit(study.model, study.data, study.guide, Settings(steps=800), 0, "pumps")
     reduced_prior = study.reductions["half the variance of the rates"]
     reduction = reduce_model(fitted.guide, reduced_prior, num_samples=500)
     hours, failures = (given.numpy() for given in study.data)

@@ -61,7 +61,7 @@ def test_equals_numerical_expectation(mixture: tuple[str, str, str]) -> None:
 
 @pytest.mark.parametrize("mixture", MIXTURES, ids="-".join)
 def test_is_differentiable_in_all_parameters(mixture: tuple[str, str, str]) -> None:
-    parameters = triple(mixture, 3, scales=(0.5, 2.0))
+    parameters = triple(mixture, 2, scales=(0.5, 2.0))
     flat = [value.requires_grad_() for values in parameters for value in values]
     ends = torch.tensor([len(values) for values in parameters]).cumsum(0).tolist()
 

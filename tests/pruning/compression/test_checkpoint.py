@@ -37,6 +37,7 @@ class Interrupted(torch.optim.Adam):
         return super().step(*args, **kwargs)
 
 
+@pytest.mark.no_cover
 def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path):
     options = {"epochs": 6, "progress": False}
     whole = compress(network(), DATA, optimizer=partial(torch.optim.Adam, lr=3e-2), **options)

@@ -37,8 +37,10 @@ def append_many(folder, process):
         append_row(folder, row(f"{process}-{number}", history=[process] * (3000 if number % 10 == 0 else 3)))
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # the children only write
 def test_processes_append_at_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    # Where it can be had, as what spawns imports all of torch four times.
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
     processes = [context.Process(target=append_many, args=(tmp_path, number)) for number in range(PROCESSES)]
     for process in processes:
         process.start()
