@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pruning_digits
 import torch
 import torch_pruning
 from sklearn.datasets import load_diabetes, load_digits
@@ -91,19 +92,8 @@ def large_lenet(shape: Sequence[int]) -> nn.Module:
 
 
 def digits_network(shape: Sequence[int]) -> nn.Module:
-    """Two layers of 32 filters, one of 128 neurons, for images of 8x8 pixels."""
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(128, 128),
-        nn.ReLU(),
-        nn.Linear(128, 10),
-    )
+    """That of the tutorial on the digits, for images of 8x8 pixels."""
+    return pruning_digits.network()
 
 
 def regression_network(shape: Sequence[int]) -> nn.Module:

@@ -115,11 +115,13 @@ class Objective:
         """The ELBO, particle by particle, from the seed: on the same draws for whatever is compared."""
         set_seed(self.schedule.seed)
         loss = self.schedule.loss
-        one = self._plain_elbo if type(loss) is Trace_ELBO and loss.num_particles == 1 else self._elbo
+        is_plain = type(loss) is Trace_ELBO and loss.num_particles == 1
         elbos = Vectorised("evaluating the ELBO")
         # What another loss reads from its traces, vmap does not let it read.
-        elbos.at_once = one == self._plain_elbo
-        values: np.ndarray = elbos(one, torch.arange(num_particles)).double().cpu().numpy()
+        elbos.at_once = is_plain
+        values: np.ndarray = (
+            elbos(self._plain_elbo if is_plain else self._elbo, torch.arange(num_particles)).double().cpu().numpy()
+        )
         if not np.isfinite(values).all():
             raise ReductionError(
                 f"the ELBO is NaN or infinite at {int((~np.isfinite(values)).sum())} of {num_particles} draws of the "
