@@ -44,7 +44,11 @@ class ProductDensity:
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The log density in t, and x there."""
         x, log_slope = self.line.at(t)
-        return _log_ratio(*self._log_probs(x)) + log_slope, x
+        return self.log_ratio(x) + log_slope, x
+
+    def log_ratio(self, x: Tensor) -> Tensor:
+        """The log of q r / p."""
+        return _log_ratio(*self._log_probs(x))
 
     def at_with_noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The log density in t, and how much of it may be rounding."""
@@ -114,6 +118,23 @@ class Integrand:
         t, weights = nodes(self.relevant.left, self.relevant.right)
         log_density, x = self.at(t)
         return log_density + weights.log(), x
+
+    @cached_property
+    def rounding(self) -> Tensor:
+        """
+        How far the log of the integral may be off for the rounding of x, of the batch shape.
+
+        Where a density is hardly wider than numbers are apart, it is another one at the next number.
+        """
+        with torch.no_grad():
+            log_mass, x = self.nodes()
+            share = (log_mass - torch.logsumexp(log_mass, (0, 1))).exp()
+            here = self.density.log_ratio(x)
+            beside = [torch.nextafter(x, torch.full_like(x, side)) for side in (-math.inf, math.inf)]
+            jumps = torch.stack([self.density.log_ratio(next_to) - here for next_to in beside]).abs().amax(0)
+            # What is next to a bound is known to be rounded.
+            at_bound = torch.stack(self.line.at_bound(x)).any(0)
+            return (share * torch.where(at_bound | (share == 0), 0.0, 0.5 * jumps)).square().sum((0, 1)).sqrt()
 
     def log_integral(self) -> Tensor:
         """The log of the integral, differentiable in all parameters of the triple."""

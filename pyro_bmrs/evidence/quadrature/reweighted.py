@@ -52,12 +52,13 @@ def reduce_by_quadrature(posterior: Distribution, prior: Distribution, reduced_p
         ('quadrature', tensor(0.2799))
     """
     integrand = find_integrand(posterior, prior, reduced_prior)
-    error = integrand.panels.error
+    error = integrand.panels.error + integrand.rounding
     doubtful = error > max(ACCURACY, 2 * integrand.tolerance)
     if doubtful.any():
         warnings.warn(
             f"Quadrature may be wrong by {float(error.nan_to_num().max()):.1e} nats, at {int(doubtful.sum())} of "
-            f"{doubtful.numel()} elements: the densities jump or are rough there. Compare method='importance'.",
+            f"{doubtful.numel()} elements: the densities jump or are rough there, or are narrower than numbers are "
+            "apart (then take a dist.Delta). Compare method='importance'.",
             ReductionWarning,
             stacklevel=2,
         )

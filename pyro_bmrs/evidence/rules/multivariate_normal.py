@@ -13,7 +13,8 @@ With precisions :math:`\Lambda` and means :math:`\mu`, :math:`\Lambda_s = \Lambd
 
 (Friston, Parr and Zeidman 2018, https://arxiv.org/abs/1805.07092). The minimum is evaluated at the minimiser, measured
 from the posterior's mean: no term of size :math:`\mu^2/\sigma^2` cancels another, and an error in the minimiser enters
-squared.
+squared. Where the reduced prior is narrower than the posterior, the minimiser is next to the reduced prior's mean, and
+is measured from there: numbers about the posterior's mean may be many of its standard deviations apart.
 """
 
 from __future__ import annotations
@@ -81,9 +82,12 @@ class _Factor:
         whitened: Tensor = solve_triangular(self.scale, columns, upper=False)
         return whitened
 
+    @property
+    def diagonal(self) -> Tensor:
+        return self.scale if self.is_diagonal else self.scale.diagonal(dim1=-2, dim2=-1)
+
     def log_det(self) -> Tensor:
-        diagonal = self.scale if self.is_diagonal else self.scale.diagonal(dim1=-2, dim2=-1)
-        return diagonal.log().sum(-1)
+        return self.diagonal.log().sum(-1)
 
 
 def _is_normal(distribution: Distribution) -> bool:
@@ -101,28 +105,45 @@ def _factor(distribution: Any) -> _Factor:
 def _reduce_in_full(q: _Factor, p: _Factor, r: _Factor) -> Reduced:
     eye = torch.eye(q.loc.shape[-1], dtype=q.loc.dtype, device=q.loc.device)
     # In the coordinates that whiten q·r, a reduced prior of any narrowness leaves a well-conditioned matrix; the
-    # precision itself would lose the broad directions in the narrow ones.
-    root = torch.linalg.qr(torch.cat(torch.broadcast_tensors(q.whiten(eye), r.whiten(eye)), -2)).R
-    reduced_root = solve_triangular(root, r.whiten(eye), upper=True, left=False)
-    prior_root = solve_triangular(root, p.whiten(eye), upper=True, left=False)
+    # precision itself would lose the broad directions in the narrow ones. So would the orthogonal factors of rows and
+    # columns that do not go from the narrow to the broad (Cox and Higham 1998, https://doi.org/10.1137/S0895479896309506).
+    rows = torch.cat(torch.broadcast_tensors(q.whiten(eye), r.whiten(eye)), -2)
+    order = rows.norm(dim=-2).argsort(-1, descending=True)
+    back = order.argsort(-1)
+    rows = _rows(rows, rows.norm(dim=-1).argsort(-1, descending=True))
+    root = torch.linalg.qr(_rows(rows.mT, order).mT).R
+
+    def whitened(factor: _Factor) -> Tensor:
+        return solve_triangular(root, _rows(factor.whiten(eye).mT, order).mT, upper=True, left=False)
+
+    def minimiser(pull: Tensor) -> Tensor:
+        return _rows(solve_triangular(root, torch.cholesky_solve(pull, inner), upper=True), back)
+
+    reduced_root, prior_root = whitened(r), whitened(p)
     inner, info = cholesky_ex(eye - prior_root.mT @ prior_root)
     _check_definite(info)
 
     to_reduced, to_prior = (r.loc - q.loc).unsqueeze(-1), (p.loc - q.loc).unsqueeze(-1)
-    pull = reduced_root.mT @ r.whiten(to_reduced) - prior_root.mT @ p.whiten(to_prior)
-    whitened = torch.cholesky_solve(pull, inner)
-    step = solve_triangular(root, whitened, upper=True)
+    step = minimiser(reduced_root.mT @ r.whiten(to_reduced) - prior_root.mT @ p.whiten(to_prior))
+    # The same from the reduced prior's mean.
+    apart, of_posterior = prior_root.mT @ p.whiten(to_reduced - to_prior), whitened(q).mT @ q.whiten(to_reduced)
+    rest = minimiser(apart - of_posterior)
+    is_narrow = _is_narrow(r.diagonal, q.whiten(eye).square().sum(-2)).unsqueeze(-1)
     quadratic = (
-        q.whiten(step).square() + r.whiten(step - to_reduced).square() - p.whiten(step - to_prior).square()
+        q.whiten(step).square()
+        + torch.where(is_narrow, r.whiten(rest), r.whiten(step - to_reduced)).square()
+        - p.whiten(step - to_prior).square()
     ).sum((-2, -1))
     log_dets = root.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1) + inner.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     delta_evidence = p.log_det() - q.log_det() - r.log_det() - log_dets - 0.5 * quadratic
 
     def build() -> Distribution:
         # The covariance is the square of (K' R)^-1; a QR of its transpose makes the factor lower triangular.
-        factor = torch.linalg.qr(solve_triangular(inner.mT @ root, eye, upper=True).mT).R.mT
+        spread = _rows(solve_triangular(inner.mT @ root, eye, upper=True), back)
+        factor = torch.linalg.qr(spread.mT).R.mT
         factor = factor * factor.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-        return dist.MultivariateNormal(q.loc + step.squeeze(-1), scale_tril=factor, validate_args=False)
+        loc = torch.where(is_narrow, r.loc.unsqueeze(-1) + rest, q.loc.unsqueeze(-1) + step).squeeze(-1)
+        return dist.MultivariateNormal(loc, scale_tril=factor, validate_args=False)
 
     return Reduced(delta_evidence, build)
 
@@ -141,15 +162,26 @@ def _reduce_in_rank(posterior: LowRankMultivariateNormal, p: _Factor, r: _Factor
     _check_definite(info)
 
     to_reduced, to_prior = r.loc - loc, p.loc - loc
-    pull = precision * to_reduced - prior_precision * to_prior
-    along = torch.cholesky_solve(shrunk.mT @ pull.unsqueeze(-1), inner)
-    step = diagonal / (1 + growth) * pull + (shrunk @ along).squeeze(-1)
-    # The norm of the step under the posterior is a sum of squares: of the part in the factor's space and of the rest.
+
+    def minimiser(pull: Tensor) -> Tensor:
+        along = torch.cholesky_solve(shrunk.mT @ pull.unsqueeze(-1), inner)
+        return diagonal / (1 + growth) * pull + (shrunk @ along).squeeze(-1)
+
     capacitance = torch.linalg.cholesky(eye + factor.mT @ (factor / diagonal.unsqueeze(-1)))
-    within = torch.cholesky_solve(factor.mT @ (step / diagonal).unsqueeze(-1), capacitance)
-    rest = step - (factor @ within).squeeze(-1)
-    quadratic = within.squeeze(-1).square().sum(-1) + (
-        rest.square() / diagonal + ((step - to_reduced) / r.scale).square() - ((step - to_prior) / p.scale).square()
+
+    def parted(shift: Tensor) -> tuple[Tensor, Tensor]:
+        within = torch.cholesky_solve(factor.mT @ (shift / diagonal).unsqueeze(-1), capacitance)
+        return within.squeeze(-1), shift - (factor @ within).squeeze(-1)
+
+    step = minimiser(precision * to_reduced - prior_precision * to_prior)
+    # The same from the reduced prior's mean.
+    rest = minimiser(prior_precision * (to_reduced - to_prior) - parted(to_reduced)[1] / diagonal)
+    is_narrow = _is_narrow(r.scale, diagonal.reciprocal())
+    # The norm of the step under the posterior is a sum of squares: of the part in the factor's space and of the rest.
+    within, beside = parted(step)
+    from_reduced = torch.where(is_narrow, rest, step - to_reduced)
+    quadratic = within.square().sum(-1) + (
+        beside.square() / diagonal + (from_reduced / r.scale).square() - ((step - to_prior) / p.scale).square()
     ).sum(-1)
     log_dets = 0.5 * growth.log1p().sum(-1) + inner.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     delta_evidence = p.log_det() - r.log_det() - log_dets - 0.5 * quadratic
@@ -157,9 +189,22 @@ def _reduce_in_rank(posterior: LowRankMultivariateNormal, p: _Factor, r: _Factor
     def build() -> Distribution:
         reduced_factor = solve_triangular(inner, shrunk.mT, upper=False).mT
         reduced_diagonal = diagonal / (1 + growth)
-        return dist.LowRankMultivariateNormal(loc + step, reduced_factor, reduced_diagonal, validate_args=False)
+        reduced_loc = torch.where(is_narrow, r.loc + rest, loc + step)
+        return dist.LowRankMultivariateNormal(reduced_loc, reduced_factor, reduced_diagonal, validate_args=False)
 
     return Reduced(delta_evidence, build)
+
+
+def _rows(matrix: Tensor, order: Tensor) -> Tensor:
+    """The rows of each matrix of a batch, in an order of its own."""
+    batch = torch.broadcast_shapes(matrix.shape[:-2], order.shape[:-1])
+    matrix, order = matrix.expand(batch + matrix.shape[-2:]), order.expand(batch + order.shape[-1:])
+    return matrix.take_along_dim(order.unsqueeze(-1), -2)
+
+
+def _is_narrow(scale: Tensor, precision: Tensor) -> Tensor:
+    """Where a reduced prior of some scale is narrower than a posterior of some precision, all other elements given."""
+    return scale.square() * precision < 1
 
 
 def _check_definite(failed: Tensor) -> None:

@@ -164,3 +164,12 @@ class TestErrors:
         q, p, r = (dist.Normal(scalar(m), scalar(s)) for m, s in ((0.0, 1e-6), (0.0, 2.0), (1.0, 1e-6)))
         with pytest.warns(ReductionWarning, match="Quadrature may be wrong by .*e-05 nats"):
             reduce(q, p, r, method="quadrature")
+
+    @pytest.mark.parametrize("make", [lambda s: dist.LogNormal(scalar(0.0), s), lambda s: dist.Gamma(1 / s, 1 / s)])
+    def test_a_density_narrower_than_numbers_are_apart_is_in_doubt(self, make) -> None:
+        q, p = dist.LogNormal(scalar(0.1), 0.3), dist.Gamma(scalar(2.0), 1.0)
+        resolved = reduce(q, p, dist.LogNormal(scalar(0.0), 1e-5)).delta_evidence
+        # The limit is the ratio of the densities at 1.
+        assert resolved.item() == pytest.approx(float(q.log_prob(scalar(1.0)) - p.log_prob(scalar(1.0))), abs=1e-8)
+        with pytest.warns(ReductionWarning, match="narrower than numbers are apart"):
+            reduce(q, p, make(scalar(1e-18)))

@@ -241,3 +241,21 @@ def test_an_independent_that_is_not_normal_is_left_to_other_rules() -> None:
     laplace = dist.Laplace(torch.zeros(2), 1.0).to_event(1)
     with pytest.raises(ReductionError, match="no exact rule for MultivariateNormal as posterior, Independent as prior"):
         reduce(q, laplace, laplace, method="exact")
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-18, 1e-38])
+@pytest.mark.parametrize("narrow", [[2], [0, 3], [0, 1, 2, 3]])
+@pytest.mark.parametrize("form", [dense, low_rank])
+def test_narrower_than_the_spacing_of_numbers_is_as_good_as_a_point(scale: float, narrow: list[int], form) -> None:
+    q, p, _ = triple(4)
+    q, p = form(q), dist.Normal(p.mean, 3 * p.stddev).to_event(1)
+    scales = torch.full((4,), 0.7, dtype=torch.float64)
+    scales[narrow] = scale
+    r = dist.Normal(torch.randn(4, dtype=torch.float64), scales).to_event(1)
+    whole = dist.MultivariateNormal(q.mean, q.covariance_matrix)
+    expected = float(exact(whole, dense(p), dense(r), digits=250))
+    for reduced_prior in (r, dense(r)):
+        reduced = reduce(q, p, reduced_prior)
+        assert reduced.delta_evidence.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        # Its mean is within a standard deviation, too.
+        assert (abs(reduced.posterior.mean - r.mean) <= scales)[narrow].all()
