@@ -24,6 +24,7 @@ from pyro_bmrs.integration.fits import full_evidence
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import read_posterior
 from pyro_bmrs.structure.layers import peel
+from pyro_bmrs.structure.vectorised import TURN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,16 +75,17 @@ def compare(
         raise ReductionError(f"prior_log_odds names {unknown}, but the models are {sorted(fits)}")
     estimates: dict[str, LogEvidence] = {}
     data: dict[str, Observations] = {}
-    for name, fit in fits.items():
-        fitted = read_posterior(*_parts(name, fit))
-        data[name] = observations(fitted)
-        first = next(iter(data))
-        if not data[name].alike(data[first]):
-            raise ReductionError(
-                f"models {first!r} and {name!r} have different data (or different arguments), so that their evidence "
-                "cannot be compared; fit all to the same observations"
-            )
-        estimates[name] = full_evidence(fitted, progress=progress)
+    with TURN:
+        for name, fit in fits.items():
+            fitted = read_posterior(*_parts(name, fit))
+            data[name] = observations(fitted)
+            first = next(iter(data))
+            if not data[name].alike(data[first]):
+                raise ReductionError(
+                    f"models {first!r} and {name!r} have different data (or different arguments), so that their "
+                    "evidence cannot be compared; fit all to the same observations"
+                )
+            estimates[name] = full_evidence(fitted, progress=progress)
     odds = dict.fromkeys(fits, 0.0) | dict(prior_log_odds or {})
     scores = torch.tensor([estimates[name].value + odds[name] for name in fits], dtype=torch.float64)
     errors = torch.tensor([estimates[name].standard_error for name in fits], dtype=torch.float64)

@@ -11,6 +11,7 @@ from typing import Any
 from pyro_bmrs.integration.ends import LogEvidence, integrate_model
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import read_posterior
+from pyro_bmrs.structure.vectorised import TURN
 
 # Draws of the posterior to begin at.
 NUM_STARTS = 400
@@ -64,7 +65,8 @@ def log_evidence(
         >>> abs(estimate.value - exact) < 0.05
         tensor(True)
     """
-    return integrate(read_posterior(posterior, model, args, kwargs), num_draws=num_draws, progress=progress)
+    with TURN:
+        return integrate(read_posterior(posterior, model, args, kwargs), num_draws=num_draws, progress=progress)
 
 
 def integrate(fitted: Posterior, *, num_draws: int | None = None, progress: bool = False) -> LogEvidence:

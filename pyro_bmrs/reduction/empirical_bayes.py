@@ -24,6 +24,7 @@ from pyro_bmrs.posteriors.reading import read_posterior
 from pyro_bmrs.reduction.priors import ReducedPriorLike
 from pyro_bmrs.reduction.reduce_model import reduce_posterior
 from pyro_bmrs.reduction.reduction import Reduction
+from pyro_bmrs.structure.vectorised import TURN
 
 _NEWTON_STEPS = 5
 _LONGEST_NEWTON_STEP = 0.1  # in unconstrained coordinates; beyond, L-BFGS has not come near
@@ -130,11 +131,12 @@ def optimize_reduced_prior(
         ... )
         OptimizedPrior(scale = 1.09 ± 0.47): ΔF = 6.53 nats, converged
     """
-    fitted = read_posterior(guide, model, args, kwargs)
-    coordinates, first = _Coordinates.read(init, constraints or {})
-    objective = _Objective(fitted, family, coordinates, method, num_samples)
-    first = objective.prepare(first, progress)
-    best, covariance, converged = _polish(objective, _climb(objective, first, max_steps))
+    with TURN:
+        fitted = read_posterior(guide, model, args, kwargs)
+        coordinates, first = _Coordinates.read(init, constraints or {})
+        objective = _Objective(fitted, family, coordinates, method, num_samples)
+        first = objective.prepare(first, progress)
+        best, covariance, converged = _polish(objective, _climb(objective, first, max_steps))
     if not converged:
         warnings.warn(
             "no maximum of the evidence was found inside the hyperparameters' domain: it may lie at the edge (a scale "
@@ -147,7 +149,9 @@ def optimize_reduced_prior(
     errors = coordinates.part(covariance.diagonal().sqrt())
     with torch.no_grad():
         values = coordinates.values(best)
-    return OptimizedPrior(values, errors, covariance, objective.reduction(best), converged, objective.num_evaluations)
+    with TURN:
+        reduction = objective.reduction(best)
+    return OptimizedPrior(values, errors, covariance, reduction, converged, objective.num_evaluations)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, read_red
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.reduction.weighted import DrawnReduction
 from pyro_bmrs.structure.layers import has_points, is_point
+from pyro_bmrs.structure.vectorised import TURN
 
 METHODS = (*METHODS_OF_EVIDENCE, "integration")
 
@@ -102,9 +103,12 @@ def reduce_model(
         raise ReductionError(f"check must be 'auto', True or False, not {check!r}")
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ReductionError(f"num_samples must be a positive integer, not {num_samples!r}")
-    fitted = read_posterior(guide, model, args, kwargs)
-    reduction = reduce_posterior(fitted, reduced_prior, method, num_samples, progress)
-    found = check_where_cheap(reduction) if check == "auto" else reduction.check(progress=progress) if check else None
+    with TURN:
+        fitted = read_posterior(guide, model, args, kwargs)
+        reduction = reduce_posterior(fitted, reduced_prior, method, num_samples, progress)
+        found = (
+            check_where_cheap(reduction) if check == "auto" else reduction.check(progress=progress) if check else None
+        )
     # Who asks for a check hears of a small error and of a bad fit, too; else no right answer is doubted.
     if found is not None and found.advice is not None and (check != "auto" or found.misleads):
         warnings.warn(f"{found.words()}. {found.advice}.", ReductionWarning, stacklevel=2)

@@ -27,7 +27,7 @@ from pyro_bmrs.reduction.factorwise import BranchedReduction, FactorwiseReductio
 from pyro_bmrs.reduction.integrated import IntegratedReduction, reduced_draws
 from pyro_bmrs.reduction.priors import ReducedPriors, reduced_model
 from pyro_bmrs.reduction.weighted import DrawnReduction
-from pyro_bmrs.structure.vectorised import own_parameters
+from pyro_bmrs.structure.vectorised import TURN, own_parameters
 from pyro_bmrs.tables import element_labels, moments
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ class Reduction(Estimated):
 
         Of the site's shape; where the elements of an event cannot be parted (a Dirichlet's, say), of its batch shape.
         """
-        return self._result.elementwise
+        with TURN:
+            return self._result.elementwise
 
     @property
     def probability(self) -> Tensor:
@@ -137,7 +138,8 @@ class Reduction(Estimated):
 
     def new_guide(self) -> Any:
         """What :attr:`guide` is, made anew: its parameters are at the reduced posterior, whatever became of others."""
-        return self._result.guide(self.model)
+        with TURN:
+            return self._result.guide(self.model)
 
     def check(self, *, elementwise: bool = False, num_draws: int | None = None, progress: bool = False) -> Check:
         """
@@ -156,7 +158,7 @@ class Reduction(Estimated):
         """
         read_off = float(self.delta_evidence.detach())
         error = 0.0 if self.standard_error is None else float(self.standard_error)
-        with own_parameters():
+        with TURN, own_parameters():
             draws = reduced_draws(self, progress)
             integrated = IntegratedReduction(
                 self.fitted, self.reduced_priors, near=draws, num_draws=num_draws, progress=progress
@@ -236,7 +238,8 @@ class Reduction(Estimated):
         :param num_samples: how many draws.
         :return: an ``InferenceData`` (ArviZ before 1.0) or a ``DataTree``.
         """
-        return to_arviz(self, num_samples)
+        with TURN:
+            return to_arviz(self, num_samples)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The elementwise changes in log evidence as a figure; see :func:`pyro_bmrs.plotting.plot_reduction`."""

@@ -21,7 +21,7 @@ from pyro_bmrs.refitting.rounds import Round, State, Task, advance, choose, read
 from pyro_bmrs.refitting.training import Schedule, Training
 from pyro_bmrs.search.groups import GroupsLike
 from pyro_bmrs.search.model_space import ModelSpace
-from pyro_bmrs.structure.vectorised import own_random_numbers, set_seed
+from pyro_bmrs.structure.vectorised import TURN, own_random_numbers, set_seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,7 +169,7 @@ def reduce_iteratively(
     schedule = Schedule(**settings)
     store = Checkpoint(checkpoint)
     bar = tqdm(desc="reducing iteratively", unit=" steps", disable=not progress)
-    with bar, own_random_numbers(), torch.enable_grad():
+    with TURN, bar, own_random_numbers(), torch.enable_grad():
         set_seed(schedule.seed)
         task, state, space = read_task(model, guide, reduced_prior, args, kwargs, groups, prior_log_odds, schedule)
         signature = _signature(task, state, space)

@@ -30,7 +30,7 @@ from pyro_bmrs.refitting.divergence import Posteriors
 from pyro_bmrs.refitting.moment_guides import guide_at_moments
 from pyro_bmrs.refitting.training import Objective, Schedule, Training, mean_and_error
 from pyro_bmrs.structure.packed import holds_draws
-from pyro_bmrs.structure.vectorised import own_random_numbers, set_seed
+from pyro_bmrs.structure.vectorised import TURN, own_random_numbers, set_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -192,9 +192,9 @@ def refit(
         loss = Trace_ELBO()
     schedule = Schedule(loss, learning_rates, window, tolerance, max_steps, num_particles, seed)
     store = Checkpoint(checkpoint, "refit")
-    full = _read(model, guide, reduction)
-    _check_loss(full, loss)
-    with own_random_numbers(), torch.enable_grad():
+    with TURN, own_random_numbers(), torch.enable_grad():
+        full = _read(model, guide, reduction)
+        _check_loss(full, loss)
         set_seed(seed)
         begun = _start(reduction) if start is None else start
         # One of its own, since it may be trained.

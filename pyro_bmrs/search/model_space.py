@@ -32,6 +32,7 @@ from pyro_bmrs.search.groups import Groups
 from pyro_bmrs.search.models import ModelPosterior, Models
 from pyro_bmrs.structure.copies import detached
 from pyro_bmrs.structure.mixtures import mix
+from pyro_bmrs.structure.vectorised import TURN
 from pyro_bmrs.tables import element_labels, moments
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ class ModelSpace:
         sides = self._groups.spread(torch.as_tensor(reduced), False)
         stated = {name: mix(prior, self._reduced_priors[name], sides[name]) for name, prior in self._priors.items()}
         changed = {name: prior for name, prior in stated.items() if sides[name].any()}
-        return reduce_posterior(self._fitted, changed or stated)
+        with TURN:
+            return reduce_posterior(self._fitted, changed or stated)
 
     def check(self, num_models: int = 5, *, progress: bool = False) -> tuple[Check, ...]:
         """
@@ -207,7 +209,8 @@ class ModelSpace:
     def _check(self, reduced: Tensor, progress: bool) -> Check:
         if reduced.any():
             return self.reduction(reduced).check(progress=progress)
-        full = full_evidence(self._fitted, progress=progress)
+        with TURN:
+            full = full_evidence(self._fitted, progress=progress)
         return Check(full, full, 0.0)
 
     def average(self, num_models: int | None = None) -> dict[str, Distribution]:

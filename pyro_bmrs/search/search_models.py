@@ -26,6 +26,7 @@ from pyro_bmrs.search.models import IndependentModels
 from pyro_bmrs.search.observations import is_joint, read_normal_space
 from pyro_bmrs.search.strategies.normal_search import MAX_MODELS, STRATEGIES, search_normal
 from pyro_bmrs.structure.copies import with_own_tensors
+from pyro_bmrs.structure.vectorised import TURN
 
 
 def search_models(
@@ -98,11 +99,18 @@ def search_models(
         raise ReductionError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, not {strategy!r}")
     if not isinstance(check, int) or check < 0:
         raise ReductionError(f"check must be how many of the models to hold against the model, not {check!r}")
-    space = _search(
-        read_guide(guide, model, args, kwargs), reduced_prior, groups, strategy, prior_log_odds, max_models, progress
-    )
-    if check:
-        space.check(check, progress=progress)
+    with TURN:
+        space = _search(
+            read_guide(guide, model, args, kwargs),
+            reduced_prior,
+            groups,
+            strategy,
+            prior_log_odds,
+            max_models,
+            progress,
+        )
+        if check:
+            space.check(check, progress=progress)
     return space
 
 

@@ -5,11 +5,15 @@
 Runs of a Pyro program at many points or draws at once, where its code allows it, and one by one where it does not.
 
 Vectorised is the code itself, by :func:`torch.func.vmap`: it sees one draw, and needs to know nothing of the others.
+
+Pyro has one stack of handlers, one parameter store and one set of random numbers for a whole process. What is run takes
+its own of the latter two, and threads take turns: whoever runs a program holds :data:`TURN`.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +27,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from tqdm.auto import tqdm
+
+# Entered again by who has it.
+TURN = threading.RLock()
 
 # Elements of the largest tensor that a vectorised run holds.
 _MOST_ELEMENTS = 20_000_000

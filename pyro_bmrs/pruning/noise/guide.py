@@ -24,7 +24,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.noise.multiplicative_noise import Learned, MultiplicativeNoise
 from pyro_bmrs.pruning.noise.noise_posterior import LazyDensities, NoisePosterior, NoisePosteriors, NoiseUnits
 from pyro_bmrs.pruning.noise.steps.precision import at_least_single, single_at_least
-from pyro_bmrs.pruning.noise.steps.turns import TURN
+from pyro_bmrs.structure.vectorised import TURN
 
 _INIT_LOC, _INIT_LOG_SCALE = 0.0, -5.0
 

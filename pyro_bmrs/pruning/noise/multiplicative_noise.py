@@ -24,7 +24,7 @@ from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.pruning.noise.steps.precision import at_least_single
 from pyro_bmrs.pruning.noise.steps.recalled import Recalled, is_recomputing, may_be_recomputed
 from pyro_bmrs.pruning.noise.steps.remembered import Remembered
-from pyro_bmrs.pruning.noise.steps.turns import TURN
+from pyro_bmrs.structure.vectorised import TURN
 
 # By which handlers know the sites.
 _MARK: Any = {"is_noise": True}

@@ -15,9 +15,9 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
-from pyro_bmrs.pruning.noise.steps.turns import TURN
 from pyro_bmrs.pruning.training.batches import run_on_batch, targets_of
 from pyro_bmrs.pruning.training.models import Likelihood
+from pyro_bmrs.structure.vectorised import TURN
 
 
 class NoiseELBO(TraceMeanField_ELBO):

@@ -20,9 +20,9 @@ from pyro_bmrs.errors import ReductionError, check_number
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 from pyro_bmrs.pruning.noise.steps.precision import at_least_single, full_precision
-from pyro_bmrs.pruning.noise.steps.turns import TURN
 from pyro_bmrs.pruning.training.batches import prediction, run_on_batch, targets_of
 from pyro_bmrs.pruning.training.kl_weight import KLWeight, Scales, check_kl_weight, weight_of_site
+from pyro_bmrs.structure.vectorised import TURN
 
 
 def _is_heard() -> bool:

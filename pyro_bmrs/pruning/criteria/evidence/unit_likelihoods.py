@@ -30,10 +30,9 @@ from pyro_bmrs.pruning.criteria.evidence.linear_outputs import linear_outputs, l
 from pyro_bmrs.pruning.criteria.evidence.unit_moments import UnitLikelihoods
 from pyro_bmrs.pruning.criteria.evidence.unit_profile import NUM_PLACES, Places
 from pyro_bmrs.pruning.examples import evaluation
-from pyro_bmrs.pruning.noise.steps.turns import TURN
 from pyro_bmrs.pruning.training.batches import pair_of, prediction, run_on_batch
 from pyro_bmrs.pruning.training.models import Likelihood
-from pyro_bmrs.structure.vectorised import Vectorised
+from pyro_bmrs.structure.vectorised import TURN, Vectorised
 
 # Examples that are run together: many units of few examples are cheaper than few units of many.
 _MOST_EXAMPLES = 512
