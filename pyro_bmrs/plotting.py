@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from pyro_bmrs.errors import ReductionError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 FULL_COLOR, REDUCED_COLOR = "tab:blue", "tab:orange"
 _MOST_NAMED_BARS = 60
+_MOST_BARS = 2000  # of one figure, beyond which they cannot be told apart
 
 
 class Reduced(Protocol):
@@ -235,11 +237,23 @@ def _height(bars: int) -> float:
 def _draw_bars(
     ax: Axes, names: Sequence[str], lengths: Sequence[float], reduced: Sequence[bool], meanings: tuple[str, str]
 ) -> None:
-    """Named bars from the top, in one colour where ``reduced`` is true and in another where it is not."""
+    """
+    Named bars from the top, in one colour where ``reduced`` is true and in another where it is not.
+
+    Of more than can be told apart, a bar is the longest of its colour among so many neighbours.
+    """
+    values, is_reduced = np.asarray(lengths, dtype=float), np.asarray(reduced, dtype=bool)
+    size = -(-len(names) // _MOST_BARS)
     for color, wanted, meaning in zip((REDUCED_COLOR, FULL_COLOR), (True, False), meanings):
-        places = [place for place, side in enumerate(reduced) if side is wanted]
-        if places:
-            ax.barh(places, [lengths[place] for place in places], height=0.8, color=color, label=meaning)
+        places = np.flatnonzero(is_reduced == wanted)
+        if not len(places):
+            continue
+        if size > 1:
+            order = np.lexsort((-np.abs(values[places]), places // size))
+            places = places[order][np.unique(places[order] // size, return_index=True)[1]]
+        ax.barh(places, values[places], height=0.8 * size, color=color, label=meaning)
+    if size > 1:
+        ax.set_ylabel(f"each bar is the longest of {size:,}")
     step = -(-len(names) // _MOST_NAMED_BARS)
     ax.set_yticks(range(len(names))[::step], names[::step])
     ax.set_ylim(len(names) - 0.5, -0.5)

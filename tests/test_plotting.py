@@ -90,3 +90,20 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"pip install pyro_bmrs\[plot\]"):
         plot_reduction(reduction(a=torch.ones(2)))
+
+
+def test_of_many_elements_the_longest_of_each_colour_among_neighbours_is_drawn() -> None:
+    delta = torch.linspace(-1.0, 1.0, 60_000)[torch.randperm(60_000)]
+    delta[12_345], delta[54_321] = 7.0, -9.0
+    ax = plot_reduction(
+        SimpleNamespace(elementwise={"w": delta}, element_labels={"w": [str(i) for i in range(60_000)]})
+    )
+    assert ax.get_ylabel() == "each bar is the longest of 30"
+    longest = delta.reshape(-1, 30)
+    bars = bars_by_place(ax)
+    ends = {REDUCED_COLOR: longest.amax(1), FULL_COLOR: longest.amin(1)}
+    for color, expected in ends.items():
+        found = [length for length, own in bars if own == to_rgba(color)]
+        assert found == pytest.approx(expected.tolist())
+    tops = {round(bar.get_width()): bar.get_y() + bar.get_height() / 2 for bar in ax.patches}
+    assert tops[7] == pytest.approx(12_345) and tops[-9] == pytest.approx(54_321)

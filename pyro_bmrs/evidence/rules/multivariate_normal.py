@@ -114,10 +114,12 @@ def _reduce_in_full(q: _Factor, p: _Factor, r: _Factor) -> Reduced:
     root = torch.linalg.qr(_rows(rows.mT, order).mT).R
 
     def whitened(factor: _Factor) -> Tensor:
-        return solve_triangular(root, _rows(factor.whiten(eye).mT, order).mT, upper=True, left=False)
+        columns: Tensor = solve_triangular(root, _rows(factor.whiten(eye).mT, order).mT, upper=True, left=False)
+        return columns
 
     def minimiser(pull: Tensor) -> Tensor:
-        return _rows(solve_triangular(root, torch.cholesky_solve(pull, inner), upper=True), back)
+        at: Tensor = solve_triangular(root, torch.cholesky_solve(pull, inner), upper=True)
+        return _rows(at, back)
 
     reduced_root, prior_root = whitened(r), whitened(p)
     inner, info = cholesky_ex(eye - prior_root.mT @ prior_root)
@@ -165,7 +167,8 @@ def _reduce_in_rank(posterior: LowRankMultivariateNormal, p: _Factor, r: _Factor
 
     def minimiser(pull: Tensor) -> Tensor:
         along = torch.cholesky_solve(shrunk.mT @ pull.unsqueeze(-1), inner)
-        return diagonal / (1 + growth) * pull + (shrunk @ along).squeeze(-1)
+        at: Tensor = diagonal / (1 + growth) * pull + (shrunk @ along).squeeze(-1)
+        return at
 
     capacitance = torch.linalg.cholesky(eye + factor.mT @ (factor / diagonal.unsqueeze(-1)))
 
