@@ -6,7 +6,7 @@
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.integration import LogEvidence, compare, log_evidence
 from pyro_bmrs.reduction.check import Check
-from pyro_bmrs.reduction.empirical_bayes import OptimizedPrior, optimize_reduced_prior
+from pyro_bmrs.reduction.families.empirical_bayes import OptimizedPrior, optimize_reduced_prior
 from pyro_bmrs.reduction.reduce_model import reduce_model
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.refitting.iterated import IteratedReduction, reduce_iteratively

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.tables import SiteLabels
 
 FEWEST_DRAWS = 25  # below this, the tail that Pareto smoothing fits has fewer than five draws
 FEWEST_IN_CHAIN = 4  # for its autocorrelation to be seen at all
@@ -157,11 +159,13 @@ def _mixing(chains: np.ndarray) -> tuple[float, float]:
     return (min(size, len(chains)) if stays.any() else size), r_hat
 
 
-def to_arviz(groups: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
+def to_arviz(groups: Mapping[str, Mapping[str, np.ndarray]], labels: Mapping[str, SiteLabels] | None = None) -> Any:
     """
     Arrays by group and variable as an ArviZ object.
 
     :param groups: for groups of draws such as ``"posterior"``, arrays of shape ``(chain, draw, ...)``.
+    :param labels: what the dimensions of variables are called, and the places along them; of those that do not fit an
+        array, none are taken.
     :return: an ``InferenceData`` with ArviZ 0.23, an ``xarray.DataTree`` with ArviZ 1.x.
 
     Example::
@@ -173,14 +177,35 @@ def to_arviz(groups: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
     """
     arviz = _arviz()
     nested: dict[str, Any] = {group: dict(variables) for group, variables in groups.items()}
+    arrays = {name: array for variables in nested.values() for name, array in variables.items()}
+    fitting = {
+        name: own for name, own in (labels or {}).items() if name in arrays and own.shape == arrays[name].shape[2:]
+    }
+    named = {
+        "dims": {name: list(own.dims) for name, own in fitting.items()},
+        "coords": {dim: list(places) for own in fitting.values() for dim, places in zip(own.dims, own.coords)},
+    }
     if "InferenceData" in vars(arviz):  # merely to ask for the attribute makes ArviZ 1.x warn
-        return arviz.from_dict(**nested)
-    return arviz.from_dict(nested)
+        return arviz.from_dict(**nested, **named)
+    return arviz.from_dict(nested, **named)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """
+    The draws of a variable.
+
+    :param values: shape ``(chain, draw, ...)``.
+    :param labels: what its further dimensions are called, and the places along them.
+    """
+
+    values: np.ndarray
+    labels: SiteLabels
 
 
 def has_posterior(data: object) -> bool:
     """
-    Whether an object is ArviZ's, with a posterior group to read.
+    Whether an object is ArviZ's or xarray's, with draws to read.
 
     Example::
 
@@ -188,27 +213,68 @@ def has_posterior(data: object) -> bool:
         >>> has_posterior({"posterior": {}})
         False
     """
-    return hasattr(getattr(data, "posterior", None), "data_vars")
+    return _dataset(data) is not None
 
 
-def posterior_draws(data: Any) -> dict[str, np.ndarray]:
+def _dataset(data: Any) -> Any:
+    """The group of the posterior: of all of ArviZ's data, or given by itself, or one variable of it."""
+    if hasattr(getattr(data, "posterior", None), "data_vars"):
+        return data.posterior
+    if hasattr(data, "data_vars"):
+        return data if len(data.data_vars) else None
+    if hasattr(data, "to_dataset") and getattr(data, "name", None) is not None:
+        return data.to_dataset()
+    return None
+
+
+def posterior_draws(data: Any) -> dict[str, Drawn]:
     """
-    The draws of the posterior group of an ``InferenceData`` or ``DataTree``, of shape ``(chain, draw, ...)`` each.
+    The draws of a posterior, of whatever language it was sampled in.
 
-    :raises ReductionError: where a variable has no dimension of that name.
+    :param data: an ``InferenceData`` or ``DataTree``; its posterior group alone; or what ``arviz.extract`` makes of
+        either, with chains and draws in one dimension: chains again where all of it is there, else taken for one.
+    :return: the draws of each variable of numbers that has any.
+    :raises ReductionError: where no variable has the dimensions of draws.
 
     Example::
 
         >>> import numpy as np
         >>> from pyro_bmrs.arviz_adapter import posterior_draws, to_arviz
-        >>> posterior_draws(to_arviz({"posterior": {"weights": np.zeros((4, 100, 3))}}))["weights"].shape
+        >>> posterior_draws(to_arviz({"posterior": {"weights": np.zeros((4, 100, 3))}}))["weights"].values.shape
         (4, 100, 3)
     """
-    variables = data.posterior.data_vars
-    for name, array in variables.items():
-        if missing := {"chain", "draw"} - set(array.dims):
-            raise ReductionError(
-                f"variable {name!r} of the ArviZ posterior has dimensions {array.dims} and lacks {sorted(missing)}; "
-                "give draws of shape (chain, draw, ...): posterior.expand_dims('chain') makes one chain of them"
-            )
-    return {str(name): array.transpose("chain", "draw", ...).values for name, array in variables.items()}
+    dataset = _dataset(data)
+    stacked = "sample" in dataset.dims and "draw" not in dataset.dims
+    leading = ("sample",) if stacked else ("chain", "draw")
+    found, lacking = {}, {}
+    for name, array in dataset.data_vars.items():
+        if missing := set(leading) - set(array.dims):
+            lacking[name] = (array.dims, sorted(missing))
+        elif array.dtype.kind in "biuf":
+            values = array.transpose(*leading, ...).values
+            found[str(name)] = Drawn(_in_chains(dataset, values) if stacked else values, _labels(array, leading))
+    if lacking and not found:
+        name, (dims, without) = next(iter(lacking.items()))
+        raise ReductionError(
+            f"variable {name!r} of the ArviZ posterior has dimensions {dims} and lacks {without}; "
+            "give draws of shape (chain, draw, ...): posterior.expand_dims('chain') makes one chain of them"
+        )
+    return found
+
+
+def _in_chains(dataset: Any, values: np.ndarray) -> np.ndarray:
+    """Draws that were stacked, chain by chain again."""
+    if {"chain", "draw"} <= set(dataset.coords):
+        chain, draw = dataset.coords["chain"].values, dataset.coords["draw"].values
+        pairs = set(zip(chain.tolist(), draw.tolist()))
+        chains, draws = len(set(chain.tolist())), len(set(draw.tolist()))
+        if len(pairs) == len(chain) == chains * draws:
+            return np.asarray(values[np.lexsort((draw, chain))].reshape(chains, draws, *values.shape[1:]))
+    return values[None]
+
+
+def _labels(array: Any, leading: tuple[str, ...]) -> SiteLabels:
+    dims = tuple(str(dim) for dim in array.dims if dim not in leading)
+    sizes = dict(zip(map(str, array.dims), array.shape))
+    places = (array.coords[dim].values.tolist() if dim in array.coords else range(sizes[dim]) for dim in dims)
+    return SiteLabels(dims, tuple(map(tuple, places)))

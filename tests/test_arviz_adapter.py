@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import arviz
 import numpy as np
 import pytest
+import xarray
 from scipy.special import logsumexp
 
 from pyro_bmrs.arviz_adapter import has_posterior, posterior_draws, smooth_log_weights, to_arviz
+from pyro_bmrs.tables import SiteLabels
 
 
 def light_tailed(zeros: float, of_zeros: float = -np.inf) -> np.ndarray:
@@ -57,14 +60,53 @@ def test_draws_go_into_an_arviz_object_and_come_out_again() -> None:
     read = posterior_draws(data)
     assert read.keys() == draws.keys()
     for name, values in draws.items():
-        assert (read[name] == values).all()
+        assert (read[name].values == values).all()
 
 
 def test_draws_are_read_chain_first_whatever_their_order() -> None:
     data = to_arviz({"posterior": {"weights": np.arange(24.0).reshape(2, 3, 4)}})
     turned = to_arviz({"posterior": {"weights": np.arange(24.0).reshape(2, 3, 4)}})
     turned.posterior["weights"] = turned.posterior["weights"].transpose(..., "draw", "chain")
-    assert (posterior_draws(turned)["weights"] == posterior_draws(data)["weights"]).all()
+    assert (posterior_draws(turned)["weights"].values == posterior_draws(data)["weights"].values).all()
+
+
+WEIGHTS = np.arange(24.0).reshape(2, 3, 4)
+DATA = to_arviz(
+    {"posterior": {"weights": WEIGHTS, "names": np.full((2, 3), "a"), "ok": np.ones((2, 3), dtype=bool)}},
+    {"weights": SiteLabels(("feature",), (("age", "bmi", "dose", "sex"),))},
+)
+ALONE = DATA.posterior[["weights"]].assign(constant=1.0)
+FORMS = {
+    "data": DATA,
+    "posterior": DATA.posterior,
+    "tree": xarray.DataTree.from_dict({"posterior": DATA.posterior}),
+    "node": xarray.DataTree.from_dict({"posterior": DATA.posterior})["posterior"],
+    "variable": DATA.posterior["weights"],
+    "constants beside": ALONE,
+    "extract": arviz.extract(DATA),
+    "extract without an index": arviz.extract(DATA).reset_index("sample"),
+    "extract a variable": arviz.extract(DATA, var_names="weights"),
+    "extract in disorder": arviz.extract(DATA).isel(sample=[5, 0, 3, 1, 4, 2]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_draws_are_the_same_in_all_forms_of_arviz(form: str) -> None:
+    assert has_posterior(FORMS[form])
+    read = posterior_draws(FORMS[form])
+    assert read.keys() <= {"weights", "ok"}
+    assert (read["weights"].values == WEIGHTS).all()
+    assert read["weights"].labels == SiteLabels(("feature",), (("age", "bmi", "dose", "sex"),))
+
+
+def test_a_part_of_the_draws_of_several_chains_is_taken_for_one() -> None:
+    part = arviz.extract(DATA).isel(sample=[5, 0, 3])
+    assert (posterior_draws(part)["weights"].values == WEIGHTS.reshape(6, 4)[[5, 0, 3]]).all()
+
+
+def test_labels_of_another_shape_are_not_written_upon_draws() -> None:
+    data = to_arviz({"posterior": {"w": np.zeros((1, 2, 3))}}, {"w": SiteLabels(("feature",), (("age", "bmi"),))})
+    assert "feature" not in data.posterior.dims
 
 
 @pytest.mark.parametrize("other", [{"posterior": {}}, None, np.zeros(3), to_arviz({"prior": {"x": np.zeros((1, 2))}})])

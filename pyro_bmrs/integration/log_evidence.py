@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro_bmrs.integration.ends import LogEvidence, integrate_model
+from pyro_bmrs.integration.stated_model import check_density
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import read_posterior
 from pyro_bmrs.structure.vectorised import TURN
@@ -71,5 +72,6 @@ def log_evidence(
 
 def integrate(fitted: Posterior, *, num_draws: int | None = None, progress: bool = False) -> LogEvidence:
     """What :func:`log_evidence` does once the posterior has been read."""
+    check_density(fitted.model, "the evidence")
     start = fitted.draw((), NUM_STARTS, progress).values
     return integrate_model(fitted.model, fitted.args, fitted.kwargs, [start], num_draws=num_draws)

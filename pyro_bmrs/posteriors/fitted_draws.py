@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +36,7 @@ from pyro_bmrs.posteriors.traces import (
 )
 from pyro_bmrs.structure.layers import is_point
 from pyro_bmrs.structure.parameters import tensor_of
+from pyro_bmrs.tables import SiteLabels, counted
 
 _FEWEST_EFFECTIVE = 100  # draws, below which neither an estimate nor its error is to be trusted
 _LARGEST_R_HAT = 1.1
@@ -49,6 +51,7 @@ class FittedDraws:
     :param model: the model.
     :param args: the positional arguments that it is run with.
     :param kwargs: the keyword arguments that it is run with.
+    :param labels: what the dimensions of variables are called, and the places along them.
     :raises ReductionError: for draws that are not finite, too few, or not of the model's sites and their shapes.
     """
 
@@ -58,18 +61,27 @@ class FittedDraws:
     factored = None
 
     def __init__(
-        self, values: Mapping[str, Tensor], model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        values: Mapping[str, Tensor],
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        labels: Mapping[str, SiteLabels] | None = None,
     ) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
         self.num_chains = _count_chains(values)
-        for name, drawn in values.items():
-            _check_finite(name, drawn)
-        flat = {name: drawn.flatten(0, 1) for name, drawn in values.items()}
-        reader = _AtHome(flat)
+        reader = _AtHome(values)
         with torch.no_grad():
             self.trace = poutine.trace(reader(model)).get_trace(*args, **kwargs)
-        _check_known(flat, self.trace)
         self.values = reader.values
+        _check_known(values, self.trace)
+        self.left_alone = {name: drawn.flatten(0, 1) for name, drawn in values.items() if name not in self.trace.nodes}
+        """What was drawn beside the model's sites, such as what another language computed of them."""
+        given = dict(labels or {})
+        at_home = {name: (values[name].shape[2:], drawn.shape[1:]) for name, drawn in self.values.items()}
+        of_sites = {name: _without_ones(name, given[name], *at_home[name]) for name in at_home if name in given}
+        self.labels: Mapping[str, SiteLabels] = given | of_sites
+        """What the dimensions of variables are called, and the places along them."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "trace": bare_trace(self.trace)}
@@ -219,12 +231,32 @@ def _check_finite(name: str, drawn: Tensor) -> None:
 
 
 def _check_known(values: Mapping[str, Tensor], trace: poutine.Trace) -> None:
+    """
+    Whether the draws are of this model: of some of its latent sites at least.
+
+    What else was drawn another language may have computed of them; but where a site of the model was not drawn, and
+    another of nearly its name was, that is one misspelt.
+    """
     latent = frozenset(latent_nodes(trace))
-    for name in values:
-        site: Any = trace.nodes.get(name, {"infer": {}})
-        if name not in latent and not (site["infer"] or {}).get("_deterministic"):
+    missing = latent - values.keys()
+    for name in values.keys() - trace.nodes.keys():
+        if not latent & values.keys() or difflib.get_close_matches(name, missing, cutoff=0.75):
             unknown = name_of_unknown(name, latent, "the model")
             raise ReductionError(f"{unknown}. Drop what is no latent site from the draws, or pass the right model=")
+
+
+def _bare(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size != 1]
+
+
+def _without_ones(name: str, labels: SiteLabels, drawn: torch.Size, shape: torch.Size) -> SiteLabels:
+    """The labels of draws whose shape is the site's but for dimensions of size 1."""
+    if drawn == shape:
+        return labels
+    kept = [place for place, size in enumerate(drawn) if size != 1]
+    if len(kept) != len(shape):
+        return counted(name, shape)
+    return SiteLabels(tuple(labels.dims[place] for place in kept), tuple(labels.coords[place] for place in kept))
 
 
 class _Values(Messenger):
@@ -241,9 +273,12 @@ class _Values(Messenger):
 
 class _AtHome(Messenger):
     """
-    The first of the draws in the place of a model's own, with all of them brought to their sites' dtype and device.
+    The first of the draws in the place of a model's own, with all of them brought to their sites' shape, dtype, device.
 
-    :param values: the draws of each site, along the first dimension; those of latent sites are kept.
+    Dimensions of size 1 are taken away or put in: of a plate around the site, say, as Predictive leaves them.
+
+    :param values: the draws of each site, chains and draws along the first two dimensions; those of latent sites are
+        kept, with the draws along the first.
     """
 
     def __init__(self, drawn: Mapping[str, Tensor]) -> None:
@@ -256,12 +291,15 @@ class _AtHome(Messenger):
         if name not in self._drawn or msg["is_observed"] or site_is_subsample(msg):
             return
         drawn, shape = self._drawn[name], prior.batch_shape + prior.event_shape
-        if drawn.shape[1:] != shape:
+        if _bare(drawn.shape[2:]) != _bare(shape):
+            by_chain = "; are these draws by chain? Make ArviZ data of them: arviz.from_dict(posterior=...)"
             raise ReductionError(
-                f"each draw of site {name!r} has shape {tuple(drawn.shape[1:])}, but the model's site has "
+                f"each draw of site {name!r} has shape {tuple(drawn.shape[2:])}, but the model's site has "
                 f"{tuple(shape)}; are the model's arguments those that were sampled with?"
+                + (by_chain if _bare(drawn.shape[3:]) == _bare(shape) and drawn.shape[0] == 1 else "")
             )
-        self.values[name] = _like(prior, drawn)
+        _check_finite(name, drawn)
+        self.values[name] = _like(prior, drawn.reshape((-1,) + shape))
         msg["value"] = self.values[name][0]
 
 

@@ -40,6 +40,7 @@ from pyro_bmrs.posteriors.traces import (
 from pyro_bmrs.structure.copies import with_own_tensors
 from pyro_bmrs.structure.parameters import map_parameters
 from pyro_bmrs.structure.vectorised import Vectorised
+from pyro_bmrs.tables import SiteLabels
 
 
 class FittedGuide(GuideRun):
@@ -57,6 +58,12 @@ class FittedGuide(GuideRun):
         """The guide as it is when this is first asked for."""
         return GuideCopy.take(self.guide, (self.args, self.kwargs))
 
+    labels: ClassVar[Mapping[str, SiteLabels]] = {}
+    """What the dimensions of sites are called, and the places along them, where that was said."""
+
+    left_alone: ClassVar[Mapping[str, Tensor]] = {}
+    """Nothing is drawn beside the model's sites."""
+
     restored: ClassVar[bool] = False
     """Whether it comes out of a pickle, with a copy of the guide in the place of the guide."""
 
@@ -64,6 +71,7 @@ class FittedGuide(GuideRun):
         self.keep()
         traces = tuple(map(bare_trace, self.traces))
         kept = {"copy": self.copy, "factors": self.factors, "traces": traces, "signature": self.signature}
+        kept["labels"] = self.labels
         return _made_anew, (self.model, self.args, self.kwargs, kept)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FittedGuide:

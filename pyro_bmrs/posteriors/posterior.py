@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from pyro_bmrs.posteriors.draws import Draws
 from pyro_bmrs.posteriors.factors import Factor
+from pyro_bmrs.tables import SiteLabels
 
 
 class Posterior(Protocol):
@@ -46,6 +47,14 @@ class Posterior(Protocol):
     @property
     def sites(self) -> frozenset[str]:
         """The model's latent sites that it is a posterior of."""
+
+    @property
+    def labels(self) -> Mapping[str, SiteLabels]:
+        """What the dimensions of sites are called, and the places along them; of the sites that have names."""
+
+    @property
+    def left_alone(self) -> Mapping[str, Tensor]:
+        """What was drawn beside the model's sites, the draws along the first dimension."""
 
     @property
     def trace(self) -> poutine.Trace:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import (
@@ -28,13 +29,17 @@ from pyro.poutine.messenger import _bound_partial
 from torch import Tensor
 
 from pyro_bmrs import arviz_adapter
+from pyro_bmrs.arviz_adapter import Drawn
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.posteriors.fitted_draws import FittedDraws
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.guides.copies import copy_guide
 from pyro_bmrs.posteriors.guides.joint_normals import as_multivariate_normal
 from pyro_bmrs.posteriors.posterior import Posterior
-from pyro_bmrs.posteriors.traces import accepts, check_no_nan, first_run
+from pyro_bmrs.posteriors.traces import accepts, check_no_nan, first_run, subsampled_plates
+from pyro_bmrs.tables import LabelsLike, SiteLabels, counted, read_labels
+
+PosteriorOfSites = TypeVar("PosteriorOfSites", bound=Posterior)
 
 # Nats that one more step of Newton's method may gain where a mode was found.
 _LARGEST_DECREMENT = 0.01
@@ -49,28 +54,81 @@ def read_posterior(
     """
     Reads whatever stands for the posterior of a model: a fitted guide, a finished MCMC run, or an ArviZ posterior.
 
-    :param source: what stands for the posterior.
+    :param source: what stands for the posterior; of draws by name too, along the first dimension, as ``Predictive``
+        gives them.
     :param model: the model; an MCMC kernel and most guides know theirs.
     :param args: positional arguments of the model; an MCMC run and autoguides remember theirs.
     :param kwargs: keyword arguments of the model, remembered as those are.
     :raises ReductionError: for what cannot be read, with what is missing.
     """
     args, kwargs = _arguments(args, kwargs)
+    labels: dict[str, SiteLabels] = {}
     if isinstance(source, AbstractMCMC):
         run: Any = source
         samples = _samples(run)
         model = getattr(run.kernel, "model", None) if model is None else model
         if not args and not kwargs:
             args, kwargs = run._args or (), dict(run._kwargs or {})
-    elif arviz_adapter.has_posterior(source):
-        samples = {name: torch.tensor(values) for name, values in arviz_adapter.posterior_draws(source).items()}
+    elif arviz_adapter.has_posterior(source) or is_mapping_of_draws(source):
+        drawn = read_draws(source)
+        samples = {name: torch.tensor(own.values) for name, own in drawn.items()}
+        labels = {name: own.labels for name, own in drawn.items()}
     else:
         return read_guide(source, model, args, kwargs)
     if model is None:
-        raise ReductionError("draws do not know the model that they come from; pass model=")
+        raise ReductionError("draws do not know the model that they come from; pass model=, or the priors as prior=")
     if not accepts(model, args, kwargs):
         raise ReductionError("the model cannot be called with the arguments given; pass its data as args=, kwargs=")
-    return FittedDraws(samples, model, args, kwargs)
+    return FittedDraws(samples, model, args, kwargs, labels)
+
+
+def is_mapping_of_draws(source: object) -> bool:
+    """Whether something is a mapping from name to array, as ``Predictive`` and samplers give their draws."""
+    return isinstance(source, Mapping) and bool(source) and all(map(_is_array, source.values()))
+
+
+def _is_array(value: object) -> bool:
+    return isinstance(value, Tensor) or hasattr(value, "__array__")
+
+
+def read_draws(source: Any) -> dict[str, Drawn]:
+    """
+    The draws of each variable, out of ArviZ data or a mapping with the draws along the first dimension.
+
+    :raises ReductionError: for draws that are none, or of no number that is the same for all.
+    """
+    if arviz_adapter.has_posterior(source):
+        return arviz_adapter.posterior_draws(source)
+    arrays = {
+        name: np.asarray(torch.as_tensor(v).detach().cpu() if isinstance(v, Tensor) else v)
+        for name, v in source.items()
+    }
+    return {
+        name: Drawn(values[None], counted(name, values.shape[1:])) for name, values in arrays.items() if values.ndim
+    }
+
+
+def name_elements(fitted: PosteriorOfSites, labels: LabelsLike | None) -> PosteriorOfSites:
+    """
+    A posterior that knows what the elements of its sites are called.
+
+    :param labels: the names that a user gives, beside those that come with ArviZ data.
+    :raises ReductionError: as :func:`pyro_bmrs.tables.read_labels` does.
+    """
+    if labels:
+        nodes: Any = fitted.trace.nodes
+        shapes = {name: _whole_shape(nodes[name]) for name in fitted.sites}
+        vars(fitted)["labels"] = {**fitted.labels, **read_labels(labels, shapes)}
+    return fitted
+
+
+def _whole_shape(site: Any) -> torch.Size:
+    """The shape of a site, with all the elements of a plate that the model subsamples."""
+    shape = list(site["fn"].batch_shape)
+    for dim, _, size in subsampled_plates(site):
+        shape[dim] = size
+    event: torch.Size = site["fn"].event_shape
+    return torch.Size([*shape, *event])
 
 
 def _arguments(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -110,7 +168,7 @@ def read_guide(
     if not callable(guide):
         raise ReductionError(
             f"guide is a {type(guide).__name__}; give an autoguide, a GuideMessenger, a callable with sample sites, a "
-            "finished MCMC run, or an ArviZ posterior with the dimensions chain and draw"
+            "finished MCMC run, ArviZ data of a posterior, or a mapping from site to draws"
         )
     model = bare_model(_model_of(guide) if model is None else model)
     if model is None:

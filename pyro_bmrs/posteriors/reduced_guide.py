@@ -378,8 +378,13 @@ class DrawsGuide:
 
     def resample(self, num_samples: int) -> dict[str, Tensor]:
         """Joint draws of all sites with replacement, by weight, along the first dimension."""
-        chosen = dist.Categorical(logits=self.log_weights).sample(torch.Size([num_samples]))
+        chosen = self.choose(num_samples)
         return {name: draws[chosen] for name, draws in self.draws.items()}
+
+    def choose(self, num_samples: int) -> Tensor:
+        """Places of draws, at random with replacement, each as often as its weight says."""
+        chosen: Tensor = dist.Categorical(logits=self.log_weights).sample(torch.Size([num_samples]))
+        return chosen
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws one of the weighted draws; takes the arguments of the model and needs none of them."""

@@ -3,7 +3,7 @@
 
 """The front door: the change in log evidence and the posterior under reduced priors."""
 
-from pyro_bmrs.reduction.empirical_bayes import OptimizedPrior, optimize_reduced_prior
+from pyro_bmrs.reduction.families.empirical_bayes import OptimizedPrior, optimize_reduced_prior
 from pyro_bmrs.reduction.reduce_model import reduce_model
 from pyro_bmrs.reduction.reduction import Reduction
 

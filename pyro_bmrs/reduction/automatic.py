@@ -25,6 +25,7 @@ from torch.distributions import Distribution, Transform
 
 from pyro_bmrs.integration.fits import fit_of
 from pyro_bmrs.integration.log_joint import LogJoint
+from pyro_bmrs.integration.stated_model import StatedModel
 from pyro_bmrs.posteriors.traces import latent_nodes, subsampled_plates
 from pyro_bmrs.reduction.check import Check
 from pyro_bmrs.reduction.reduction import Reduction
@@ -75,6 +76,8 @@ def _objection(reduction: Reduction) -> str | None:
     if torch._C._get_tracing_state() is not None or torch.compiler.is_compiling():
         return "it is being traced"
     fitted = reduction.fitted
+    if isinstance(fitted.model, StatedModel) and fitted.model.log_density is None:
+        return "of which no more than priors is known"
     nodes = fitted.trace.nodes
     sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
     if any(map(subsampled_plates, sites.values())):

@@ -12,10 +12,10 @@ from typing import Any
 from pyro_bmrs.errors import ReductionError, ReductionWarning, name_of_unknown
 from pyro_bmrs.evidence.dispatch import METHODS as METHODS_OF_EVIDENCE
 from pyro_bmrs.evidence.dispatch import NUM_SAMPLES
+from pyro_bmrs.integration.stated_model import LogDensity, PriorLike, check_density, read_stated
 from pyro_bmrs.posteriors.draws import Draws
 from pyro_bmrs.posteriors.guides.branches import read_branches
 from pyro_bmrs.posteriors.posterior import FactoredPosterior, Posterior
-from pyro_bmrs.posteriors.reading import read_posterior
 from pyro_bmrs.reduction.automatic import check_where_cheap
 from pyro_bmrs.reduction.factorwise import BranchedReduction, FactorwiseReduction
 from pyro_bmrs.reduction.integrated import IntegratedReduction
@@ -24,6 +24,7 @@ from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.reduction.weighted import DrawnReduction
 from pyro_bmrs.structure.layers import has_points, is_point
 from pyro_bmrs.structure.vectorised import TURN
+from pyro_bmrs.tables import LabelsLike
 
 METHODS = (*METHODS_OF_EVIDENCE, "integration")
 
@@ -35,9 +36,12 @@ def reduce_model(
     model: Callable[..., Any] | None = None,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
+    prior: PriorLike | None = None,
+    log_density: LogDensity | None = None,
     method: str = "auto",
     num_samples: int = NUM_SAMPLES,
     check: bool | str = "auto",
+    labels: LabelsLike | None = None,
     progress: bool = False,
 ) -> Reduction:
     """
@@ -49,14 +53,20 @@ def reduce_model(
     the guide is: exact if the guide is the posterior.
 
     :param guide: a fitted guide: any Pyro autoguide or GuideMessenger, or a callable with sample sites (then ``model``
-        is needed); or draws from the posterior: a finished ``pyro.infer.MCMC``, or an ArviZ posterior
-        (``InferenceData`` or ``DataTree``; ``model`` is needed).
+        is needed); or draws from the posterior: a finished ``pyro.infer.MCMC``; or, with ``model`` or ``prior``, ArviZ
+        data (an ``InferenceData`` or ``DataTree``, its posterior group, or what ``arviz.extract`` makes of it), or a
+        mapping from name to draws along the first dimension, as ``Predictive`` gives them.
     :param reduced_prior: a distribution (where there is one latent site), a mapping from site name to distribution, or
         a Pyro program whose sample sites are the reduced priors. ``dist.Delta(x0)`` fixes a site at ``x0``.
     :param model: the model, where the guide does not know it.
     :param args: positional arguments of model and guide, as given to ``svi.step``; autoguides and an MCMC run remember
         theirs.
     :param kwargs: keyword arguments of both, remembered as those are.
+    :param prior: in the place of ``model``, for draws of another language: the priors of the reduced sites, by site,
+        or a Pyro program that samples them (where one depends on another). Other variables are left alone.
+    :param log_density: beside ``prior``, the log joint density of data and sites under the full model, in torch, from a
+        mapping of site to value: for what draws cannot tell, such as a point. ``prior`` then has all sites, or their
+        supports (``torch.distributions.constraints``), in the coordinates of the draws.
     :param method: ``"auto"`` takes the exact rule where there is one, else quadrature for one-dimensional elements,
         else importance sampling, and where the draws are too few for that, or a point is asked for, the integrals of
         the model's density under both priors; ``"exact"``, ``"quadrature"``, ``"importance"`` and ``"integration"``
@@ -67,6 +77,9 @@ def reduce_model(
         density that can be vectorised and makes no tensor of more than 5,000 numbers, and no reduced prior that a
         gradient is asked of. ``repr()`` says where that is not so. ``delta_evidence`` is the posterior's in any case;
         the model's is ``checked.delta_evidence``. ``pyro.settings.set(bmrs_automatic_check=False)`` makes False of it.
+    :param labels: names of a site's elements, for tables, figures and ArviZ: for each site that has any, a list of
+        names along its one dimension, or a mapping from the name of each dimension to the names along it. ArviZ data
+        bring their own.
     :param progress: whether to show a progress bar while drawing.
     :return: the :class:`Reduction`.
     :raises ReductionError: for what the caller can mend: an unknown site, shapes that do not fit, a reduced prior
@@ -104,7 +117,7 @@ def reduce_model(
     if not isinstance(num_samples, int) or num_samples < 1:
         raise ReductionError(f"num_samples must be a positive integer, not {num_samples!r}")
     with TURN:
-        fitted = read_posterior(guide, model, args, kwargs)
+        fitted = read_stated(guide, model, args, kwargs, prior, log_density, labels)
         reduction = reduce_posterior(fitted, reduced_prior, method, num_samples, progress)
         found = (
             check_where_cheap(reduction) if check == "auto" else reduction.check(progress=progress) if check else None
@@ -171,6 +184,7 @@ def reduce_posterior(
 
 
 def _integrated(fitted: Posterior, priors: ReducedPriors, progress: bool) -> Reduction:
+    check_density(fitted.model, f"the reduction of {sorted(priors.sites)} to a point, or by integration,")
     result = IntegratedReduction(fitted, priors, progress=progress)
     ends = [name for name, end in (("full", result.full), ("reduced", result.reduced)) if not end.trusted]
     if ends:

@@ -171,7 +171,8 @@ class Reduction(Estimated):
     @property
     def element_labels(self) -> dict[str, list[str]]:
         """For each reduced site, the names of the elements of :attr:`elementwise`, in the order of ``flatten()``."""
-        return {name: element_labels(name, delta.shape) for name, delta in self.elementwise.items()}
+        labels = self.fitted.labels
+        return {name: element_labels(name, delta.shape, labels.get(name)) for name, delta in self.elementwise.items()}
 
     @property
     def reduced_sites(self) -> tuple[str, ...]:
@@ -231,8 +232,9 @@ class Reduction(Estimated):
         """
         Draws from the reduced posterior as ArviZ data, with the change in log evidence among its attributes.
 
-        They are independent and in one chain. After importance sampling they are drawn with replacement from the
-        weighted draws, so that chains are given up; the weighted draws themselves are ``guide.draws``, with
+        They are independent and in one chain. What ArviZ data hold beside the model's sites, such as generated
+        quantities, is there under the reduced prior as well. After importance sampling they are drawn with replacement
+        from the weighted draws, so that chains are given up; the weighted draws themselves are ``guide.draws``, with
         ``guide.log_weights``.
 
         :param num_samples: how many draws.
@@ -275,9 +277,15 @@ def summarise(reduction: Reduction) -> pd.DataFrame:
 def to_arviz(reduction: Reduction, num_samples: int) -> Any:
     """The data behind :meth:`pyro_bmrs.Reduction.to_arviz`."""
     guide = reduction.guide
-    draws = guide.resample(num_samples) if isinstance(guide, DrawsGuide) else _run_guide(reduction, num_samples)
+    if isinstance(guide, DrawsGuide):
+        chosen = guide.choose(num_samples)
+        # What another language computed at these draws goes with them.
+        beside = reduction.fitted.left_alone if reduction.draws is not None else {}
+        draws = {name: values[chosen] for name, values in {**guide.draws, **beside}.items()}
+    else:
+        draws = _run_guide(reduction, num_samples)
     chain = {name: values.unsqueeze(0).cpu().numpy() for name, values in draws.items()}
-    data = arviz_adapter.to_arviz({"posterior": chain})
+    data = arviz_adapter.to_arviz({"posterior": chain}, reduction.fitted.labels)
     data.posterior.attrs["method"] = reduction.method
     for attribute in ("delta_evidence", "standard_error", "pareto_k", "effective_sample_size"):
         value = getattr(reduction, attribute)

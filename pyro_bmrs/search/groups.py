@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_bmrs.errors import ReductionError, name_of_unknown
-from pyro_bmrs.tables import element_labels
+from pyro_bmrs.tables import SiteLabels, element_labels
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,22 @@ class Groups:
 GroupsLike = str | Groups | Mapping[str, str | Sequence[str] | Mapping[str, Any]]
 
 
-def read_groups(groups: GroupsLike, shapes: Mapping[str, torch.Size], device: torch.device | None = None) -> Groups:
+def read_groups(
+    groups: GroupsLike,
+    shapes: Mapping[str, torch.Size],
+    device: torch.device | None = None,
+    labels: Mapping[str, SiteLabels] | None = None,
+) -> Groups:
     """
     The groups that a user states.
 
     :param groups: ``"element"`` (each element by itself), ``"site"`` (each site as a whole), or a mapping from the
         name of a group to what is in it: a site, several sites, or a mapping from site to an index of its elements
         (anything that indexes a tensor of the site's shape: a number, a slice, a list, a boolean mask, a tuple of
-        these).
+        these), or the names of its elements, or of places along one of its dimensions.
     :param shapes: shape of the elements of each site that has a reduced prior.
     :param device: where the labels are to lie.
+    :param labels: what the places along the dimensions of sites are called.
     :raises ReductionError: for a group that is empty, names an unknown site, leaves a site's shape or overlaps another;
         for a space without groups; for a site with a reduced prior but in no group.
 
@@ -84,7 +91,7 @@ def read_groups(groups: GroupsLike, shapes: Mapping[str, torch.Size], device: to
     if not any(shape.numel() for shape in shapes.values()) or (isinstance(groups, Mapping) and not groups):
         raise ReductionError("the space of models is empty: there is no group of elements to reduce")
     if groups == "element":
-        return _each_element(shapes, device)
+        return _each_element(shapes, device, labels or {})
     if groups == "site":
         return Groups(
             tuple(shapes), {name: torch.full(s, i, device=device) for i, (name, s) in enumerate(shapes.items())}
@@ -93,21 +100,49 @@ def read_groups(groups: GroupsLike, shapes: Mapping[str, torch.Size], device: to
         raise ReductionError(
             f"groups is {groups!r}; give 'element', 'site', or a mapping from the name of a group to its elements"
         )
-    labels = {name: torch.full(shape, -1, device=device) for name, shape in shapes.items()}
+    numbers = {name: torch.full(shape, -1, device=device) for name, shape in shapes.items()}
     for number, (group, content) in enumerate(groups.items()):
-        _place(group, number, _members(group, content), labels, list(groups))
-    for name, label in labels.items():
+        members = {site: _by_name(group, site, at, labels or {}) for site, at in _members(group, content).items()}
+        _place(group, number, members, numbers, list(groups))
+    for name, label in numbers.items():
         if not (label >= 0).any():
             raise ReductionError(f"site {name!r} has a reduced prior, but no group holds any of its elements")
-    return Groups(tuple(groups), labels)
+    return Groups(tuple(groups), numbers)
 
 
-def _each_element(shapes: Mapping[str, torch.Size], device: torch.device | None) -> Groups:
+def _by_name(group: str, site: str, index: Any, labels: Mapping[str, SiteLabels]) -> Any:
+    """An index of a site's elements: as it is, or, where it is a name or several, the elements that they name."""
+    names = [index] if isinstance(index, str) else list(index) if isinstance(index, (list, tuple)) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        return index
+    if site not in labels:
+        raise ReductionError(
+            f"group {group!r} names elements of site {site!r}, which has no names; give them as labels={{{site!r}: "
+            "[...]}, or an index"
+        )
+    own = labels[site]
+    whole = element_labels(site, own.shape, own)
+    chosen = torch.zeros(len(whole), dtype=torch.bool)
+    for name in names:
+        here = torch.tensor(
+            [name == label or name in map(str, place) for label, place in zip(whole, own.places(own.shape))]
+        )
+        if not here.any():
+            near = difflib.get_close_matches(name, [str(place) for along in own.coords for place in along], n=3)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; they are {whole[:20]}"
+            raise ReductionError(f"group {group!r}: no element of site {site!r} is called {name!r}{hint}")
+        chosen |= here
+    return chosen.reshape(own.shape)
+
+
+def _each_element(
+    shapes: Mapping[str, torch.Size], device: torch.device | None, named: Mapping[str, SiteLabels]
+) -> Groups:
     names: list[str] = []
     labels = {}
     for name, shape in shapes.items():
         labels[name] = torch.arange(len(names), len(names) + shape.numel(), device=device).reshape(shape)
-        names += element_labels(name, shape)
+        names += element_labels(name, shape, named.get(name))
     return Groups(tuple(names), labels)
 
 

@@ -152,7 +152,8 @@ class ModelSpace:
     @property
     def element_labels(self) -> dict[str, list[str]]:
         """For each site, the names of its elements, in the order of ``tensor.flatten()``."""
-        return {name: element_labels(name, reduced.shape) for name, reduced in self.reduced.items()}
+        labels = self._fitted.labels
+        return {name: element_labels(name, reduced.shape, labels.get(name)) for name, reduced in self.reduced.items()}
 
     @property
     def reduced(self) -> dict[str, Tensor]:
@@ -295,7 +296,8 @@ class ModelSpace:
         :return: an ``InferenceData`` (ArviZ before 1.0) or a ``DataTree``, with the sites that depend on the models.
         """
         draws = self._average(num_models).draw(num_samples)
-        data = to_arviz({"posterior": {name: values.cpu().numpy()[None] for name, values in draws.items()}})
+        chain = {name: values.cpu().numpy()[None] for name, values in draws.items()}
+        data = to_arviz({"posterior": chain}, self._fitted.labels)
         best = self.top(1)
         data.posterior.attrs.update(
             best_model=self._name(best.reduced[0]),

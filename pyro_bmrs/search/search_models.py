@@ -17,7 +17,7 @@ from pyro_bmrs.errors import ReductionError, name_of_unknown, naming
 from pyro_bmrs.evidence.registry import Reduced
 from pyro_bmrs.posteriors.factors import parted
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
-from pyro_bmrs.posteriors.reading import read_guide
+from pyro_bmrs.posteriors.reading import name_elements, read_guide
 from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, match_prior, read_reduced_priors
 from pyro_bmrs.search.averaging.model_average import NormalPosterior, SwitchingPosterior
 from pyro_bmrs.search.groups import GroupsLike, read_groups
@@ -27,6 +27,7 @@ from pyro_bmrs.search.observations import is_joint, read_normal_space
 from pyro_bmrs.search.strategies.normal_search import MAX_MODELS, STRATEGIES, search_normal
 from pyro_bmrs.structure.copies import with_own_tensors
 from pyro_bmrs.structure.vectorised import TURN
+from pyro_bmrs.tables import LabelsLike
 
 
 def search_models(
@@ -41,6 +42,7 @@ def search_models(
     prior_log_odds: float | Tensor = 0.0,
     max_models: int = MAX_MODELS,
     check: int = 0,
+    labels: LabelsLike | None = None,
     progress: bool = False,
 ) -> ModelSpace:
     """
@@ -61,13 +63,14 @@ def search_models(
     :param kwargs: keyword arguments of both, remembered as those are.
     :param groups: what switches together: ``"element"`` (each element by itself), ``"site"`` (each site as a whole), or
         a mapping from the name of a group to what is in it: a site, several sites, or a mapping from site to an index
-        of its elements. Elements in no group keep their prior.
+        of its elements, or their names. Elements in no group keep their prior.
     :param strategy: ``"exhaustive"`` insists on all models, ``"greedy"`` on the search; ``"auto"`` decides by
         ``max_models``. An independent posterior needs neither.
     :param prior_log_odds: prior log odds of a group's reduction, in nats, one number or one for each group; positive
         favours small models. 0 gives all models the same prior probability.
     :param max_models: how many models may be counted through.
     :param check: how many of the most probable models to hold against the model; see :meth:`ModelSpace.check`.
+    :param labels: names of a site's elements, as for :func:`~pyro_bmrs.reduce_model`.
     :param progress: whether to show a progress bar.
     :return: the :class:`ModelSpace`.
     :raises ReductionError: for what the caller can mend: unknown, empty or overlapping groups, a space too large to be
@@ -100,15 +103,8 @@ def search_models(
     if not isinstance(check, int) or check < 0:
         raise ReductionError(f"check must be how many of the models to hold against the model, not {check!r}")
     with TURN:
-        space = _search(
-            read_guide(guide, model, args, kwargs),
-            reduced_prior,
-            groups,
-            strategy,
-            prior_log_odds,
-            max_models,
-            progress,
-        )
+        fitted = name_elements(read_guide(guide, model, args, kwargs), labels)
+        space = _search(fitted, reduced_prior, groups, strategy, prior_log_odds, max_models, progress)
         if check:
             space.check(check, progress=progress)
     return space
@@ -145,7 +141,7 @@ def _search_joint(
 ) -> ModelSpace:
     fitted, priors, reduced_priors = candidates
     shapes = {name: prior.batch_shape + prior.event_shape for name, prior in priors.items()}
-    chosen = read_groups(groups, shapes, candidates.example.device)
+    chosen = read_groups(groups, shapes, candidates.example.device, fitted.labels)
     factors = list(dict.fromkeys(fitted.factor_of[name] for name in priors))
     space = read_normal_space(factors, priors, reduced_priors, chosen)
     log_odds = _read_log_odds(prior_log_odds, space.constants)
@@ -161,7 +157,7 @@ def _factorise(candidates: Candidates, groups: GroupsLike, prior_log_odds: float
     }
     delta_evidence = {name: reduced.delta_evidence for name, (_, reduced) in switched.items()}
     shapes = {name: values.shape for name, values in delta_evidence.items()}
-    chosen = read_groups(groups, shapes, candidates.example.device)
+    chosen = read_groups(groups, shapes, candidates.example.device, fitted.labels)
     alone = chosen.total(delta_evidence)
     models = IndependentModels(alone, _read_log_odds(prior_log_odds, alone))
     sides = {name: (full, reduced.posterior) for name, (full, reduced) in switched.items()}

@@ -14,6 +14,7 @@ import pytest
 import torch
 import xarray
 from pyro.infer import MCMC, NUTS, Predictive
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 from pyro_bmrs import ReductionError, ReductionWarning, reduce_model
@@ -308,9 +309,40 @@ def test_draws_without_a_dimension_of_chains_or_of_draws(lacking):
         reduce_model(xarray.DataTree.from_dict({"posterior": posterior}), REDUCED, model=conjugate.model, args=(x, y))
 
 
-def test_a_mapping_of_draws_says_nothing_of_chains():
-    draws, x, y = exact_draws(10)
-    with pytest.raises(ReductionError, match="guide is a dict.*ArviZ posterior with the dimensions chain and draw"):
+@pytest.mark.parametrize("singleton", [False, True])
+def test_a_mapping_of_draws_is_what_one_chain_is(singleton):
+    draws, x, y = exact_draws(1, 2000)
+    chain = {name: torch.as_tensor(values[0]) for name, values in sites_of(draws).items()}
+    # Predictive leaves a dimension for each plate of the model around every site.
+    given = {name: values.unsqueeze(1) if singleton else values.numpy() for name, values in chain.items()}
+    reduction = reduce_model(given, REDUCED, model=conjugate.model, args=(x, y))
+    same = reduce_model(of_this_version(sites_of(draws)), REDUCED, model=conjugate.model, args=(x, y))
+    torch.testing.assert_close(reduction.delta_evidence, same.delta_evidence)
+    assert reduction.standard_error == same.standard_error
+    assert reduction.delta_evidence.item() == pytest.approx(exact_change(x, y), abs=4 * reduction.standard_error.item())
+
+
+def test_draws_out_of_predictive():
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal((x * w).sum(-1), 1.0), obs=y)
+
+    x, y = torch.randn(5, 2), torch.randn(5)
+    guide = AutoNormal(model, init_scale=0.3)
+    guide(x, y)
+    predicted = Predictive(model, guide=guide, num_samples=1000)(x)
+    assert predicted["w"].shape == (1000, 1, 2)  # of the plate, which is not around it
+    reduced = {"w": dist.Normal(0.3, 0.6)}
+    reduction = reduce_model(predicted, reduced, model=model, args=(x, y))
+    exact = reduce_model(guide, reduced, args=(x, y)).delta_evidence.item()
+    assert reduction.delta_evidence.item() == pytest.approx(exact, abs=4 * reduction.standard_error.item())
+    assert set(reduction.to_arviz(10).posterior.data_vars) == {"w"}
+
+
+def test_a_mapping_of_draws_by_chain_is_told_what_to_become():
+    draws, x, y = exact_draws(5, 10)
+    with pytest.raises(ReductionError, match=r"by chain\? Make ArviZ data of them: arviz.from_dict"):
         reduce_model(sites_of(draws), REDUCED, model=conjugate.model, args=(x, y))
 
 
@@ -330,11 +362,29 @@ def test_draws_that_are_not_finite_are_counted_and_placed(bad):
         reduce_model(of_this_version(sites), REDUCED, model=conjugate.model, args=(x, y))
 
 
-def test_draws_of_a_variable_that_the_model_does_not_have():
+def test_a_misspelt_site_is_not_left_alone():
     draws, x, y = exact_draws(2, 10)
-    sites = sites_of(draws) | {"frist": np.zeros((2, 10))}
+    sites = {"frist": sites_of(draws)["first"], "rest": sites_of(draws)["rest"]}
     with pytest.raises(ReductionError, match="the model has no latent site 'frist'.*did you mean 'first'"):
         reduce_model(of_this_version(sites), REDUCED, model=conjugate.model, args=(x, y))
+
+
+def test_draws_of_another_model():
+    draws, x, y = exact_draws(2, 10)
+    with pytest.raises(ReductionError, match="the model has no latent site 'z'"):
+        reduce_model(of_this_version({"z": NOISE[:, :10]}), REDUCED, model=conjugate.model, args=(x, y))
+
+
+def test_variables_that_the_model_does_not_have_are_left_alone():
+    draws, x, y = exact_draws(2, 500)
+    sites = sites_of(draws)
+    beside = {"sum": sites["first"].sum(-1), "undefined": np.full((2, 500), np.nan), "names": np.full((2, 500), "a")}
+    reduction = reduce_model(of_this_version(sites | beside), REDUCED, model=conjugate.model, args=(x, y))
+    alone = reduce_model(of_this_version(sites), REDUCED, model=conjugate.model, args=(x, y))
+    assert reduction.delta_evidence == alone.delta_evidence
+    assert set(reduction.posterior) == set(alone.posterior) == {"first", "rest"}
+    reduced = reduction.to_arviz(50).posterior
+    np.testing.assert_allclose(reduced["sum"], reduced["first"].sum("first_dim_0"))  # the same draws of both
 
 
 def test_draws_of_a_deterministic_site_are_let_be():

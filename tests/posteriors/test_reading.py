@@ -52,6 +52,8 @@ def test_a_hand_written_guide_without_its_model():
 def test_what_is_no_guide():
     with pytest.raises(ReductionError, match="guide is a str"):
         reduce_model("guide", NARROW)
+    with pytest.raises(ReductionError, match="guide is a dict.*a mapping from site to draws"):
+        reduce_model({"z": "guide"}, NARROW)
 
 
 def test_arguments_that_the_model_does_not_take():

@@ -8,6 +8,7 @@ import torch
 
 from pyro_bmrs import ReductionError
 from pyro_bmrs.search.groups import read_groups
+from pyro_bmrs.tables import SiteLabels
 
 SHAPES = {"a": torch.Size([2, 3]), "b": torch.Size([])}
 
@@ -62,7 +63,7 @@ def test_values_of_groups_and_of_elements():
         ({"g": "weights"}, "group 'g'.*no latent site 'weights'"),
         ({"g": 5}, "group 'g' is 5"),
         ({"g": {"a": 2}}, "group 'g': 2 does not index.*'a', of shape \\(2, 3\\)"),
-        ({"g": {"a": "first"}}, "group 'g': 'first' does not index"),
+        ({"g": {"a": "first"}}, r"group 'g' names elements of site 'a', which has no names; give them as labels="),
         ({"g": {"a": torch.ones(3, dtype=torch.bool)}}, "does not index the elements of site 'a'"),
         ({"g": {"a": []}}, "group 'g' is empty"),
         ({"g": {"a": slice(0, 0)}, "h": "b"}, "group 'g' is empty"),
@@ -74,6 +75,32 @@ def test_values_of_groups_and_of_elements():
 def test_what_makes_no_groups_is_refused(groups, message):
     with pytest.raises(ReductionError, match=message):
         read_groups(groups, SHAPES)
+
+
+LABELS = {"a": SiteLabels(("drug", "age"), (("placebo", "verum"), ("child", "adult", "old")))}
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        ("verum", [[-1, -1, -1], [0, 0, 0]]),
+        (["child", "old"], [[0, -1, 0], [0, -1, 0]]),
+        (("a[placebo, adult]", "a[verum, old]"), [[-1, 0, -1], [-1, -1, 0]]),
+        ((0, 2), [[-1, -1, 0], [-1, -1, -1]]),
+    ],
+)
+def test_elements_go_into_groups_by_name(names, expected):
+    assert read_groups({"g": {"a": names}, "h": "b"}, SHAPES, None, LABELS).labels["a"].tolist() == expected
+
+
+def test_groups_of_single_elements_are_called_as_they_are():
+    names = read_groups("element", SHAPES, None, LABELS).names
+    assert names[:2] == ("a[placebo, child]", "a[placebo, adult]") and names[-1] == "b"
+
+
+def test_a_misspelt_name_of_an_element():
+    with pytest.raises(ReductionError, match="no element of site 'a' is called 'adlut'; did you mean 'adult'"):
+        read_groups({"g": {"a": ["adlut"]}, "h": "b"}, SHAPES, None, LABELS)
 
 
 @pytest.mark.parametrize("groups", ["element", "site"])

@@ -18,9 +18,9 @@ from torch.distributions.constraints import Constraint, real
 
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.evidence.dispatch import NUM_SAMPLES
+from pyro_bmrs.integration.stated_model import PriorLike, read_stated
 from pyro_bmrs.posteriors.draws import Draws
 from pyro_bmrs.posteriors.posterior import Posterior
-from pyro_bmrs.posteriors.reading import read_posterior
 from pyro_bmrs.reduction.priors import ReducedPriorLike
 from pyro_bmrs.reduction.reduce_model import reduce_posterior
 from pyro_bmrs.reduction.reduction import Reduction
@@ -79,6 +79,7 @@ def optimize_reduced_prior(
     model: Callable[..., Any] | None = None,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
+    prior: PriorLike | None = None,
     method: str = "auto",
     num_samples: int = NUM_SAMPLES,
     max_steps: int = 100,
@@ -101,6 +102,7 @@ def optimize_reduced_prior(
     :param model: the model, where the guide does not know it.
     :param args: positional arguments of model and guide; autoguides and an MCMC run remember theirs.
     :param kwargs: keyword arguments of both, remembered as those are.
+    :param prior: the priors of draws that know no model, as for :func:`~pyro_bmrs.reduce_model`.
     :param method: how Delta F is computed, as for :func:`~pyro_bmrs.reduce_model`.
     :param num_samples: draws for importance sampling from a guide.
     :param max_steps: of L-BFGS.
@@ -132,7 +134,7 @@ def optimize_reduced_prior(
         OptimizedPrior(scale = 1.09 ± 0.47): ΔF = 6.53 nats, converged
     """
     with TURN:
-        fitted = read_posterior(guide, model, args, kwargs)
+        fitted = read_stated(guide, model, args, kwargs, prior, None)
         coordinates, first = _Coordinates.read(init, constraints or {})
         objective = _Objective(fitted, family, coordinates, method, num_samples)
         first = objective.prepare(first, progress)
