@@ -25,12 +25,13 @@ PROMISED = {
     "pyro_bmrs.plotting": "plot_compression plot_model_space plot_reduction",
     "pyro_bmrs.posteriors": "DrawsGuide JointNormalFactor PackedFactor ReducedGuide SiteFactor read_factors",
     "pyro_bmrs.pruning": (
-        "Attention AutoTruncatedLogNormal BMRS_N BMRS_U Classification CompactionReport Compression Criterion "
-        "EvidenceCriterion Occam OccamPrices OccamSchedule PathStep compress occam_prices temperatures "
+        "Attention AttentionKind AutoTruncatedLogNormal BMRS_N BMRS_U Classification CompactionReport Compression "
+        "Criterion EvidenceCriterion Occam OccamPrices OccamSchedule PathStep compress occam_prices temperatures "
         "Likelihood MultiplicativeNoise NoiseELBO NoiseSite PosteriorMean PruningCallback PruningResult Regression SNR "
         "Saliency WarmUp WeightNorm accuracy_vs_compression agree_on_kept attach_noise compact compact_gated "
         "compaction_report cost coupled_units detach_noise in_proportion_to_cost load_compact noise_sites "
-        "parameter_groups prune rank_correlations register_layer save_compact score_units unit_costs UnitEvidence"
+        "parameter_groups prune rank_correlations register_attention register_layer save_compact score_units "
+        "unit_costs UnitEvidence"
     ),
     "pyro_bmrs.reduction": "Reduction reduce_model",
     "pyro_bmrs.refitting": "Round",

@@ -35,12 +35,14 @@ from pyro_bmrs.pruning.criteria import (
 )
 from pyro_bmrs.pruning.layers import LayerKind, register_layer
 from pyro_bmrs.pruning.noise import (
+    AttentionKind,
     AutoTruncatedLogNormal,
     MultiplicativeNoise,
     NoiseSite,
     attach_noise,
     detach_noise,
     noise_sites,
+    register_attention,
 )
 from pyro_bmrs.pruning.selection import PruningResult, accuracy_vs_compression, prune, rank_correlations
 from pyro_bmrs.pruning.training import (
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Attention",
+    "AttentionKind",
     "AutoTruncatedLogNormal",
     "BMRS_N",
     "BMRS_U",
@@ -98,6 +101,7 @@ __all__ = [
     "parameter_groups",
     "prune",
     "rank_correlations",
+    "register_attention",
     "register_layer",
     "save_compact",
     "score_units",

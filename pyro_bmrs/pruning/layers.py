@@ -12,6 +12,7 @@ and the modules between layers, are listed below the table.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -114,6 +115,8 @@ _PRELU = LayerKind((nn.PReLU,), sides=("through",), has_units=False)
 # Later rows come first.
 _TABLE = [_LINEAR, _CONVOLUTION, _TRANSPOSED_CONVOLUTION, _EMBEDDING, _EMBEDDING_BAG, _NORM, _PRELU]
 _NUM_OWN = len(_TABLE)
+# Classes of other packages that have a row, which is added when the package is there.
+_FOREIGN: list[type[nn.Module]] = []
 
 
 def register_layer(kind: LayerKind) -> LayerKind:
@@ -146,8 +149,17 @@ def register_layer(kind: LayerKind) -> LayerKind:
     return kind
 
 
+def _know_transformers() -> None:
+    """Adds the linear layer of GPT-2, whose weight is the other way round, once transformers are there."""
+    conv1d = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    if conv1d is not None and conv1d not in _FOREIGN:
+        _FOREIGN.append(conv1d)
+        _TABLE.append(LayerKind((conv1d,), "nx", "nf", is_transposed=True))
+
+
 def layer_kind(module: Any) -> LayerKind | None:
     """The row of the table that a module is of; None for what is no layer with weights."""
+    _know_transformers()
     return next((kind for kind in reversed(_TABLE) if isinstance(module, kind.types)), None)
 
 
@@ -310,10 +322,13 @@ def _channel_dims(layer: Any, kind: LayerKind, side: str, size: int) -> dict[str
 ATTENTION = nn.MultiheadAttention
 TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 HEAD_COUNTS = ("num_heads", "n_heads", "n_head", "nhead", "num_attention_heads", "heads", "h")
+# Of keys and values that several heads of queries share.
+GROUP_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
+HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "dim_head", "dim_per_head")
 # Names of the layers that make queries, keys and values, in attentions written as projections.
 PROJECTIONS = frozenset(
     "q k v qkv kv qk q_proj k_proj v_proj qkv_proj kv_proj in_proj query key value queries keys values to_q to_k to_v "
-    "to_qkv to_kv wq wk wv wqkv w_q w_k w_v c_attn q_lin k_lin v_lin query_key_value".split()
+    "to_qkv to_kv wq wk wv wqkv w_q w_k w_v c_attn q_attn q_lin k_lin v_lin query_key_value".split()
 )
 
 # What acts on each unit by itself, and what makes the value that the next layer sees of it.
@@ -342,8 +357,21 @@ PASSIVE_NAMES = frozenset(
 _NORMS_OVER_UNITS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
+def normalised_width(module: nn.Module) -> int:
+    """Over how many units a norm is, all together or by groups; 0 for what is no such norm."""
+    if isinstance(module, nn.GroupNorm):
+        return module.num_channels
+    if isinstance(module, _NORMS_OVER_UNITS):
+        return module.normalized_shape[-1]
+    # Other libraries have theirs, with a number for each unit and no parts.
+    parameters = list(module.parameters())
+    is_norm = "norm" in type(module).__name__.lower() and not module._modules and layer_kind(module) is None
+    is_along_units = bool(parameters) and all(part.shape == parameters[0].shape for part in parameters)
+    return parameters[0].numel() if is_norm and is_along_units and parameters[0].dim() == 1 else 0
+
+
 def has_weights_between_units(module: nn.Module) -> bool:
     """Whether it has parameters, and is neither a norm nor an activation."""
-    if is_channelwise(module) or isinstance(module, _NORMS_OVER_UNITS):
+    if is_channelwise(module) or normalised_width(module):
         return False
     return any(True for _ in module.parameters())

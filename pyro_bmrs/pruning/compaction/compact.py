@@ -29,7 +29,7 @@ from pyro_bmrs.pruning.compaction.report import KEPT, MASKED, REMOVED, Compactio
 from pyro_bmrs.pruning.compaction.saved import describe
 from pyro_bmrs.pruning.compaction.surgery.blocks import remove_blocks
 from pyro_bmrs.pruning.compaction.surgery.folding import fold
-from pyro_bmrs.pruning.compaction.surgery.heads import remove_heads
+from pyro_bmrs.pruning.compaction.surgery.heads import HeadPlace, remove_heads
 from pyro_bmrs.pruning.compaction.surgery.removal import remove_channels
 from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, run
 from pyro_bmrs.pruning.noise.attachment import KINDS, NoiseSite, detach_noise, noise_sites
@@ -192,10 +192,13 @@ def _rewrite(
     net, left = remove_blocks(masked, kinds["block"], example_inputs, outputs)
     # What is multiplied by 0 in branches that stay.
     kinds["units"] += sorted(scales_of(net).keys() - known)
-    for remove, kind in ((remove_heads, "heads"), (remove_channels, "units")):
-        widths = {place: sizes.get(place, 1) for place in kinds[kind] if place in scales_of(net)}
-        net, reasons = remove(net, widths, example_inputs, outputs, merits)
-        left.update(reasons)
+    owners = {places[name]: site.module for name, site in sites.items()}
+    heads = {place: HeadPlace(sizes[place], owners[place]) for place in kinds["heads"] if place in scales_of(net)}
+    net, reasons = remove_heads(net, heads, example_inputs, outputs, merits)
+    left.update(reasons)
+    units = [place for place in kinds["units"] if place in scales_of(net)]
+    net, reasons = remove_channels(net, units, example_inputs, outputs, merits)
+    left.update(reasons)
     present = set(scales_of(net))
     net, multiplied = fold(net, example_inputs, outputs)
     if outputs.difference(net) > 1:

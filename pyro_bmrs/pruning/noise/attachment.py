@@ -82,11 +82,14 @@ def attach_noise(
     by :mod:`torch.fx`; in parts of a network that it cannot trace, the noise acts on what the layer itself puts out.
 
     Without ``modules``, linear layers whose output goes into a residual sum, a layer norm or a reshape before any
-    activation (the projections of attentions and embeddings) have no noise; they can be named.
+    activation, or that belong to an attention, have no noise; they can be named. Nor have, in parts of a network that
+    cannot be traced, layers of as many units as a layer norm is over.
 
-    Attentions are ``nn.MultiheadAttention``, and modules that hold a number of heads, as ``num_heads``, and linear
-    layers under the names usual for queries, keys and values, with one more linear layer, the output projection. The
-    noise acts on what the output projection is given. On ``nn.MultiheadAttention`` it is one draw for all examples.
+    Attentions are ``nn.MultiheadAttention``, and modules that hold a number of heads or the width of one, as
+    ``num_heads`` or ``head_dim``, and linear layers under the names usual for queries, keys and values, with one more
+    linear layer, the output projection, in them or beside them; others are added by
+    :func:`~pyro_bmrs.pruning.register_attention`. Heads of queries that share a key and a value are one unit. The noise
+    acts on what the output projection is given. On ``nn.MultiheadAttention`` it is one draw for all examples.
 
     :param net: the network; it is changed in place.
     :param modules: which layers: names, patterns (as ``"encoder.*"``; ``*`` matches dots too) or types of layers,

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.layers import ATTENTION, TRANSFORMER_LAYERS, has_weights_between_units, layer_kind, layer_units
+from pyro_bmrs.pruning.noise.activations import is_activation
 from pyro_bmrs.structure.vectorised import TURN
 
 
@@ -27,7 +28,8 @@ class _Tracer(fx.Tracer):
         self.leaves = leaves
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self.leaves or layer_kind(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        is_step = layer_kind(m) is not None or is_activation(m)
+        return m in self.leaves or is_step or super().is_leaf_module(m, module_qualified_name)
 
 
 def copy_to_trace(net: nn.Module) -> nn.Module:

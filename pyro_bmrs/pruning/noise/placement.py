@@ -21,21 +21,21 @@ from torch import fx, nn
 
 from pyro_bmrs.pruning.layers import (
     ACTIVATION_NAMES,
-    ACTIVATIONS,
     ATTENTION,
-    HEAD_COUNTS,
     PASSIVE,
     PASSIVE_NAMES,
     POOLINGS,
-    PROJECTIONS,
     TRANSFORMER_LAYERS,
     has_channels_in_columns,
     is_channelwise,
     kernel_dims,
     layer_units,
     linear_width,
+    normalised_width,
     unit_dim,
 )
+from pyro_bmrs.pruning.noise.activations import is_activation
+from pyro_bmrs.pruning.noise.attentions import Heads, attention_of, recognised_heads
 from pyro_bmrs.pruning.noise.graph import Flow, called_name, copy_to_trace, graphs, is_flattening
 
 _SUMS = (operator.add, operator.iadd, torch.add)
@@ -70,12 +70,14 @@ def find_placements(net: nn.Module, kinds: Collection[str], heads: Mapping[str, 
     """
     net = copy_to_trace(net)
     modules = dict(net.named_modules())
-    recognised = _recognised_heads(modules)
-    attentions = tuple(modules[_attention_of(modules, place)] for place in recognised)
-    flows = [Flow(*part) for part in graphs(net, attentions)]
+    recognised = [attention for attention in recognised_heads(modules) if attention.output not in heads]
+    flows = [Flow(*part) for part in graphs(net, [modules[attention.attention] for attention in recognised])]
+    known = {name for attention in recognised for name in (*attention.projections, attention.output)}
     units = [*_units(net, modules, flows), *_transformer_units(modules)]
+    # Of the layers of an attention, only heads can be taken out.
+    units = [replace(unit, is_default=unit.is_default and unit.module not in known) for unit in units]
     blocks = [*_blocks(flows), *_transformer_blocks(modules)]
-    found = [*units, *_heads(modules, {**recognised, **heads}), *blocks]
+    found = [*units, *_heads(modules, recognised, heads), *blocks]
     order = {name: position for position, name in enumerate(modules)}
     asked = [placement for placement in found if placement.kind in kinds]
     return sorted(_unique(asked), key=lambda placement: order[placement.place])
@@ -111,10 +113,13 @@ def _units(net: nn.Module, modules: Mapping[str, nn.Module], flows: Sequence[Flo
         return
     whole = [name for name, module in modules.items() if isinstance(module, (ATTENTION, *TRANSFORMER_LAYERS))]
     inside = tuple(f"{name}." for name in whole)
+    # Units as many as a norm is over are likely to come to it, and cannot be taken out then.
+    widths = {normalised_width(module) for module in modules.values()}
     for name, layer in modules.items():
         units = layer_units(layer)
         if units is not None and name not in seen and not name.startswith(inside) and not _is_last_layer(modules, name):
-            yield Placement(name, name, name, "output", "units", units, unit_dim(layer))
+            is_default = units not in widths
+            yield Placement(name, name, name, "output", "units", units, unit_dim(layer), is_default=is_default)
 
 
 def _is_last_layer(modules: Mapping[str, nn.Module], name: str) -> bool:
@@ -144,7 +149,7 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
     activated = flattened = False
     for step in flow.steps(node):
         module, called = flow.called(step), "" if step.op == "call_module" else called_name(step)
-        if isinstance(module, ACTIVATIONS) or called in ACTIVATION_NAMES:
+        if is_activation(module) or called in ACTIVATION_NAMES:
             activated = True
             if module is not None and flow.is_as_often(step, node) and not flattened:
                 return _behind_activation(own, flow, step)
@@ -210,37 +215,18 @@ def _transformer_blocks(modules: Mapping[str, nn.Module]) -> Iterator[Placement]
                 yield Placement(place, _join(name, layer), place, "output", "block", 1, None, is_default=False)
 
 
-def _recognised_heads(modules: Mapping[str, nn.Module]) -> dict[str, int]:
-    """The output projections of attentions written as projections: of modules that hold a number of heads."""
-    found = {}
-    for name, module in modules.items():
-        counts = [value for value in (getattr(module, key, None) for key in HEAD_COUNTS) if type(value) is int]
-        if not counts or isinstance(module, ATTENTION):
-            continue
-        widths = {child: linear_width(layer) for child, layer in module.named_modules()}
-        linear = [child for child, width in widths.items() if width]
-        projected = [child for child in linear if child.rpartition(".")[2].lower() in PROJECTIONS]
-        others = [child for child in linear if child not in projected]
-        if projected and len(others) == 1 and widths[others[0]] % counts[0] == 0:
-            found[_join(name, others[0])] = counts[0]
-    return found
-
-
-def _attention_of(modules: Mapping[str, nn.Module], projection: str) -> str:
-    """The module whose output projection this is, which may be in a sequence with a dropout."""
-    name = projection.rpartition(".")[0]
-    while name and isinstance(modules[name], nn.Sequential):
-        name = name.rpartition(".")[0]
-    return name
-
-
-def _heads(modules: Mapping[str, nn.Module], projections: Mapping[str, int]) -> Iterator[Placement]:
+def _heads(
+    modules: Mapping[str, nn.Module], recognised: Sequence[Heads], projections: Mapping[str, int]
+) -> Iterator[Placement]:
     for name, module in modules.items():
         if isinstance(module, ATTENTION):
             place, count, width = _join(name, "out_proj"), module.num_heads, module.head_dim
             yield Placement(name, name, place, "input", "heads", count, -1, width)
+    for found in recognised:
+        name = found.attention or found.output
+        yield Placement(name, name, found.output, "input", "heads", found.num_units, -1, found.unit_size)
     for place, count in projections.items():
-        name = _attention_of(modules, place) or place
+        name = attention_of(modules, place) or place
         yield Placement(name, name, place, "input", "heads", count, -1, linear_width(modules[place]) // count)
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
+from pyro_bmrs.pruning import attach_noise, compact_gated, compaction_report, noise_sites
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel
 from pyro_bmrs.pruning.compaction.modules.attention import Attention
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled
-from pyro_bmrs.pruning.compaction.surgery.heads import remove_heads
+from pyro_bmrs.pruning.compaction.surgery.heads import HeadPlace, remove_heads
 from pyro_bmrs.pruning.compaction.surgery.removal import LAST
 from pyro_bmrs.pruning.examples import Outputs
 from tests.pruning.networks import SelfAttention
@@ -61,7 +63,8 @@ def without(net: nn.Module, place: str, *pruned: int) -> tuple[nn.Module, dict[C
     setattr(net.get_submodule(parent), name, Scaled(projection, Scale(factor.flatten(), -1), "input"))
     tokens = torch.randn(2, 5, WIDTH, dtype=torch.float64)
     merits = {f"{place}.scale": torch.arange(WIDTH).double()}
-    smaller, left = remove_heads(net, {f"{place}.scale": SIZE}, tokens, Outputs(net, tokens), merits)
+    heads = {f"{place}.scale": HeadPlace(SIZE, parent)}
+    smaller, left = remove_heads(net, heads, tokens, Outputs(net, tokens), merits)
     torch.testing.assert_close(smaller(tokens), net(tokens), rtol=1e-12, atol=1e-12)
     return smaller, left
 
@@ -99,3 +102,57 @@ def test_a_number_of_heads_in_the_code_is_left_and_named(pruned: tuple[int, ...]
     assert smaller.query.out_features == WIDTH
     assert [channel.position for channel in left] == list(range(4 * len(pruned)))
     assert all("does not run without them" in reason for reason in left.values())
+
+
+def tiny(kind: str) -> nn.Module:
+    """Transformers as their users have them, of one layer with four heads of four features."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 24}
+    tokens = {"vocab_size": 20, "max_position_embeddings": 10, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    match kind:
+        case "output beside":
+            return transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, **tokens))
+        case "Conv1D":
+            return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=4))
+        case "fused":
+            return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**sizes, **tokens))
+        case "grouped queries":
+            config = transformers.LlamaConfig(**sizes, **tokens, num_key_value_heads=2)
+            return transformers.LlamaForCausalLM(config)
+        case _:
+            config = transformers.SwinConfig(
+                image_size=8, patch_size=2, embed_dim=16, depths=[1], num_heads=[4], window_size=4
+            )
+            return transformers.SwinForImageClassification(config)
+
+
+@pytest.mark.parametrize("kind", ["output beside", "Conv1D", "fused", "grouped queries", "table of positions"])
+def test_published_transformers(kind: str) -> None:
+    net = tiny(kind).double().eval()
+    size = sum(parameter.numel() for parameter in net.parameters())
+    tokens = {"input_ids": torch.arange(10).reshape(2, 5)}
+    inputs = {"pixel_values": torch.randn(2, 3, 8, 8).double()} if kind == "table of positions" else tokens
+    attach_noise(net, kinds=["heads"])
+    ((name, site),) = noise_sites(net).items()
+    assert (site.noise.num_units, site.noise.unit_size) == ((2, 8) if kind == "grouped queries" else (4, 4))
+    gates = torch.linspace(0.5, 1.0, site.noise.num_units).double()
+    gates[1::2] = 0.0
+    small = compact_gated(net, {name: gates}, {name: site}, inputs)
+    assert set(compaction_report(small).units["fate"]) == {"kept", "removed"}
+    # Half of four matrices; two of them are half as large where there are half as many keys. Then biases and tables.
+    weights = (3 if kind == "grouped queries" else 4) * 16 * 16 // 2
+    assert 0 <= size - weights - sum(parameter.numel() for parameter in small.parameters()) < 130
+    tables = [parameter for key, parameter in small.named_parameters() if "bias_table" in key]
+    assert all(table.shape == (49, 2) for table in tables) and bool(tables) == (kind == "table of positions")
+    small.train()(**inputs).logits.sum().backward()
+
+
+def test_a_cache_of_fewer_heads_goes_on() -> None:
+    net = attach_noise(tiny("grouped queries").eval(), kinds=["heads"])
+    ((name, site),) = noise_sites(net).items()
+    tokens = {"input_ids": torch.arange(10).reshape(2, 5)}
+    small = compact_gated(net, {name: torch.tensor([0.0, 1.0])}, {name: site}, tokens)
+    written = [
+        small.generate(**tokens, max_new_tokens=4, do_sample=False, use_cache=use_cache) for use_cache in (True, False)
+    ]
+    assert torch.equal(*written) and written[0].shape == (2, 9)
