@@ -4,9 +4,9 @@
 """Noise on the units of a network: where it goes, how it acts, and the guide of its posterior."""
 
 from pyro_bmrs.pruning.noise.attachment import NoiseSite, attach_noise, detach_noise, noise_sites
-from pyro_bmrs.pruning.noise.attentions import AttentionKind, register_attention
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
+from pyro_bmrs.pruning.noise.recognition.attentions import AttentionKind, register_attention
 
 __all__ = [
     "AttentionKind",

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.layers import ATTENTION, TRANSFORMER_LAYERS, has_weights_between_units, layer_kind, layer_units
-from pyro_bmrs.pruning.noise.activations import is_activation
+from pyro_bmrs.pruning.noise.recognition.activations import is_activation
 from pyro_bmrs.structure.vectorised import TURN
 
 

@@ -34,9 +34,9 @@ from pyro_bmrs.pruning.layers import (
     normalised_width,
     unit_dim,
 )
-from pyro_bmrs.pruning.noise.activations import is_activation
-from pyro_bmrs.pruning.noise.attentions import Heads, attention_of, recognised_heads
 from pyro_bmrs.pruning.noise.graph import Flow, called_name, copy_to_trace, graphs, is_flattening
+from pyro_bmrs.pruning.noise.recognition.activations import is_activation
+from pyro_bmrs.pruning.noise.recognition.attentions import Heads, attention_of, recognised_heads
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 

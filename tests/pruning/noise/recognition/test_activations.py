@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_bmrs.pruning.noise.activations import is_activation
+from pyro_bmrs.pruning.noise.recognition.activations import is_activation
 
 
 class Own(nn.Module):

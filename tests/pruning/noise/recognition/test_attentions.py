@@ -12,8 +12,8 @@ from torch import nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning import AttentionKind, attach_noise, noise_sites, register_attention
-from pyro_bmrs.pruning.noise import attentions
-from pyro_bmrs.pruning.noise.attentions import Heads, attention_of, recognised_heads
+from pyro_bmrs.pruning.noise.recognition import attentions
+from pyro_bmrs.pruning.noise.recognition.attentions import Heads, attention_of, recognised_heads
 
 
 class Holder(nn.Module):
