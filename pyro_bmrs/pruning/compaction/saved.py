@@ -24,6 +24,7 @@ from pyro_bmrs.pruning.compaction.modules.attention import Attention
 from pyro_bmrs.pruning.compaction.modules.bypass import Bypass, Zeros
 from pyro_bmrs.pruning.compaction.modules.plain import remove_parametrizations
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled, scales_of
+from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
 from pyro_bmrs.pruning.compaction.report import CompactionReport, compaction_report
 from pyro_bmrs.pruning.layers import layer_kind, num_channels, num_groups, weight_rows
 
@@ -191,6 +192,8 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
     if isinstance(new, Attention) and isinstance(old, nn.MultiheadAttention):
         plain = Attention.of(old)
         return {"attention": True, **describe(plain, new)}
+    if isinstance(new, SharedPositions) and not isinstance(old, SharedPositions):
+        return {"shared_positions": True, **describe(SharedPositions.of(old), new)}
     if isinstance(new, Zeros | nn.Identity) and type(old) is not type(new):
         return {"zeros": True} if isinstance(new, Zeros) else {"identity": True}
     if isinstance(new, Bypass):
@@ -234,6 +237,12 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
         if not isinstance(module, nn.MultiheadAttention):
             raise ReductionError(f"the compact network had an nn.MultiheadAttention, not a {type(module).__name__}")
         module = Attention.of(module)
+    if "shared_positions" in description:
+        if not SharedPositions.is_for(module):
+            raise ReductionError(
+                f"the compact network had an attention with a shared bias, not a {type(module).__name__}"
+            )
+        module = SharedPositions.of(module)
     if "was_parametrized" in description:
         remove_parametrizations(module)
     for name, value in description.get("attributes", {}).items():

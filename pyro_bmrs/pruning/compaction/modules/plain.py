@@ -12,16 +12,20 @@ from torch.nn.utils import parametrize
 
 from pyro_bmrs.pruning.compaction.modules.attention import Attention
 from pyro_bmrs.pruning.compaction.modules.scaling import substitute
+from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
 
 
 def make_plain(net: nn.Module) -> None:
     """
-    Puts an :class:`~pyro_bmrs.pruning.Attention` in the place of each ``nn.MultiheadAttention``, and weights in the
+    Puts an :class:`~pyro_bmrs.pruning.Attention` in the place of each ``nn.MultiheadAttention``, what can lose heads in
+    the place of attentions that share a bias of positions, and weights in the
     place of their parametrizations, such as weight normalisation; in place.
     """
     for module in list(net.modules()):
         if type(module) is nn.MultiheadAttention:
             substitute(net, module, Attention.of(module))
+        if SharedPositions.is_for(module):
+            substitute(net, module, SharedPositions.of(module))
         if isinstance(module, nn.TransformerEncoder):
             # Nested tensors are for the fused path only.
             module.use_nested_tensor = False

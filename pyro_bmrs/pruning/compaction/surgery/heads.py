@@ -17,6 +17,7 @@ from pyro_bmrs.pruning.compaction.coupling.dependency import torch_pruning
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel
 from pyro_bmrs.pruning.compaction.modules.attention import Attention
 from pyro_bmrs.pruning.compaction.modules.scaling import Scaled, scales_of
+from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
 from pyro_bmrs.pruning.compaction.surgery.removal import LAST
 from pyro_bmrs.pruning.examples import Outputs, call, evaluation
@@ -167,7 +168,12 @@ def _remove(
     scaled = net.get_submodule(name.rpartition(".")[0])
     scale: Any = net.get_submodule(name)
     elements = heads.repeat_interleave(place.size)
+    attention = net.get_submodule(place.attention)
+    projections = [f"{place.attention}.{name}." for name in ("q", "k", "v")]
     for part in parts:
+        # A bias of positions that others share stays whole.
+        if isinstance(attention, SharedPositions) and not part.name.startswith(tuple(projections)):
+            continue
         _take_part(net, part, (heads[part.owners] & (part.owners >= 0)).nonzero().flatten().tolist())
     take_out(scaled.module, "in", elements.nonzero().flatten().tolist())
     scale.factor = scale.factor[~elements]
@@ -215,6 +221,8 @@ def _count_heads(net: nn.Module, place: HeadPlace, kept: Tensor, with_width: boo
     attention = net.get_submodule(place.attention)
     if isinstance(attention, Attention):
         return attention.keep_heads(kept)
+    if isinstance(attention, SharedPositions):
+        attention.keep_heads(kept)
     for module in attention.modules():
         for key, value in list(vars(module).items()):
             is_number = type(value) is int and not key.startswith("_") and layer_kind(module) is None
