@@ -17,7 +17,14 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.layers import ATTENTION, TRANSFORMER_LAYERS, has_weights_between_units, layer_kind, layer_units
+from pyro_bmrs.pruning.layers import (
+    ATTENTION,
+    TRANSFORMER_LAYERS,
+    has_weights_between_units,
+    layer_kind,
+    layer_units,
+    normalised_width,
+)
 from pyro_bmrs.pruning.noise.recognition.activations import is_activation
 from pyro_bmrs.structure.vectorised import TURN
 
@@ -82,6 +89,8 @@ class Flow:
     def __init__(self, prefix: str, module: nn.Module, graph: fx.Graph) -> None:
         self.prefix, self.module, self.graph = prefix, module, graph
         self.calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+        # Over how many units norms are in it.
+        self.normalised_widths = {normalised_width(part) for part in module.modules()} - {0}
         self.ancestors: dict[fx.Node, frozenset[fx.Node]] = {}
         for node in graph.nodes:
             inputs = node.all_input_nodes

@@ -165,7 +165,9 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
         elif not isinstance(module, PASSIVE) and called not in PASSIVE_NAMES:
             is_sum = step.target in _SUMS or called == "add"
             return replace(own, is_default=activated or own.place != name or (is_image and is_sum)), at
-    return replace(own, is_default=activated or own.place != name or is_image), at
+    # A stage of images that a norm over channels comes to keeps its width, whatever is between them.
+    reaches_norm = units in flow.normalised_widths
+    return replace(own, is_default=activated or own.place != name or (is_image and not reaches_norm)), at
 
 
 def _behind_activation(own: Placement, flow: Flow, node: fx.Node) -> tuple[Placement, fx.Node]:
