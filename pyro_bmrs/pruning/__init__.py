@@ -18,7 +18,15 @@ from pyro_bmrs.pruning.compaction import (
     load_compact,
     save_compact,
 )
-from pyro_bmrs.pruning.compression import Compression, Occam, OccamPrices, PathStep, occam_prices, temperatures
+from pyro_bmrs.pruning.compression import (
+    Compression,
+    Occam,
+    OccamPrices,
+    PathStep,
+    compress,
+    occam_prices,
+    temperatures,
+)
 from pyro_bmrs.pruning.criteria import (
     BMRS_N,
     BMRS_U,
@@ -55,7 +63,6 @@ from pyro_bmrs.pruning.training import (
 )
 
 if TYPE_CHECKING:
-    from pyro_bmrs.pruning.compression.compress import compress
     from pyro_bmrs.pruning.compression.schedule import OccamSchedule
     from pyro_bmrs.pruning.selection.callback import PruningCallback, agree_on_kept
 
@@ -91,6 +98,7 @@ __all__ = [
     "compact",
     "compact_gated",
     "compaction_report",
+    "compress",
     "cost",
     "coupled_units",
     "detach_noise",
@@ -121,11 +129,10 @@ def _is_installed(package: str) -> bool:
 _WITH_LIGHTNING = {
     "PruningCallback": "selection.callback",
     "agree_on_kept": "selection.callback",
-    "compress": "compression.compress",
     "OccamSchedule": "compression.schedule",
 }
 if _is_installed("lightning"):
-    __all__ += ["OccamSchedule", "PruningCallback", "agree_on_kept", "compress"]
+    __all__ += ["OccamSchedule", "PruningCallback", "agree_on_kept"]
 
 
 def __getattr__(name: str) -> Any:

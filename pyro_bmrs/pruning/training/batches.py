@@ -14,7 +14,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pyro_bmrs.errors import ReductionError
 
@@ -55,6 +57,23 @@ def pair_of(batch: Any) -> tuple[Any, Tensor]:
             f"{type(batch).__name__}"
         )
     return x, y
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """
+    A batch on a device: all in it that knows how to go there, as tensors and the batches of transformers do.
+
+    :param batch: the batch.
+    :param device: the device.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_bmrs.pruning.training.batches import on_device
+        >>> on_device(({"x": torch.zeros(2)}, None), torch.device("meta"))[0]["x"].device
+        device(type='meta')
+    """
+    return tree_map(lambda value: value.to(device) if hasattr(value, "to") else value, batch)
 
 
 def run_on_batch(net: nn.Module, x: Any) -> Any:

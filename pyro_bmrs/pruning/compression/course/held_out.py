@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from pyro.distributions import Categorical, Independent
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from pyro_bmrs.pruning.examples import evaluation
-from pyro_bmrs.pruning.training.batches import pair_of, prediction, run_on_batch
+from pyro_bmrs.pruning.training.batches import on_device, pair_of, prediction, run_on_batch
 from pyro_bmrs.pruning.training.classification import Classification
 from pyro_bmrs.pruning.training.models import Likelihood
 
@@ -59,7 +58,7 @@ def held_out(model: Likelihood, batches: Iterable[Any]) -> HeldOut:
     log_likelihoods, right = [], []
     with evaluation(model), torch.no_grad():
         for batch in batches:
-            x, y = tree_map_only(Tensor, lambda value: value.to(device), pair_of(batch))
+            x, y = on_device(pair_of(batch), device)
             output, targets = model.aligned(prediction(run_on_batch(model.net, x)), y)
             assert targets is not None, "of targets"
             log_likelihoods.append(model.log_likelihoods(output, targets).double().cpu())
