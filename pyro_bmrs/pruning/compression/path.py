@@ -12,12 +12,15 @@ from torch import Tensor
 from pyro_bmrs.errors import ReductionError
 
 # From prices at which hardly a unit is worth removing to those at which few are worth keeping.
-FIRST, _LAST = 2.0**-2, 2.0**4
-# How fast temperatures rise where few parameters went in a step, less than this share of them, and where more did.
-_FAST, _SLOW, _FEW = 2.0, 2.0**0.5, 0.1
+_LOW, _HIGH = 2.0**-2, 2.0**4
+# Where a path begins that looks how far it may go.
+FIRST = 2.0**-4
+# How fast temperatures rise where nothing happens in a step; where something does, to less than this share of the
+# parameters and units; and where it does to more.
+_FASTEST, _FAST, _SLOW, _FEW = 4.0, 2.0, 2.0**0.5, 0.1
 
 
-def temperatures(num_steps: int, first: float = FIRST, last: float = _LAST) -> list[float]:
+def temperatures(num_steps: int, first: float = _LOW, last: float = _HIGH) -> list[float]:
     """
     A geometric ladder of temperatures for the prices of units.
 
@@ -40,24 +43,30 @@ def temperatures(num_steps: int, first: float = FIRST, last: float = _LAST) -> l
     return [first * ratio**step for step in range(num_steps)]
 
 
-def next_temperature(temperature: float, before: int, after: int) -> float:
+def next_temperature(temperature: float, went: float, leaving: float) -> float:
     """
-    The temperature of the next step of a path, by how much of the network went in this one.
+    The temperature of the next step of a path, by how much of the network went in this one, and is about to go.
 
-    It doubles while less than a tenth of the parameters go, and rises to the square root of 2 times itself else: what
-    units cost compared with what they earn depends on the network and on how many examples there are.
+    What units cost compared with what they earn depends on the network and on how many examples there are. So the
+    temperature rises fourfold while nothing happens, doubles while less than a tenth of the parameters go, and rises to
+    the square root of 2 times itself else. It waits where more than a tenth of the units are about to go: what leaves
+    takes a few steps, and would be overtaken by what a higher temperature sends after it.
 
     :param temperature: of this step.
-    :param before: how many parameters there were before it.
-    :param after: how many there are after it.
+    :param went: the share of the parameters that went in it.
+    :param leaving: the share of the units left whose noise is louder than its signal.
 
     Example::
 
         >>> from pyro_bmrs.pruning.compression.path import next_temperature
-        >>> next_temperature(1.0, 1000, 990), round(next_temperature(1.0, 1000, 500), 3)
-        (2.0, 1.414)
+        >>> next_temperature(1.0, 0.0, 0.0), next_temperature(1.0, 0.01, 0.02), next_temperature(1.0, 0.5, 0.3)
+        (4.0, 2.0, 1.0)
     """
-    return temperature * (_FAST if after > (1 - _FEW) * before else _SLOW)
+    if leaving > _FEW:
+        return temperature
+    if went > _FEW:
+        return _SLOW * temperature
+    return temperature * (_FAST if went or leaving else _FASTEST)
 
 
 def standard_error(values: Tensor) -> Tensor:

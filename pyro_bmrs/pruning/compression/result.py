@@ -34,7 +34,7 @@ class PathStep:
 
     :param temperature: what the prices were multiplied by; 0 for the whole network.
     :param network: the compact network, in evaluation mode.
-    :param is_trained: whether it was trained to its end; else its weights are as noise left them.
+    :param is_trained: whether it was trained on without noise; else its weights are as noise left them.
     :param kept: for each noise site which of its units are left, shape ``(num_units,)``.
     :param held_out: how it does on the held-out examples.
     :param parameters: how many the network has.
@@ -75,7 +75,11 @@ class Compression:
 
     @property
     def held_out(self) -> HeldOut:
-        """How the network does on the held-out examples."""
+        """
+        How the network does on the held-out examples.
+
+        Where these were drawn from the training data, as it did before it was trained by them, too.
+        """
         return self.steps[self.chosen].held_out
 
     @property
@@ -89,9 +93,9 @@ class Compression:
         A row for each step.
 
         It has the ``temperature``; ``parameters`` and ``macs``; ``log_likelihood``, the mean over held-out examples in
-        nats, and its standard ``error``; ``accuracy`` where labels are observed; whether it was ``trained`` to its end,
-        without which it is not to be compared with those that were; how many units are left, by site; and which step
-        was ``chosen``.
+        nats, and its standard ``error``; ``accuracy`` where labels are observed; whether it was ``trained`` on without
+        noise, or else is not to be compared with those that were; how many units are left, by site; and which step was
+        ``chosen``.
         """
         import pandas as pd
 

@@ -14,8 +14,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_bmrs import ReductionError
-
-pytest.importorskip("lightning")
 from pyro_bmrs.pruning import Regression, attach_noise, compress
 
 ADAM = partial(torch.optim.Adam, lr=1e-2)

@@ -72,9 +72,20 @@ def test_networks_that_give_an_example_no_chance():
         one_standard_error(values[1:], torch.tensor([2, 1]))
 
 
-def test_temperatures_rise_fast_where_little_goes():
-    assert next_temperature(3.0, 100, 91) == 6.0
-    assert next_temperature(3.0, 100, 90) == pytest.approx(3 * math.sqrt(2))
+@pytest.mark.parametrize(
+    ("went", "leaving", "factor"),
+    [
+        (0.0, 0.0, 4.0),
+        (0.0, 0.09, 2.0),
+        (0.09, 0.0, 2.0),
+        (0.11, 0.0, math.sqrt(2)),
+        (0.11, 0.09, math.sqrt(2)),
+        (0.0, 0.11, 1.0),
+        (0.9, 0.11, 1.0),
+    ],
+)
+def test_the_temperature_rises_by_what_went_and_waits_for_what_is_leaving(went, leaving, factor):
+    assert next_temperature(3.0, went, leaving) == pytest.approx(3 * factor)
 
 
 def test_too_few_examples():

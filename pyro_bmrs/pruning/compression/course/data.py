@@ -35,11 +35,19 @@ class Data(NamedTuple):
     :param train: batches to train on, pairs of inputs and targets, shuffled anew each time.
     :param validation: batches that are held out.
     :param num_examples: how many examples there are to train on.
+    :param all: batches of all examples that may be trained on in the end, when nothing is left to be decided: of those
+        that were held out too, if they were drawn from the others.
     """
 
     train: DataLoader[Any]
     validation: DataLoader[Any]
     num_examples: int
+    all: DataLoader[Any]
+
+    @property
+    def is_held_out_for_good(self) -> bool:
+        """Whether what is held out is not trained on in the end either."""
+        return self.all is self.train
 
 
 def read_data(train_data: Any, validation_data: Any = None, *, seed: int = 0) -> Data:
@@ -65,7 +73,7 @@ def read_data(train_data: Any, validation_data: Any = None, *, seed: int = 0) ->
     else:
         train = source
         held_out = validation_data
-    loader = train if isinstance(train, DataLoader) else _batches(train, is_shuffled=True)
+    loader = _loader(train)
     validation = held_out if isinstance(held_out, DataLoader) else _dataset(held_out, "validation_data")
     if not isinstance(validation, DataLoader):
         validation = _batches(validation, is_shuffled=False)
@@ -73,7 +81,7 @@ def read_data(train_data: Any, validation_data: Any = None, *, seed: int = 0) ->
     for name, number in (("train_data", num_examples), ("validation_data", _size(validation.dataset, "it"))):
         if number < 2:
             raise ReductionError(f"{name} has {number} examples; give two or more")
-    return Data(loader, validation, num_examples)
+    return Data(loader, validation, num_examples, loader if train is source else _loader(source))
 
 
 def _dataset(data: Any, name: str) -> Dataset[Any]:
@@ -121,6 +129,10 @@ def _tensors(part: Subset[Any]) -> TensorDataset:
     """Tensors by themselves, from which a batch is taken at once."""
     dataset: Any = part.dataset
     return TensorDataset(*(tensor[torch.tensor(part.indices)] for tensor in dataset.tensors))
+
+
+def _loader(source: Any) -> DataLoader[Any]:
+    return source if isinstance(source, DataLoader) else _batches(source, is_shuffled=True)
 
 
 def _batches(dataset: Any, *, is_shuffled: bool) -> DataLoader[Any]:

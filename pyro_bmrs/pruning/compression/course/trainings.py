@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.compact import compact
@@ -24,9 +25,10 @@ from pyro_bmrs.pruning.compression.course.held_out import held_out
 from pyro_bmrs.pruning.compression.prices import Occam, OccamPrices
 from pyro_bmrs.pruning.compression.result import PathStep
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
+from pyro_bmrs.pruning.criteria.snr import SNR
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.selection.prune import PruningResult, prune
-from pyro_bmrs.pruning.training.batches import pair_of, run_on_batch
+from pyro_bmrs.pruning.training.batches import on_device, pair_of, run_on_batch
 from pyro_bmrs.pruning.training.elbo import NoiseELBO
 from pyro_bmrs.pruning.training.models import Likelihood
 
@@ -96,22 +98,23 @@ class Course:
     def example_on(self, net: nn.Module) -> Any:
         """The inputs of one example on the device of a network."""
         device = next(net.parameters()).device
-        return tree_map_only(Tensor, lambda value: value.to(device), self.example)
+        return on_device(self.example, device)
 
-    def train(self, model: Likelihood, num_steps: int, stage: int) -> None:
+    def train(self, model: Likelihood, num_steps: int, stage: int, loader: DataLoader[Any] | None = None) -> None:
         """
         Trains a network without noise; the learning rate falls to 0 in the course.
 
         :param model: the network and its likelihood.
         :param num_steps: how many batches to take; 0 for no training.
         :param stage: a number of the training, by which its random numbers are its own.
+        :param loader: of the batches; by default of those that are not held out.
         """
         if not num_steps:
             return
         model.train()
         optimizer = self.make_optimizer(_trained(model))
         torch.manual_seed(self.seed + _APART * stage)
-        fit(PlainLoss(model), [optimizer], [optimizer], self.data.train, num_steps, self.on_step)
+        fit(PlainLoss(model), [optimizer], [optimizer], loader or self.data.train, num_steps, self.on_step)
 
     def measure(
         self,
@@ -176,12 +179,19 @@ class NoisyCourse:
         torch.manual_seed(self.course.seed + _APART * stage)
         noise = self.guide.noise_parameters
         weights = self.course.make_optimizer([weight for weight in _trained(self.elbo) if weight is not noise])
-        own = torch.optim.Adam([noise], lr=min(_FASTEST, _REACH / num_steps))
+        own = torch.optim.Adam([noise], lr=min(_FASTEST, _REACH / num_steps), fused=True)
         fit(self.elbo, [weights, own], [weights], self.course.data.train, num_steps, self.course.on_step)
 
     def prune(self) -> PruningResult:
         """Decides which units go, of those that are left."""
         return prune(self.model.net, self.guide, self.criterion, example_inputs=self._example)
+
+    @property
+    def share_leaving(self) -> float:
+        """Of the units that are left, the share whose noise is louder than its signal: they are on their way out."""
+        ratios, kept = SNR().scores(self.model.net, self.guide), self.kept
+        louder = torch.cat([ratios[name][units] < 1 for name, units in kept.items()])
+        return float(louder.double().mean())
 
     def prune_within(self, budget: Budget, target: float, kept: Mapping[str, Tensor]) -> None:
         """
@@ -210,7 +220,7 @@ class NoisyCourse:
         device = next(self.model.net.parameters()).device
         batches: list[tuple[Any, Tensor]] = []
         for batch in self.course.data.train:
-            batches.append(tree_map_only(Tensor, lambda value: value.to(device), pair_of(batch)))
+            batches.append(on_device(pair_of(batch), device))
             if sum(len(own) for _, own in batches) >= _NUM_WEIGHED:
                 break
         return batches

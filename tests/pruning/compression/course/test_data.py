@@ -33,6 +33,7 @@ def test_what_is_held_out_is_not_trained_on(source):
     assert data.num_examples == len(trained) == 270
     assert examples(read_data(source, seed=3).validation) == held_out != examples(read_data(source).validation)
     assert [len(y) for _, y in data.train][0] == (7 if isinstance(source, DataLoader) else 128)
+    assert examples(data.all) == list(range(300)) and not data.is_held_out_for_good
 
 
 def test_inputs_and_targets_stay_together():
@@ -43,7 +44,8 @@ def test_inputs_and_targets_stay_together():
 def test_what_is_given_is_taken_as_it_is():
     loader = DataLoader(TensorDataset(X, Y), sampler=BatchSampler(RandomSampler(X), 9, False), batch_size=None)
     data = read_data(loader, (X[:50], Y[:50]))
-    assert data.train is loader and examples(data.validation) == list(range(50)) and data.num_examples == 300
+    assert data.train is data.all is loader and data.is_held_out_for_good
+    assert examples(data.validation) == list(range(50)) and data.num_examples == 300
 
 
 def test_training_is_shuffled_and_the_rest_is_not():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -10,8 +11,6 @@ import torch
 from torch import nn
 
 from pyro_bmrs import ReductionError
-
-pytest.importorskip("lightning")
 from pyro_bmrs.pruning import BMRS_N, Occam, Regression, attach_noise, occam_prices
 from pyro_bmrs.pruning.compression.course.data import read_data
 from pyro_bmrs.pruning.compression.course.trainings import Course, NoisyCourse
@@ -57,6 +56,29 @@ def test_dear_units_go_and_what_is_left_computes_the_same(course):
     assert small.net[0].out_features == decisions.num_kept == int(noisy.kept["0"].sum())
     step = course.measure(small, noisy.kept, 30.0, prices, decisions)
     assert step.parameters == 5 * decisions.num_kept + 1 and step.macs == 4 * decisions.num_kept
+
+
+def test_units_on_their_way_out_are_those_whose_noise_is_louder_than_its_signal(course):
+    noisy = NoisyCourse(course, course.model_of(attach_noise(network())), BMRS_N())
+    assert noisy.share_leaving == 0
+    with torch.no_grad():
+        # A log-normal's ratio is 1 at a scale of the root of log 2. Nobody asks for the noise of units that are gone.
+        noisy.guide.noise_locs.fill_(-8.0)
+        noisy.guide.noise_log_scales.fill_(math.log(0.5 * math.sqrt(math.log(2))))
+        noisy.guide.noise_log_scales[:8] = math.log(1.1 * math.sqrt(math.log(2)))
+        noisy.kept["0"][4:8] = False
+    assert noisy.share_leaving == 4 / 16
+
+
+def test_what_was_held_out_is_trained_on_only_where_that_is_said(course):
+    seen = []
+    model = course.model_of(network())
+    model.net.register_forward_hook(lambda module, args, output: seen.extend(args[0][:, 0].tolist()))
+    held_out = {value for x, _ in course.data.validation for value in x[:, 0].tolist()}
+    course.train(model, len(course.data.train), stage=1)
+    assert len(set(seen)) == 360 and not held_out & set(seen)
+    course.train(model, len(course.data.all), stage=1, loader=course.data.all)
+    assert len(set(seen)) == 400 and held_out <= set(seen)
 
 
 def test_nothing_to_train(course):
