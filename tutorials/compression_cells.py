@@ -6,8 +6,10 @@ How well compression does without a dial: many networks and data sets, one setti
 
 Each cell is a data set, a network and a seed. The whole network is trained; ``compress`` makes a smaller one; and
 torch-pruning, which has to be told a size, is told the one that came out: it removes units by the norm of their weights
-in groups, or by the first order of what the loss does without them, step by step, and trains for as many epochs. What
-is done is kept in a table, and not done again; a run goes on where it was stopped, the cheapest cells first.
+in groups, or by the first order of what the loss does without them, step by step, and trains for as many epochs. MLPs
+and LeNet-5 are also trained and pruned in the settings of the paper's code, and in those which this project tuned on
+MNIST by hand (``tutorials/paper/configs/recommended.yaml``), for as many epochs in all. Each row is kept as it comes,
+and not made again; a run goes on where it was stopped, the cheapest cells first.
 
 Run it with ``python tutorials/compression_cells.py --data FOLDER``, a folder with ``mnist``, ``fashion_mnist`` and
 ``cifar10`` as ``datasets.load_dataset`` reads them; without it the images come from the hub. ``--help`` lists what can
@@ -17,9 +19,8 @@ be set. It needs ``pip install pyro_bmrs[paper]``.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -29,28 +30,18 @@ import numpy as np
 import pandas as pd
 import pruning_digits
 import torch
-import torch_pruning
+from compression_methods import SETTINGS, Part, measure, prune_by_setting, prune_by_torch_pruning, size_of, train
 from sklearn.datasets import load_diabetes, load_digits
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, gaussian_nll_loss
 
 from pyro_bmrs.pruning import Compression, compress
 
-BATCH_SIZE = 128
 HUB = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist", "cifar10": "uoft-cs/cifar10"}
 COLUMNS = "cell seed method parameters share accuracy log_likelihood seconds epochs".split()
-
-
-class Part(NamedTuple):
-    """
-    Examples.
-
-    :param x: inputs.
-    :param y: targets.
-    """
-
-    x: Tensor
-    y: Tensor
+IMPORTANCES = {"torch-pruning, norm": "norm", "torch-pruning, taylor": "taylor"}
+METHODS = "dense", "compress", *IMPORTANCES, "paper settings", "tuned settings"
+# The networks that there are settings for.
+KINDS = "mlp", "lenet", "large_lenet"
 
 
 class Cell(NamedTuple):
@@ -183,166 +174,94 @@ def _images(part: Any) -> tuple[Tensor, Tensor]:
     return pixels / 255, torch.tensor(part[label])
 
 
-def loss(output: Tensor, y: Tensor) -> Tensor:
-    """The mean negative log likelihood: of labels, or of real numbers with the variance that fits them best."""
-    if not y.is_floating_point():
-        return cross_entropy(output, y)
-    variance = (output - y).square().mean().detach().clamp(min=1e-6)
-    return gaussian_nll_loss(output, y, variance.expand_as(y), full=True)
+def methods_of(name: str) -> list[str]:
+    """What a cell has rows of."""
+    has_settings = CELLS[name].data in HUB and name.split("-")[-1] in KINDS
+    return ["dense", "compress", *IMPORTANCES, *(SETTINGS if has_settings else ())]
 
 
-def train(net: nn.Module, part: Part, epochs: int, after_epoch: Callable[[int], None] = lambda epoch: None) -> None:
-    """An ordinary loop; the learning rate falls to 0 along half a cosine."""
-    net.train()
-    steps = epochs * -(-len(part.x) // BATCH_SIZE)
-    done = 0
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    for epoch in range(epochs):
-        for batch in torch.randperm(len(part.x)).split(BATCH_SIZE):
-            for group in optimizer.param_groups:
-                group["lr"] = 0.5e-3 * (1 + np.cos(np.pi * done / steps))
-            optimizer.zero_grad()
-            loss(net(part.x[batch]), part.y[batch]).backward()
-            optimizer.step()
-            done += 1
-        before = list(net.parameters())
-        after_epoch(epoch)
-        if any(new is not old for new, old in zip(net.parameters(), before)):
-            optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    net.eval()
-
-
-@torch.no_grad()
-def measure(net: nn.Module, part: Part) -> tuple[float, float]:
-    """Accuracy (NaN for real numbers) and mean log likelihood."""
-    output = torch.cat([net.eval()(x) for x in part.x.split(1000)])
-    right = float("nan") if part.y.is_floating_point() else float((output.argmax(-1) == part.y).float().mean())
-    return right, -float(loss(output, part.y))
-
-
-def size_of(net: nn.Module) -> int:
-    """How many parameters a network has."""
-    return sum(parameter.numel() for parameter in net.parameters())
-
-
-def prune_by_torch_pruning(net: nn.Module, part: Part, size: int, epochs: int, importance: str) -> nn.Module:
+def run_cell(
+    name: str, seed: int, methods: Sequence[str], done: Mapping[str, int], folder: str | None, epochs: int | None = None
+) -> Iterator[dict[str, Any]]:
     """
-    A network of a given size, by torch-pruning: units go epoch by epoch in the first third of a training.
+    The rows of a cell.
 
-    :param net: the whole network, trained; changed in place.
-    :param part: what to train on.
-    :param size: how many parameters it may have.
-    :param epochs: of the training.
-    :param importance: ``"norm"`` or ``"taylor"``.
+    :param name: of the cell.
+    :param seed: of all random numbers.
+    :param methods: which rows.
+    :param done: how many parameters came out of those that are there.
+    :param folder: where the data are.
+    :param epochs: of plain training; by default the cell's.
     """
-    kinds = {
-        "norm": torch_pruning.importance.GroupMagnitudeImportance,
-        "taylor": torch_pruning.importance.GroupTaylorImportance,
-    }
-    example = part.x[:1]
-    last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
-    attentions = {module: module.num_heads for module in net.modules() if isinstance(module, nn.MultiheadAttention)}
-    pruner = torch_pruning.pruner.BasePruner(
-        net,
-        example,
-        importance=kinds[importance](),
-        global_pruning=True,
-        pruning_ratio=1.0,
-        max_pruning_ratio=0.99,
-        iterative_steps=400,
-        ignored_layers=[last],
-        num_heads=attentions,
-    )
-    whole, num_steps = size_of(net), max(1, epochs // 3)
-
-    def prune(epoch: int) -> None:
-        if epoch >= num_steps:
-            return
-        target = whole * (size / whole) ** ((epoch + 1) / num_steps)
-        while size_of(net) > target and pruner.current_step < pruner.iterative_steps:
-            if importance == "taylor":
-                net.zero_grad()
-                loss(net(part.x[:1000]), part.y[:1000]).backward()
-            before = size_of(net)
-            pruner.step()
-            if size_of(net) == before and pruner.current_step >= pruner.iterative_steps:
-                break
-
-    train(net, part, epochs, prune)
-    return net
-
-
-def run_cell(name: str, cell: Cell, seed: int, folder: str | None) -> list[dict[str, Any]]:
-    """The rows of a cell: the whole network, ours, and torch-pruning's."""
+    cell = CELLS[name] if epochs is None else CELLS[name]._replace(epochs=epochs)
     part, test = load(cell.data, folder)
-    rows: list[dict[str, Any]] = []
-
-    def add(method: str, net: nn.Module, seconds: float, epochs: int) -> None:
-        accuracy, log_likelihood = measure(net, test)
-        values = (
-            name,
-            seed,
-            method,
-            size_of(net),
-            size_of(net) / size,
-            accuracy,
-            log_likelihood,
-            round(seconds),
-            epochs,
-        )
-        rows.append(dict(zip(COLUMNS, values)))
-        print(rows[-1], flush=True)
-
+    # As many epochs as the compressed network has seen, at the least.
+    total = cell.epochs + max(1, round(0.7 * cell.epochs))
     torch.manual_seed(seed)
     whole = cell.network(part.x.shape[1:])
-    size, start = size_of(whole), time.process_time()
+    sizes, plain = {**done}, 0.0
     dense = deepcopy(whole)
-    train(dense, part, cell.epochs)
-    plain = time.process_time() - start
-    add("dense", dense, plain, cell.epochs)
-    start = time.process_time()
-    result: Compression = compress(whole, tuple(part), epochs=cell.epochs, seed=seed, progress=False)
-    add("compress", result.network, time.process_time() - start, cell.epochs + max(1, round(0.55 * cell.epochs)))
-    print(result.summary(), flush=True)
-    # As many epochs as the compressed network has seen.
-    more = max(1, round(0.55 * cell.epochs))
-    for importance in ("norm", "taylor"):
+    if any(method == "dense" or method in IMPORTANCES for method in methods):
+        start = time.process_time()
+        train(dense, part, cell.epochs)
+        plain = time.process_time() - start
+    for method in methods:
         start = time.process_time()
         torch.manual_seed(seed)
-        small = prune_by_torch_pruning(deepcopy(dense), part, size_of(result.network), more, importance)
-        add(f"torch-pruning, {importance}", small, plain + time.process_time() - start, cell.epochs + more)
-    return rows
+        if method == "dense":
+            net: nn.Module = dense
+        elif method == "compress":
+            result: Compression = compress(whole, tuple(part), epochs=cell.epochs, seed=seed, progress=False)
+            net = result.network
+            print(result.summary(), flush=True)
+        elif method in IMPORTANCES:
+            if "compress" not in sizes:
+                raise SystemExit("torch-pruning is told the size that compress came to: let it run first")
+            net = prune_by_torch_pruning(
+                deepcopy(dense), part, sizes["compress"], total - cell.epochs, IMPORTANCES[method]
+            )
+        else:
+            net = prune_by_setting(deepcopy(whole), name.split("-")[-1], part, total, SETTINGS[method])
+        seconds = time.process_time() - start + (plain if method == "dense" or method in IMPORTANCES else 0)
+        accuracy, log_likelihood = measure(net, test)
+        size = sizes[method] = size_of(net)
+        trained = cell.epochs if method == "dense" else total
+        share = size / size_of(whole)
+        values = name, seed, method, size, share, accuracy, log_likelihood, round(seconds), trained
+        yield dict(zip(COLUMNS, values))
 
 
 def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
-    """Runs the cells that are not done, and prints all of them."""
+    """Runs what is not done, and prints all of it."""
     parser = argparse.ArgumentParser(description="Compression without a dial, on many networks.")
     parser.add_argument("--data", help="folder with the images; from the hub by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of all random numbers (%(default)s)")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), help="which (all)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which (all)")
     parser.add_argument("--epochs", type=int, help="of plain training, in the place of each cell's own")
     parser.add_argument("--results", type=Path, default=Path("build/compression.csv"), help="the table (%(default)s)")
     options = parser.parse_args(arguments)
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    done = set()
-    if options.results.exists():
-        done = set(pd.read_csv(options.results).groupby(["cell", "seed"]).groups)
     for seed in options.seeds:
         for name in options.cells:
-            if (name, seed) in done:
-                continue
-            cell = CELLS[name] if options.epochs is None else CELLS[name]._replace(epochs=options.epochs)
-            rows = run_cell(name, cell, seed, options.data)
-            is_new = not options.results.exists()
-            with options.results.open("a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                if is_new:
-                    writer.writeheader()
-                writer.writerows(rows)
-    table = pd.read_csv(options.results) if options.results.exists() else pd.DataFrame(columns=COLUMNS)
+            table = read_rows(options.results)
+            rows = table[(table["cell"] == name) & (table["seed"] == seed)]
+            done = dict(zip(rows["method"], rows["parameters"]))
+            missing = [method for method in methods_of(name) if method in options.methods and method not in done]
+            for row in run_cell(name, seed, missing, done, options.data, options.epochs) if missing else ():
+                print(row, flush=True)
+                pd.DataFrame([row]).to_csv(
+                    options.results, mode="a", header=not options.results.exists(), index=False, float_format="%.5g"
+                )
+    table = read_rows(options.results)
     means = table.groupby(["cell", "method"], sort=False)[["share", "accuracy", "log_likelihood", "seconds"]].mean()
     print(means.to_string())
     return table
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """The rows that are there."""
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
 
 
 if __name__ == "__main__":

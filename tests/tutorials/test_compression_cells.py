@@ -5,28 +5,33 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-pytest.importorskip("lightning")
-from compression_cells import CELLS, COLUMNS, Part, main, mlp, prune_by_torch_pruning, size_of
+from compression_cells import CELLS, COLUMNS, main, mlp
+from compression_methods import SETTINGS, Part, prune_by_setting, prune_by_torch_pruning, size_of
 
 
 def test_what_is_done_is_not_done_again(tmp_path, capsys):
-    options = [
-        "--cells",
-        "diabetes-mlp",
-        "--seeds",
-        "0",
-        "--epochs",
-        "1",
-        "--results",
-        str(tmp_path / "new" / "rows.csv"),
-    ]
-    first = main(options)
+    path = tmp_path / "new" / "rows.csv"
+    options = ["--cells", "diabetes-mlp", "--seeds", "0", "--epochs", "1", "--results", str(path)]
+    first = main([*options, "--methods", "dense", "compress"])
     assert list(first.columns) == COLUMNS
-    assert first["method"].tolist() == ["dense", "compress", "torch-pruning, norm", "torch-pruning, taylor"]
+    assert first["method"].tolist() == ["dense", "compress"]
     assert "dense" in capsys.readouterr().out
-    assert main(options).equals(first)
+    second = main(options)
+    assert second["method"].tolist() == ["dense", "compress", "torch-pruning, norm", "torch-pruning, taylor"]
+    assert second[:2].equals(first)
+    # Of the size that it was told, as far as whole units go, and from the whole network of the first run.
+    assert (second["parameters"][2:] <= second["parameters"][1]).all()
     assert "Compression" not in capsys.readouterr().out
+    assert main(options).equals(second)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_by_hand(name):
+    torch.manual_seed(0)
+    part = Part(torch.randn(256, 1, 4, 4), torch.randint(10, (256,)))
+    small = prune_by_setting(mlp((1, 4, 4), 20, 2), "mlp", part, 6, SETTINGS[name])
+    assert not any(module._forward_hooks for module in small.modules())
+    assert small(part.x[:2]).shape == (2, 10)
 
 
 @pytest.mark.parametrize("importance", ["norm", "taylor"])
