@@ -38,11 +38,11 @@ class ReductionWarning(UserWarning):
     """
 
 
-def name_of_unknown(name: str, known: Collection[str], what: str) -> ReductionError:
-    """The error for a site that is not there, with the nearest names that are."""
+def name_of_unknown(name: str, known: Collection[str], what: str, noun: str = "latent site") -> ReductionError:
+    """The error for a site, or what else has names, that is not there, with the nearest names that are."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return ReductionError(f"{what} has no latent site {name!r}; its latent sites are {sorted(known)}{hint}")
+    return ReductionError(f"{what} has no {noun} {name!r}; its {noun}s are {sorted(known)}{hint}")
 
 
 def check_number(number: Any, what: str, *, low: float = -math.inf, above: float = -math.inf) -> None:

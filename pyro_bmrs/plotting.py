@@ -251,7 +251,9 @@ def _draw_bars(
         if size > 1:
             order = np.lexsort((-np.abs(values[places]), places // size))
             places = places[order][np.unique(places[order] // size, return_index=True)[1]]
-        ax.barh(places, values[places], height=0.8 * size, color=color, label=meaning)
+            ax.hlines(places, 0.0, values[places], color=color, linewidth=1.0, label=meaning)
+        else:
+            ax.barh(places, values[places], height=0.8, color=color, label=meaning)
     if size > 1:
         ax.set_ylabel(f"each bar is the longest of {size:,}")
     step = -(-len(names) // _MOST_NAMED_BARS)

@@ -100,10 +100,7 @@ def test_of_many_elements_the_longest_of_each_colour_among_neighbours_is_drawn()
     )
     assert ax.get_ylabel() == "each bar is the longest of 30"
     longest = delta.reshape(-1, 30)
-    bars = bars_by_place(ax)
-    ends = {REDUCED_COLOR: longest.amax(1), FULL_COLOR: longest.amin(1)}
-    for color, expected in ends.items():
-        found = [length for length, own in bars if own == to_rgba(color)]
-        assert found == pytest.approx(expected.tolist())
-    tops = {round(bar.get_width()): bar.get_y() + bar.get_height() / 2 for bar in ax.patches}
-    assert tops[7] == pytest.approx(12_345) and tops[-9] == pytest.approx(54_321)
+    for lines, expected in zip(ax.collections, (longest.amax(1), longest.amin(1))):
+        ends = [segment[1] for segment in lines.get_segments()]
+        assert [end[0] for end in ends] == pytest.approx(expected.tolist())
+        assert all(delta[int(place)] == pytest.approx(value) for value, place in ends)

@@ -128,7 +128,14 @@ def read_task(
     stated = read_reduced_priors(reduced_prior, fitted.latent, fitted.args, fitted.kwargs)
     # The search knows what is wrong with the question, so it comes first.
     space = search_models(
-        guide, reduced_prior, model=model, args=args, kwargs=kwargs, groups=groups, prior_log_odds=prior_log_odds
+        guide,
+        reduced_prior,
+        model=model,
+        args=args,
+        kwargs=kwargs,
+        groups=groups,
+        strategy="greedy",
+        prior_log_odds=prior_log_odds,
     )
     shapes = {name: delta.shape for name, delta in space.delta_evidence.items()}
     device = next(iter(space.delta_evidence.values())).device
@@ -156,6 +163,7 @@ def search(task: Task, state: State) -> ModelSpace | None:
         args=fitted.args,
         kwargs=fitted.kwargs,
         groups=Groups(task.names(~state.reduced), labels),
+        strategy="greedy",
         prior_log_odds=task.log_odds[left],
     )
 

@@ -25,10 +25,12 @@ class Groups:
     :param names: a name for each group.
     :param labels: for each site, the group that each element belongs to, of the shape of its elements; -1 for elements
         that belong to none and keep their full prior.
+    :param kept: names of groups that were left out, to keep their full prior for sure.
     """
 
     names: tuple[str, ...]
     labels: Mapping[str, Tensor]
+    kept: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -55,6 +57,26 @@ class Groups:
         for name, label in self.labels.items():
             total.index_add_(0, label.reshape(-1) % len(total), values[name].reshape(-1).double())
         return total[:-1]
+
+
+def without(groups: Groups, names: Sequence[str]) -> Groups:
+    """
+    The groups but for some, whose elements keep their full prior for sure.
+
+    :raises ReductionError: for names of no groups, and where nothing is left to switch.
+    """
+    kept = (names,) if isinstance(names, str) else tuple(names)
+    for name in kept:
+        if name not in groups.names:
+            raise name_of_unknown(name, groups.names, "always: the space", "group")
+    left = [number for number, name in enumerate(groups.names) if name not in kept]
+    if not left:
+        raise ReductionError("the space of models is empty: all groups always stay")
+    numbers = torch.full((len(groups) + 1,), -1)
+    numbers[left] = torch.arange(len(left))
+    # The label -1 picks the last, which stays -1.
+    labels = {name: numbers.to(label.device)[label] for name, label in groups.labels.items()}
+    return Groups(tuple(groups.names[number] for number in left), labels, kept)
 
 
 GroupsLike = str | Groups | Mapping[str, str | Sequence[str] | Mapping[str, Any]]

@@ -68,6 +68,8 @@ class ModelSpace:
     The models in which some groups of elements take a reduced prior, with their posterior probabilities. Made by
     :func:`search_models`.
 
+    Of a sample, the models are those visited, with their part of the probability of all as the walks see it.
+
     After a greedy search, only the models around the best are known: all that the dozen least decided groups can form
     while the others stay as they are in the best. Probabilities are then relative to these, and the inclusion
     probability of any other group is the one that it has while the rest is as in the best model.
@@ -112,8 +114,8 @@ class ModelSpace:
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the best model, which is made anew."""
-        return {name: value for name, value in vars(self).items() if name != "best"}
+        """Without the best and the median model, which are made anew."""
+        return {name: value for name, value in vars(self).items() if name not in ("best", "median")}
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -122,12 +124,15 @@ class ModelSpace:
 
     @property
     def strategy(self) -> str:
-        """How the models were found: ``"factorised"`` (from each group by itself), ``"exhaustive"`` or ``"greedy"``."""
+        """
+        How the models were found: ``"factorised"`` (from each group by itself), ``"exhaustive"``, ``"sample"`` or
+        ``"greedy"``.
+        """
         return self._strategy
 
     @property
     def num_models(self) -> int:
-        """How many models have a probability here: all 2^n, or those around the best after a greedy search."""
+        """How many models have a probability here: all 2^n, those visited, or those around the best after a climb."""
         return self._models.num_models
 
     def top(self, num_models: int = 20) -> Models:
@@ -146,8 +151,27 @@ class ModelSpace:
 
     @property
     def inclusion_probability(self) -> dict[str, Tensor]:
-        """For each site, the posterior probability that each of its elements keeps its full prior; 1 in no group."""
+        """
+        For each site, the posterior probability that each of its elements keeps its full prior; 1 in no group.
+
+        :warns ReductionWarning: after a greedy search, which does not know them.
+        """
+        if self._models.inclusion_error.isnan().any():
+            warnings.warn(
+                "After a greedy search, inclusion probabilities are those beside the best model, and may be far off; "
+                "take strategy='sample'.",
+                ReductionWarning,
+                stacklevel=2,
+            )
         return self._groups.spread(self._models.inclusion_probability, 1.0)
+
+    @property
+    def inclusion_error(self) -> dict[str, Tensor]:
+        """
+        For each site, the standard error of each inclusion probability: 0 where all models are counted, NaN where it is
+        not known, after a greedy search.
+        """
+        return self._groups.spread(self._models.inclusion_error, 0.0)
 
     @property
     def element_labels(self) -> dict[str, list[str]]:
@@ -164,6 +188,16 @@ class ModelSpace:
     def best(self) -> Reduction:
         """The most probable model."""
         return self.reduction(self.top(1).reduced[0])
+
+    @cached_property
+    def median(self) -> Reduction:
+        """
+        The median model: every group that keeps its full prior with a probability of at least a half.
+
+        For prediction by a single model it is often better than the most probable one (Barbieri and Berger 2004,
+        https://doi.org/10.1214/009053604000000238).
+        """
+        return self.reduction(self._models.inclusion_probability < 0.5)
 
     def reduction(self, reduced: Tensor | Sequence[bool]) -> Reduction:
         """
@@ -196,8 +230,7 @@ class ModelSpace:
         reduced = self.top(num_models).reduced
         rows = tqdm(reduced, desc="models checked", disable=not progress, leave=False)
         self.checks = tuple(self._check(row, progress) for row in rows)
-        log_odds = torch.where(reduced, self._models.log_odds, 0.0).sum(-1)
-        found = problems(self.checks, log_odds)
+        found = problems(self.checks, self._models.prior.log_prob(reduced))
         if found:
             warnings.warn(
                 f"Of the {len(reduced)} best models {'; '.join(found)}. Go by checked_delta_evidence in table(); the "
@@ -267,13 +300,14 @@ class ModelSpace:
         A table of the elements, one row each.
 
         ``mean`` and ``sd`` are of the fitted posterior, ``delta_evidence`` is of reducing the element's group alone
-        (nats), ``inclusion_probability`` the probability that it keeps its full prior, and ``reduced`` whether it takes
-        the reduced prior in the best model. Moments are NaN where elements cannot be parted.
+        (nats), ``inclusion_probability`` the probability that it keeps its full prior, with its ``inclusion_error``
+        where not all models were counted, and ``reduced`` whether it takes the reduced prior in the best model. Moments
+        are NaN where elements cannot be parted.
         """
         import pandas as pd
 
-        named = torch.arange(len(self.groups))
-        tables = []
+        named, exact = torch.arange(len(self.groups)), not self._models.inclusion_error.any()
+        tables, inclusion = [], self.inclusion_probability
         for name, group in self._groups.spread(named, -1).items():
             mean, sd = moments(self._fitted.factor_of[name].posterior(name), group.shape)
             columns = {
@@ -281,7 +315,8 @@ class ModelSpace:
                 "mean": _flat(mean),
                 "sd": _flat(sd),
                 "delta_evidence": _flat(self.delta_evidence[name]),
-                "inclusion_probability": _flat(self.inclusion_probability[name]),
+                "inclusion_probability": _flat(inclusion[name]),
+                **({} if exact else {"inclusion_error": _flat(self.inclusion_error[name])}),
                 "reduced": _flat(self.reduced[name]),
             }
             tables.append(pd.DataFrame(columns, index=self.element_labels[name]))

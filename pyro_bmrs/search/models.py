@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pyro_bmrs.search.model_prior import ModelPrior, subset_sums
+
 
 class Models(NamedTuple):
     """
@@ -37,8 +39,8 @@ class ModelPosterior(Protocol):
         """How many models there are."""
 
     @property
-    def log_odds(self) -> Tensor:
-        """Prior log odds for each group's reduction, shape ``(num_groups,)``."""
+    def prior(self) -> ModelPrior:
+        """The prior probabilities of models."""
 
     @property
     def alone(self) -> Tensor:
@@ -48,8 +50,15 @@ class ModelPosterior(Protocol):
     def inclusion_probability(self) -> Tensor:
         """Probability of each group to keep its full prior, shape ``(num_groups,)``."""
 
+    @property
+    def inclusion_error(self) -> Tensor:
+        """Standard error of each, shape ``(num_groups,)``: 0 where all models are counted, NaN where not known."""
+
     def top(self, num_models: int) -> Models:
         """The most probable models."""
+
+    def for_average(self, num_models: int) -> Models:
+        """The models that most of an average is made of, with their weights in it."""
 
     def sample(self, num_samples: int) -> Tensor:
         """Models at random: which groups are reduced, shape ``(num_samples, num_groups)``."""
@@ -61,11 +70,11 @@ class IndependentModels:
     All 2^n models of n groups that are independent in the posterior: nothing needs to be searched.
 
     :param alone: change in log evidence with the reduction of each group, shape ``(n,)``.
-    :param log_odds: prior log odds for each reduction, shape ``(n,)``.
+    :param prior: the prior of models, independent between groups.
     """
 
     alone: Tensor
-    log_odds: Tensor
+    prior: ModelPrior
 
     @property
     def num_models(self) -> int:
@@ -73,11 +82,15 @@ class IndependentModels:
 
     @property
     def _score(self) -> Tensor:
-        return self.alone + self.log_odds
+        return self.alone + self.prior.log_odds
 
     @property
     def inclusion_probability(self) -> Tensor:
         return torch.sigmoid(-self._score)
+
+    @property
+    def inclusion_error(self) -> Tensor:
+        return torch.zeros_like(self.alone)
 
     def top(self, num_models: int) -> Models:
         """
@@ -108,6 +121,9 @@ class IndependentModels:
         delta_evidence = torch.where(reduced, self.alone, torch.zeros_like(score)).sum(-1)
         return Models(reduced, delta_evidence, (log_probability - costs).exp())
 
+    def for_average(self, num_models: int) -> Models:
+        return self.top(num_models)
+
     def sample(self, num_samples: int) -> Tensor:
         return torch.bernoulli(torch.sigmoid(self._score).expand(num_samples, -1)).bool()
 
@@ -119,7 +135,7 @@ class ListedModels:
 
     :param delta_evidence: change in log evidence of each of the 2^k models of k groups; bit i of a model's index tells
         whether the i-th of them is reduced.
-    :param log_odds: prior log odds for each group's reduction, shape ``(n,)``.
+    :param prior: the prior of models; independent between groups where some groups stay.
     :param base: the state of the groups that stay: which of all are reduced, shape ``(n,)``, boolean.
     :param open: the k groups that do not stay, shape ``(k,)``.
     :param alone: change in log evidence with the reduction of each group alone, shape ``(n,)``.
@@ -127,7 +143,7 @@ class ListedModels:
     """
 
     delta_evidence: Tensor
-    log_odds: Tensor
+    prior: ModelPrior
     base: Tensor
     open: Tensor
     alone: Tensor
@@ -140,7 +156,13 @@ class ListedModels:
     @cached_property
     def probability(self) -> Tensor:
         """Posterior probability of each model among those listed, in the order of ``delta_evidence``."""
-        return torch.softmax(self.delta_evidence + subset_sums(self.log_odds[self.open]), -1)
+        log_prior = self.prior.of_all() if self._is_whole else subset_sums(self.prior.log_odds[self.open])
+        return torch.softmax(self.delta_evidence + log_prior, -1)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether these are all the models that there are."""
+        return len(self.open) == len(self.base)
 
     @cached_property
     def _order(self) -> Tensor:
@@ -154,6 +176,10 @@ class ListedModels:
         )
         return inclusion
 
+    @property
+    def inclusion_error(self) -> Tensor:
+        return torch.full_like(self.alone, 0.0 if self._is_whole else torch.nan)
+
     def reduced(self, index: Tensor) -> Tensor:
         """Which groups are reduced in the models of the given index, shape ``(*index.shape, n)``."""
         reduced = self.base.expand(*index.shape, -1).clone()
@@ -164,6 +190,9 @@ class ListedModels:
         chosen = self._order[:num_models]
         return Models(self.reduced(chosen), self.delta_evidence[chosen], self.probability[chosen])
 
+    def for_average(self, num_models: int) -> Models:
+        return self.top(num_models)
+
     def sample(self, num_samples: int) -> Tensor:
         # torch.multinomial takes no more than 2^24 categories.
         ends = self.probability.cumsum(0)
@@ -171,16 +200,43 @@ class ListedModels:
         return self.reduced(torch.searchsorted(ends, uniform).clamp(max=len(ends) - 1))
 
 
-def subset_sums(values: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class VisitedModels:
     """
-    The sum of every subset; bit i of the index tells whether the i-th value is in it.
+    The models that a walk through all of them has come to.
 
-    Example::
-
-        >>> subset_sums(torch.tensor([1.0, 10.0]))
-        tensor([ 0.,  1., 10., 11.])
+    :param states: which groups are reduced in each, shape ``(num_models, n)``, boolean.
+    :param delta_evidence: change in log evidence of each, shape ``(num_models,)``.
+    :param share: of the time that was spent at each.
+    :param probability: posterior probability of each, the largest first.
+    :param prior: the prior of models.
+    :param alone: change in log evidence with the reduction of each group alone, shape ``(n,)``.
+    :param inclusion_probability: of each group to keep its full prior, over the whole time.
+    :param inclusion_error: its standard error, between walks.
     """
-    sums = values.new_zeros(1)
-    for value in values:
-        sums = torch.cat([sums, sums + value])
-    return sums
+
+    states: Tensor
+    delta_evidence: Tensor
+    share: Tensor
+    probability: Tensor
+    prior: ModelPrior
+    alone: Tensor
+    inclusion_probability: Tensor
+    inclusion_error: Tensor
+
+    @property
+    def num_models(self) -> int:
+        return len(self.states)
+
+    def top(self, num_models: int) -> Models:
+        return Models(self.states[:num_models], self.delta_evidence[:num_models], self.probability[:num_models])
+
+    def for_average(self, num_models: int) -> Models:
+        """By the time spent in each, which sums to 1 whatever part of all models was seen."""
+        chosen = self.share.argsort(descending=True, stable=True)[:num_models]
+        return Models(self.states[chosen], self.delta_evidence[chosen], self.share[chosen])
+
+    def sample(self, num_samples: int) -> Tensor:
+        ends = self.share.cumsum(0)
+        uniform = torch.rand(num_samples, dtype=ends.dtype, device=ends.device) * ends[-1]
+        return self.states[torch.searchsorted(ends, uniform).clamp(max=len(ends) - 1)]

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +21,13 @@ from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.reading import name_elements, read_guide
 from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, match_prior, read_reduced_priors
 from pyro_bmrs.search.averaging.model_average import NormalPosterior, SwitchingPosterior
-from pyro_bmrs.search.groups import GroupsLike, read_groups
+from pyro_bmrs.search.groups import Groups, GroupsLike, read_groups, without
+from pyro_bmrs.search.model_prior import BetaBinomial, ModelPrior, read_model_prior
 from pyro_bmrs.search.model_space import Candidates, ModelSpace
-from pyro_bmrs.search.models import IndependentModels
 from pyro_bmrs.search.observations import is_joint, read_normal_space
+from pyro_bmrs.search.strategies.independent_search import search_independent
 from pyro_bmrs.search.strategies.normal_search import MAX_MODELS, STRATEGIES, search_normal
+from pyro_bmrs.search.strategies.sampling import NUM_STEPS
 from pyro_bmrs.structure.copies import with_own_tensors
 from pyro_bmrs.structure.vectorised import TURN
 from pyro_bmrs.tables import LabelsLike
@@ -39,8 +42,12 @@ def search_models(
     kwargs: Mapping[str, Any] | None = None,
     groups: GroupsLike = "element",
     strategy: str = "auto",
+    always: str | Sequence[str] = (),
     prior_log_odds: float | Tensor = 0.0,
+    model_prior: BetaBinomial | None = None,
+    heredity: Mapping[str, str | Sequence[str]] | None = None,
     max_models: int = MAX_MODELS,
+    num_steps: int = NUM_STEPS,
     check: int = 0,
     labels: LabelsLike | None = None,
     progress: bool = False,
@@ -51,9 +58,9 @@ def search_models(
     With n groups of elements there are 2^n models. Where the guide's posterior is independent between elements, the
     best model and the probabilities of all follow from the elements alone. Where it is jointly normal
     (``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal``, ``AutoLaplaceApproximation``), the models are
-    counted through as long as they are no more than ``max_models``, and searched forward and backward beyond, from
-    several starts, by single flips and by pairs. The reduced priors then have to be normals narrower than the prior (in
-    unconstrained coordinates), or points.
+    counted through as long as they are no more than ``max_models``, and beyond drawn from their posterior by several
+    walks, which tell by how they differ how far to trust them. The reduced priors then have to be normals narrower than
+    the prior (in unconstrained coordinates), or points.
 
     :param guide: a fitted guide, as for :func:`~pyro_bmrs.reduce_model`.
     :param reduced_prior: the reduced priors, as for :func:`~pyro_bmrs.reduce_model`. ``dist.Delta(x0)`` fixes an
@@ -64,11 +71,19 @@ def search_models(
     :param groups: what switches together: ``"element"`` (each element by itself), ``"site"`` (each site as a whole), or
         a mapping from the name of a group to what is in it: a site, several sites, or a mapping from site to an index
         of its elements, or their names. Elements in no group keep their prior.
-    :param strategy: ``"exhaustive"`` insists on all models, ``"greedy"`` on the search; ``"auto"`` decides by
-        ``max_models``. An independent posterior needs neither.
+    :param strategy: ``"exhaustive"`` insists on all models, ``"sample"`` on models at random; ``"greedy"`` climbs to
+        the best model, from several starts, by single flips and by pairs, and knows those around it. ``"auto"`` decides
+        by ``max_models``, and climbs where there are more than 400 elements. An independent posterior needs none of
+        them where the prior of models is independent, too.
+    :param always: names of groups (of elements: ``"weights[0]"``) that keep their full prior in all models.
     :param prior_log_odds: prior log odds of a group's reduction, in nats, one number or one for each group; positive
         favours small models. 0 gives all models the same prior probability.
+    :param model_prior: a prior over the number of groups kept, :func:`~pyro_bmrs.search.beta_binomial`, beside the
+        odds.
+    :param heredity: for the name of a group, the group or groups without which no model keeps it: for an interaction,
+        its main effects.
     :param max_models: how many models may be counted through.
+    :param num_steps: of each of the sixteen walks by which models are drawn.
     :param check: how many of the most probable models to hold against the model; see :meth:`ModelSpace.check`.
     :param labels: names of a site's elements, as for :func:`~pyro_bmrs.reduce_model`.
     :param progress: whether to show a progress bar.
@@ -100,56 +115,75 @@ def search_models(
     """
     if strategy not in STRATEGIES:
         raise ReductionError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, not {strategy!r}")
+    if not isinstance(num_steps, int) or num_steps < 2:
+        raise ReductionError(f"num_steps must be how many steps a walk takes, at least 2, not {num_steps!r}")
     if not isinstance(check, int) or check < 0:
         raise ReductionError(f"check must be how many of the models to hold against the model, not {check!r}")
+    prior = _StatedPrior(always, prior_log_odds, model_prior, heredity)
+    how = _How(strategy, max_models, num_steps, progress)
     with TURN:
         fitted = name_elements(read_guide(guide, model, args, kwargs), labels)
-        space = _search(fitted, reduced_prior, groups, strategy, prior_log_odds, max_models, progress)
+        space = _search(fitted, reduced_prior, groups, prior, how)
         if check:
             space.check(check, progress=progress)
     return space
 
 
+@dataclass(frozen=True)
+class _StatedPrior:
+    """What the user says of the prior of models."""
+
+    always: str | Sequence[str]
+    log_odds: float | Tensor
+    by_size: BetaBinomial | None
+    heredity: Mapping[str, str | Sequence[str]] | None
+
+    def groups(self, groups: GroupsLike, shapes: Mapping[str, torch.Size], candidates: Candidates) -> Groups:
+        """Those that switch."""
+        whole = read_groups(groups, shapes, candidates.example.device, candidates.fitted.labels)
+        return without(whole, self.always) if self.always else whole
+
+    def read(self, groups: Groups, like: Tensor) -> ModelPrior:
+        """The prior of models; ``like`` is a number for each group."""
+        return read_model_prior(groups, _read_log_odds(self.log_odds, like), self.by_size, self.heredity)
+
+
+class _How(NamedTuple):
+    """How to go through the models."""
+
+    strategy: str
+    max_models: int
+    num_steps: int
+    progress: bool
+
+
 def _search(
-    fitted: FittedGuide,
-    reduced_prior: ReducedPriorLike,
-    groups: GroupsLike,
-    strategy: str,
-    prior_log_odds: float | Tensor,
-    max_models: int,
-    progress: bool,
+    fitted: FittedGuide, reduced_prior: ReducedPriorLike, groups: GroupsLike, prior: _StatedPrior, how: _How
 ) -> ModelSpace:
     with torch.no_grad():
         stated = read_reduced_priors(reduced_prior, fitted.latent, fitted.args, fitted.kwargs)
         _check_searchable(fitted, stated)
         fitted.keep()
         priors = {name: with_own_tensors(fitted.prior(name)) for name in sorted(stated.sites)}
-        reduced_priors = {name: match_prior(name, stated.at(name, {}), prior) for name, prior in priors.items()}
+        reduced_priors = {name: match_prior(name, stated.at(name, {}), own) for name, own in priors.items()}
         candidates = Candidates(fitted, priors, reduced_priors)
         if any(is_joint(fitted.factor_of[name]) for name in priors):
-            return _search_joint(candidates, groups, prior_log_odds, strategy, max_models, progress)
-        return _factorise(candidates, groups, prior_log_odds)
+            return _search_joint(candidates, groups, prior, how)
+        return _factorise(candidates, groups, prior, how)
 
 
-def _search_joint(
-    candidates: Candidates,
-    groups: GroupsLike,
-    prior_log_odds: float | Tensor,
-    strategy: str,
-    max_models: int,
-    progress: bool,
-) -> ModelSpace:
+def _search_joint(candidates: Candidates, groups: GroupsLike, stated: _StatedPrior, how: _How) -> ModelSpace:
     fitted, priors, reduced_priors = candidates
     shapes = {name: prior.batch_shape + prior.event_shape for name, prior in priors.items()}
-    chosen = read_groups(groups, shapes, candidates.example.device, fitted.labels)
+    chosen = stated.groups(groups, shapes, candidates)
     factors = list(dict.fromkeys(fitted.factor_of[name] for name in priors))
     space = read_normal_space(factors, priors, reduced_priors, chosen)
-    log_odds = _read_log_odds(prior_log_odds, space.constants)
-    models, strategy = search_normal(space, log_odds, strategy, max_models, progress)
+    prior = stated.read(chosen, space.constants)
+    models, strategy = search_normal(space, prior, how.strategy, how.max_models, how.progress, how.num_steps)
     return ModelSpace(candidates, chosen, models, NormalPosterior(space, candidates.example.dtype), strategy)
 
 
-def _factorise(candidates: Candidates, groups: GroupsLike, prior_log_odds: float | Tensor) -> ModelSpace:
+def _factorise(candidates: Candidates, groups: GroupsLike, stated: _StatedPrior, how: _How) -> ModelSpace:
     fitted, priors, reduced_priors = candidates
     switched = {
         name: _switched(name, fitted.factor_of[name].posterior(name), prior, reduced_priors[name])
@@ -157,11 +191,12 @@ def _factorise(candidates: Candidates, groups: GroupsLike, prior_log_odds: float
     }
     delta_evidence = {name: reduced.delta_evidence for name, (_, reduced) in switched.items()}
     shapes = {name: values.shape for name, values in delta_evidence.items()}
-    chosen = read_groups(groups, shapes, candidates.example.device, fitted.labels)
+    chosen = stated.groups(groups, shapes, candidates)
     alone = chosen.total(delta_evidence)
-    models = IndependentModels(alone, _read_log_odds(prior_log_odds, alone))
+    prior = stated.read(chosen, alone)
+    models, strategy = search_independent(alone, prior, how.strategy, how.max_models, how.progress, how.num_steps)
     sides = {name: (full, reduced.posterior) for name, (full, reduced) in switched.items()}
-    return ModelSpace(candidates, chosen, models, SwitchingPosterior(sides, chosen), "factorised")
+    return ModelSpace(candidates, chosen, models, SwitchingPosterior(sides, chosen), strategy)
 
 
 def _check_searchable(fitted: FittedGuide, stated: ReducedPriors) -> None:
@@ -207,7 +242,5 @@ def _read_log_odds(prior_log_odds: float | Tensor, groups: Tensor) -> Tensor:
             "groups"
         )
     if not log_odds.isfinite().all():
-        raise ReductionError(
-            "prior_log_odds must be finite; leave out of the groups what is to keep its prior for sure"
-        )
+        raise ReductionError("prior_log_odds must be finite; name in always= what is to keep its prior for sure")
     return log_odds.expand(groups.shape)

@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_bmrs.search.models import IndependentModels, ListedModels, subset_sums
+from pyro_bmrs.search.model_prior import independent, subset_sums
+from pyro_bmrs.search.models import IndependentModels, ListedModels
 
 
 def listed(delta_evidence: torch.Tensor, log_odds: torch.Tensor) -> ListedModels:
     count = len(log_odds)
     none, ones = torch.zeros(count, dtype=torch.bool), torch.ones(count, dtype=torch.double)
-    return ListedModels(delta_evidence, log_odds, none, torch.arange(count), ones, ones)
+    return ListedModels(delta_evidence, independent(log_odds), none, torch.arange(count), ones, ones)
 
 
 @pytest.mark.parametrize("odds", [0.0, 1.3])
 def test_independent_groups_are_as_all_their_models_listed(odds):
     alone = torch.randn(7, dtype=torch.double)
     log_odds = torch.full_like(alone, odds)
-    models, others = IndependentModels(alone, log_odds), listed(subset_sums(alone), log_odds)
+    models, others = IndependentModels(alone, independent(log_odds)), listed(subset_sums(alone), log_odds)
     assert models.num_models == others.num_models == 128
     torch.testing.assert_close(models.inclusion_probability, others.inclusion_probability)
     for found, expected in zip(models.top(128), others.top(128)):
@@ -47,7 +48,7 @@ def test_probabilities_are_those_of_numpy():
 
 def test_the_best_of_2_to_the_thousand_models_come_at_once():
     alone = torch.linspace(-30, 30, 1000, dtype=torch.double)
-    models = IndependentModels(alone, torch.zeros_like(alone))
+    models = IndependentModels(alone, independent(torch.zeros_like(alone)))
     top = models.top(50)
     cost = alone.abs().sort().values[:12]
     costs = sorted(sum(c) for r in range(13) for c in itertools.combinations(cost.tolist(), r))[:50]
@@ -58,7 +59,7 @@ def test_the_best_of_2_to_the_thousand_models_come_at_once():
 
 def test_a_group_that_cannot_be_reduced_keeps_its_prior_in_every_model():
     alone = torch.tensor([0.0, -math.inf], dtype=torch.double)
-    models = IndependentModels(alone, torch.zeros_like(alone))
+    models = IndependentModels(alone, independent(torch.zeros_like(alone)))
     assert models.inclusion_probability.tolist() == [0.5, 1.0]
     top = models.top(10)
     assert top.reduced.tolist() == [[False, False], [True, False]]
@@ -70,7 +71,11 @@ def test_a_group_that_cannot_be_reduced_keeps_its_prior_in_every_model():
 def test_models_are_drawn_as_often_as_they_are_probable(kind):
     alone = torch.tensor([0.3, -0.5, 1.0], dtype=torch.double)
     log_odds = torch.zeros_like(alone)
-    models = IndependentModels(alone, log_odds) if kind == "independent" else listed(subset_sums(alone), log_odds)
+    models = (
+        IndependentModels(alone, independent(log_odds))
+        if kind == "independent"
+        else listed(subset_sums(alone), log_odds)
+    )
     drawn = models.sample(40_000)
     index = drawn.long() @ 2 ** torch.arange(3)
     share = torch.bincount(index, minlength=8) / len(drawn)

@@ -72,11 +72,16 @@ class SwitchingAverage(TorchDistribution):
         chosen = self._of_elements(kept, True)[(...,) + (None,) * self._events]
         return torch.where(chosen, self.full.sample(sample_shape), self.reduced.sample(sample_shape))
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def _densities(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Log densities of each element on either side."""
         full, reduced = self.full.log_prob(value), self.reduced.log_prob(value)
         if is_point(self.reduced):
             # What has mass has no density beside it.
             full = torch.where(reduced > -torch.inf, -torch.inf, full)
+        return full, reduced
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        full, reduced = self._densities(value)
         shape = full.shape[: full.dim() - self.label.dim()]
         label = self.label.reshape(-1) % (len(self.inclusion) + 1)
         log_weights = torch.stack([self.inclusion.log(), torch.log1p(-self.inclusion)])
@@ -101,6 +106,46 @@ class SwitchingAverage(TorchDistribution):
         weight, gap = self._weight, self.full.mean - self.reduced.mean
         within = weight * self.full.variance + (1 - weight) * self.reduced.variance
         return within + weight * (1 - weight) * gap.square()
+
+
+class SwitchingMixture(SwitchingAverage):
+    """
+    A site whose elements follow one distribution or another, as one of several models has it for all groups together.
+
+    :param full: as for :class:`SwitchingAverage`, as are ``reduced`` and ``label``.
+    :param kept: which groups are ``full`` in each model, shape ``(k, n)``, boolean.
+    :param probability: of each model, shape ``(k,)``.
+
+    Example::
+
+        >>> import pyro.distributions as dist
+        >>> sides = dist.Normal(torch.ones(2), 1.0), dist.Normal(torch.zeros(2), 1.0)
+        >>> kept = torch.tensor([[True, True], [False, False]])
+        >>> average = SwitchingMixture(*sides, torch.tensor([0, 1]), kept, torch.tensor([0.25, 0.75]))
+        >>> average.mean
+        tensor([0.2500, 0.2500])
+    """
+
+    def __init__(
+        self, full: Distribution, reduced: Distribution, label: Tensor, kept: Tensor, probability: Tensor
+    ) -> None:
+        self.kept, self.probability = kept, probability
+        super().__init__(full, reduced, label, probability @ kept.to(probability))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = torch.Size(sample_shape)
+        with torch.no_grad():
+            chosen = torch.multinomial(self.probability, shape.numel(), replacement=True)
+            return self.sample_given(self.kept[chosen].reshape(shape + self.kept.shape[1:]), shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        full, reduced = self._densities(value)
+        dims = self.label.dim()
+        shape = full.shape[: full.dim() - dims]
+        kept = self._of_elements(self.kept, True).reshape((-1,) + (1,) * len(shape) + self.label.shape)
+        of_models = torch.where(kept, full, reduced).reshape(len(self.kept), *shape, -1).sum(-1)
+        log_weights = self.probability.log().to(of_models).reshape((-1,) + (1,) * len(shape))
+        return (of_models + log_weights).logsumexp(0)
 
 
 class NormalAverage(TorchDistribution):

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_bmrs.errors import ReductionWarning
-from pyro_bmrs.search.averaging.averages import NormalAverage, SwitchingAverage
+from pyro_bmrs.search.averaging.averages import NormalAverage, SwitchingAverage, SwitchingMixture
 from pyro_bmrs.search.averaging.conditioning import reduced_normals
 from pyro_bmrs.search.groups import Groups
-from pyro_bmrs.search.models import IndependentModels, ListedModels
+from pyro_bmrs.search.models import IndependentModels, ModelPosterior
 from pyro_bmrs.search.observations import NormalSpace
 from pyro_bmrs.structure.coordinates import Block
 
@@ -56,20 +56,41 @@ class SwitchingPosterior:
     switched: Mapping[str, tuple[Distribution, Distribution]]
     groups: Groups
 
-    def average(self, models: IndependentModels, num_models: int | None) -> ModelAverage:
-        """All models are in it, whatever ``num_models``."""
-        inclusion = models.inclusion_probability
-        averages = {
-            name: SwitchingAverage(full, reduced, self.groups.labels[name], inclusion)
-            for name, (full, reduced) in self.switched.items()
-        }
-        return _SwitchingModelAverage(averages, models)
+    def average(self, models: ModelPosterior, num_models: int | None) -> ModelAverage:
+        """
+        All models are in it, whatever ``num_models``, where the models' groups are independent.
+
+        :warns ReductionWarning: where they are not, and the models averaged hold less than 99 % of the probability.
+        """
+        sites = self.switched.items()
+        if isinstance(models, IndependentModels):
+            inclusion = models.inclusion_probability
+            independent = {n: SwitchingAverage(*sides, self.groups.labels[n], inclusion) for n, sides in sites}
+            return _SwitchingModelAverage(independent, models)
+        numbers = sum(label.numel() for label in self.groups.labels.values())
+        kept, probability = _averaged(models, num_models or max(1, _BUDGET // numbers))
+        mixtures = {n: SwitchingMixture(*sides, self.groups.labels[n], ~kept, probability) for n, sides in sites}
+        return _SwitchingModelAverage(mixtures, models)
+
+
+def _averaged(models: ModelPosterior, num_models: int) -> tuple[Tensor, Tensor]:
+    """Which groups are reduced in the models that an average is made of, and their weights, which sum to 1."""
+    main = models.for_average(num_models)
+    share = float(main.probability.sum())
+    if share < _ENOUGH:
+        warnings.warn(
+            f"the {len(main.probability):,} models averaged hold {share:.1%} of the probability of "
+            f"{models.num_models:,}; ask for more with num_models=",
+            ReductionWarning,
+            stacklevel=4,
+        )
+    return main.reduced, main.probability / share
 
 
 @dataclass(frozen=True)
 class _SwitchingModelAverage:
     averages: Mapping[str, SwitchingAverage]
-    models: IndependentModels
+    models: ModelPosterior
 
     def sites(self) -> dict[str, Distribution]:
         return dict(self.averages)
@@ -91,25 +112,17 @@ class NormalPosterior:
     space: NormalSpace
     dtype: torch.dtype
 
-    def average(self, models: ListedModels, num_models: int | None) -> ModelAverage:
+    def average(self, models: ModelPosterior, num_models: int | None) -> ModelAverage:
         """
         The average over the most probable models, as many as asked for.
 
         :warns ReductionWarning: where these hold less than 99 % of the probability.
         """
-        top = models.top(num_models or max(1, _BUDGET // len(self.space.loc) ** 2))
-        share = float(top.probability.sum())
-        if share < _ENOUGH:
-            warnings.warn(
-                f"the {len(top.probability):,} models averaged hold {share:.1%} of the probability of "
-                f"{models.num_models:,}; ask for more with num_models=",
-                ReductionWarning,
-                stacklevel=3,
-            )
-        normals = reduced_normals(self.space, top.reduced)
+        reduced, probability = _averaged(models, num_models or max(1, _BUDGET // len(self.space.loc) ** 2))
+        normals = reduced_normals(self.space, reduced)
         loc, scale_tril = normals.loc.to(self.dtype), normals.scale_tril.to(self.dtype)
-        probability = (top.probability / share).to(self.dtype)
-        return _NormalModelAverage(NormalAverage(probability, loc, scale_tril, normals.fixed), self.space.blocks)
+        joint = NormalAverage(probability.to(self.dtype), loc, scale_tril, normals.fixed)
+        return _NormalModelAverage(joint, self.space.blocks)
 
 
 @dataclass(frozen=True)

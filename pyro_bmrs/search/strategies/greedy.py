@@ -58,14 +58,12 @@ class Sweep:
 
     def __init__(self, observed: Observed, reduced: Tensor) -> None:
         self._observed, self.reduced = observed, reduced.clone()
-        self._members, self._present = _members(observed.label, len(observed.constants))
+        self._members, self._present = members(observed.label, len(observed.constants))
         # All reduced groups at once, by a Cholesky factor.
         covariance, residual, constants, label = observed
         inside = self.reduced[label].nonzero().squeeze(-1)
         outside = (~self.reduced)[label].nonzero().squeeze(-1)
-        factor, info = torch.linalg.cholesky_ex(covariance[inside][:, inside])
-        if info:
-            raise ReductionError("the posterior's covariance is singular to rounding; leave out what others determine")
+        factor = factor_of(covariance[inside][:, inside])
         inverse = torch.cholesky_inverse(factor)
         slope = inverse @ covariance[inside][:, outside]
         self._matrix = torch.empty_like(covariance)
@@ -107,7 +105,7 @@ class Sweep:
     def changes(self) -> Tensor:
         """What it would add to the score to flip each group, shape ``(n,)``."""
         block, error = self._blocks()
-        return self._worth(self._signed_constants(), block, error)
+        return worth(self._signed_constants(), block, error)
 
     def _signed_constants(self) -> Tensor:
         return torch.where(self.reduced, -self._observed.constants, self._observed.constants)
@@ -119,20 +117,11 @@ class Sweep:
         eye = torch.eye(block.shape[-1], dtype=block.dtype, device=block.device)
         return torch.where(both, block, eye), self._residual[self._members] * self._present
 
-    @staticmethod
-    def _worth(constants: Tensor, block: Tensor, error: Tensor) -> Tensor:
-        if block.shape[-1] == 1:
-            pivot = block[..., 0, 0]
-            return constants - 0.5 * (pivot.abs().log() + error[..., 0].square() / pivot)
-        log_det: Tensor = torch.linalg.slogdet(block).logabsdet
-        weights: Tensor = torch.linalg.solve(block, error)
-        return constants - 0.5 * (log_det + (error * weights).sum(-1))
-
     def best_pair(self) -> tuple[float, int, int]:
         """What it would add to the score to flip two groups together, at most, and the two groups."""
         block, error = self._blocks()
         constants = self._signed_constants()
-        alone = self._worth(constants, block, error)
+        alone = worth(constants, block, error)
         count, size = error.shape
         best = (-math.inf, 0, 0)
         for rows in torch.arange(count, device=alone.device).split(max(1, _BATCH // (count * size * size))):
@@ -141,10 +130,10 @@ class Sweep:
             cross = cross * (self._present[rows][:, None, :, None] & self._present[None, :, None, :])
             own = torch.arange(len(rows), device=rows.device), rows
             cross[own] = 0.0
-            slope = _solve(block[rows].unsqueeze(1), cross)
-            after = block - _product(cross.mT, slope)
-            error_after = error - _product(slope.mT, error[rows][:, None, :, None]).squeeze(-1)
-            both = alone[rows].unsqueeze(-1) + self._worth(constants, after, error_after)
+            slope = solve(block[rows].unsqueeze(1), cross)
+            after = block - product(cross.mT, slope)
+            error_after = error - product(slope.mT, error[rows][:, None, :, None]).squeeze(-1)
+            both = alone[rows].unsqueeze(-1) + worth(constants, after, error_after)
             both[own] = -torch.inf
             place = int(both.argmax())
             found = (float(both.flatten()[place]), int(rows[place // count]), place % count)
@@ -152,16 +141,45 @@ class Sweep:
         return best
 
 
-# Millions of blocks of a single element are numbers, not matrices.
-def _solve(block: Tensor, right: Tensor) -> Tensor:
+def factor_of(covariance: Tensor) -> Tensor:
+    """
+    A Cholesky factor of the covariance of observations.
+
+    :raises ReductionError: where there is none.
+    """
+    factor, info = torch.linalg.cholesky_ex(covariance)
+    if info.any():
+        raise ReductionError("the posterior's covariance is singular to rounding; leave out what others determine")
+    return factor
+
+
+def worth(constants: Tensor, block: Tensor, error: Tensor) -> Tensor:
+    """
+    What it adds to the score to flip a group.
+
+    :param constants: what the group adds beside its normal density, with the sign of the flip.
+    :param block: its diagonal block of the swept matrix.
+    :param error: its part of the swept residual.
+    """
+    if block.shape[-1] == 1:
+        pivot = block[..., 0, 0]
+        return constants - 0.5 * (pivot.abs().log() + error[..., 0].square() / pivot)
+    log_det: Tensor = torch.linalg.slogdet(block).logabsdet
+    weights: Tensor = torch.linalg.solve(block, error)
+    return constants - 0.5 * (log_det + (error * weights).sum(-1))
+
+
+def solve(block: Tensor, right: Tensor) -> Tensor:
+    """The inverse of a block, times another; millions of blocks of a single element are numbers, not matrices."""
     return right / block if block.shape[-1] == 1 else torch.linalg.solve(block, right)
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """A block times another."""
     return left * right if left.shape[-1] == 1 else left @ right
 
 
-def _members(label: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def members(label: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The observations of each group, padded to the largest, and which of them are there: both ``(n, size)``."""
     sizes = torch.bincount(label, minlength=count)
     offset = torch.arange(int(sizes.max()), device=label.device)

@@ -12,6 +12,7 @@ import torch
 from pyro_bmrs import ReductionWarning
 from pyro_bmrs.search.averaging.model_average import NormalPosterior, SwitchingPosterior
 from pyro_bmrs.search.groups import read_groups
+from pyro_bmrs.search.model_prior import independent
 from pyro_bmrs.search.models import IndependentModels
 from pyro_bmrs.search.strategies.normal_search import search_normal
 from tests import conjugate
@@ -26,7 +27,7 @@ def searched(exact_guide):
     """The space of sixteen models, their posterior, and the exact moments averaged over them."""
     guide, x, y = exact_guide()
     space = normal_space(guide, "normal")
-    models, _ = search_normal(space, torch.zeros(4), "exhaustive", 16, False)
+    models, _ = search_normal(space, independent(torch.zeros(4)), "exhaustive", 16, False)
     states = [reduced_to("normal", reduced) for reduced in torch.tensor(every_model(4))]
     probability = torch.stack([conjugate.log_evidence(x, y, *state) for state in states]).softmax(0)
     exact = [conjugate.exact_posterior(x, y, *state) for state in states]
@@ -65,7 +66,7 @@ def test_an_average_over_one_model_is_that_model_and_warns_of_the_rest(searched)
 def test_elements_of_a_group_switch_together_in_every_draw():
     groups = read_groups({"pair": {"w": [0, 1]}, "single": {"w": 2}}, {"w": (3,)})
     full, point = dist.Normal(torch.full((3,), 5.0), 0.1), dist.Delta(torch.zeros(3))
-    models = IndependentModels(torch.tensor([0.4, -1.0]), torch.zeros(2))
+    models = IndependentModels(torch.tensor([0.4, -1.0]), independent(torch.zeros(2)))
     average = SwitchingPosterior({"w": (full, point)}, groups).average(models, None)
     at_point = average.draw(20_000)["w"] == 0
     assert torch.equal(at_point[:, 0], at_point[:, 1])
