@@ -35,7 +35,7 @@ PROMISED = {
     ),
     "pyro_bmrs.reduction": "Reduction reduce_model",
     "pyro_bmrs.refitting": "Round",
-    "pyro_bmrs.search": "ModelSpace search_models",
+    "pyro_bmrs.search": "BetaBinomial ModelSpace beta_binomial search_models",
 }
 ROOMS = [
     f"pyro_bmrs.{path.parent.relative_to(Path(pyro_bmrs.__file__).parent)}".replace("/", ".").rstrip(".")

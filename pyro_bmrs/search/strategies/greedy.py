@@ -147,6 +147,7 @@ def factor_of(covariance: Tensor) -> Tensor:
 
     :raises ReductionError: where there is none.
     """
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(covariance)
     if info.any():
         raise ReductionError("the posterior's covariance is singular to rounding; leave out what others determine")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +58,15 @@ def exchangeable_pairs(alike: Tensor) -> tuple[Tensor, Tensor]:
     return one, other
 
 
+class _Records(NamedTuple):
+    """Of each step and each walk: the model, its score, the time there, and the inclusion of each group."""
+
+    states: Tensor
+    scores: Tensor
+    times: Tensor
+    inclusions: Tensor
+
+
 @torch.no_grad()
 def visit(
     start: Callable[[Tensor], Walk],
@@ -82,7 +92,7 @@ def visit(
     walk = start(torch.stack([begin[number % len(begin)] for number in range(_NUM_WALKS)]))
     with tqdm(total=num_steps, desc="models drawn", disable=not progress, leave=False) as bar:
         records = _run(walk, prior, pairs, num_steps, bar.update)
-    return _tell(*records, prior, alone)
+    return _tell(records, prior, alone)
 
 
 def _run(
@@ -91,7 +101,7 @@ def _run(
     pairs: tuple[Tensor, Tensor],
     num_steps: int,
     advance: Callable[[], object],
-) -> list[Tensor]:
+) -> _Records:
     """Where the walks were, the scores there, for how long, and the inclusion of each group given all others."""
     # A group goes, and comes, together with one that it needs, which could not go without it.
     first, second = torch.cat([torch.stack(pairs, -1), prior.needs.sort(-1).values]).unique(dim=0).unbind(-1)
@@ -109,19 +119,21 @@ def _run(
         if step >= warm_up:
             states.append(reduced.clone())
             scores.append(walk.score.clone())
-            times.append(1 / total)
+            times.append(1 / total.clamp(min=torch.finfo(total.dtype).tiny ** 0.5))
             inclusions.append(torch.sigmoid(torch.where(reduced, changes, -changes)))
         ends = rates.cumsum(-1)
         uniform = torch.rand(len(like), 1, dtype=like.dtype, device=like.device, generator=generator)
         chosen = torch.searchsorted(ends, uniform * ends[:, -1:]).squeeze(-1).clamp(max=rates.shape[-1] - 1)
-        single = chosen < num_groups
+        # Where nothing is allowed beside a model, a walk stays there.
+        moves = total > 0
+        single, double = moves & (chosen < num_groups), moves & (chosen >= num_groups)
         pair = (chosen - num_groups).clamp(min=0)
         walk.flip(everyone[single], chosen[single])
         for side in (first, second):
-            if not single.all():
-                walk.flip(everyone[~single], side[pair[~single]])
+            if double.any():
+                walk.flip(everyone[double], side[pair[double]])
         advance()
-    return [torch.stack(kept) for kept in (states, scores, times, inclusions)]
+    return _Records(*(torch.stack(kept) for kept in (states, scores, times, inclusions)))
 
 
 def _prior_changes(prior: ModelPrior, reduced: Tensor) -> Tensor:
@@ -142,21 +154,18 @@ def _pair_prior_changes(prior: ModelPrior, reduced: Tensor, first: Tensor, secon
     return prior.log_prob(reduced.unsqueeze(-2) ^ both) - prior.log_prob(reduced).unsqueeze(-1)
 
 
-def _tell(
-    states: Tensor, scores: Tensor, times: Tensor, inclusions: Tensor, prior: ModelPrior, alone: Tensor
-) -> VisitedModels:
-    """What the walks say, from records with jumps and walks along the first two dimensions."""
-    whole = times.sum(0)
-    by_walk = (times.unsqueeze(-1) * inclusions).sum(0) / whole.unsqueeze(-1)
-    weights = (whole / whole.sum()).unsqueeze(-1)
-    inclusion = (weights * by_walk).sum(0)
-    count = len(whole)
-    error = ((weights * (by_walk - inclusion)).square().sum(0) * count / (count - 1)).sqrt()
+def _tell(records: _Records, prior: ModelPrior, alone: Tensor) -> VisitedModels:
+    """What the walks say."""
+    states, scores, times, inclusions = records
+    # Each walk counts the same, however long it stayed where it was.
+    times = times / times.sum(0) / times.shape[1]
+    by_walk = (times.unsqueeze(-1) * inclusions).sum(0) * times.shape[1]
+    inclusion, error = by_walk.mean(0), by_walk.std(0) / times.shape[1] ** 0.5
 
     unique, which = states.flatten(0, 1).unique(dim=0, return_inverse=True)
     which = which.reshape(times.shape)
     delta_evidence = scores.new_empty(len(unique)).scatter_(0, which.flatten(), scores.flatten())
-    share = times.new_zeros(len(unique)).index_add_(0, which.flatten(), times.flatten()) / times.sum()
+    share = times.new_zeros(len(unique)).index_add_(0, which.flatten(), times.flatten())
     log_mass = delta_evidence + prior.log_prob(unique)
     log_total = _log_total(log_mass, which, times)
     _warn_where_apart(error, log_total)
