@@ -5,6 +5,7 @@
 
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.integration import LogEvidence, compare, log_evidence
+from pyro_bmrs.integration.studies import GroupEffects, GroupStudy, group_effects, group_study
 from pyro_bmrs.reduction.check import Check
 from pyro_bmrs.reduction.families.empirical_bayes import OptimizedPrior, optimize_reduced_prior
 from pyro_bmrs.reduction.reduce_model import reduce_model
@@ -17,6 +18,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Check",
+    "GroupEffects",
+    "GroupStudy",
     "IteratedReduction",
     "LogEvidence",
     "ModelSpace",
@@ -27,6 +30,8 @@ __all__ = [
     "Refit",
     "__version__",
     "compare",
+    "group_effects",
+    "group_study",
     "log_evidence",
     "optimize_reduced_prior",
     "reduce_iteratively",
