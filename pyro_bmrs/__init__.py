@@ -5,7 +5,7 @@
 
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.integration import LogEvidence, compare, log_evidence
-from pyro_bmrs.integration.studies import GroupEffects, GroupStudy, group_effects, group_study
+from pyro_bmrs.integration.comparisons import GroupEffects, GroupStudy, group_effects, group_study
 from pyro_bmrs.reduction.check import Check
 from pyro_bmrs.reduction.families.empirical_bayes import OptimizedPrior, optimize_reduced_prior
 from pyro_bmrs.reduction.reduce_model import reduce_model

@@ -3,7 +3,7 @@
 
 """The evidence of a whole model, integrated numerically: what a closed form is checked against."""
 
-from pyro_bmrs.integration.comparison import compare
+from pyro_bmrs.integration.comparisons.comparison import compare
 from pyro_bmrs.integration.ends import LogEvidence
 from pyro_bmrs.integration.log_evidence import log_evidence
 

@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_bmrs import ReductionError, compare
-from pyro_bmrs.integration.comparison import mean_softmax
+from pyro_bmrs.integration.comparisons.comparison import mean_softmax
 
 Y = torch.tensor([0.5, 1.5, 1.1])
 

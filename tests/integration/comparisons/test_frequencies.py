@@ -16,7 +16,7 @@ from scipy import stats
 from scipy.special import digamma, gammaln
 
 from pyro_bmrs import ReductionError, group_study
-from pyro_bmrs.integration.studies.frequencies import exceedance
+from pyro_bmrs.integration.comparisons.frequencies import exceedance
 
 
 def table(num_studies: int, num_models: int, scale: float = 2.0) -> np.ndarray:
