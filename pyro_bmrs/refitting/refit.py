@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.posteriors.guides.moment_guides import guide_at_moments
 from pyro_bmrs.posteriors.guides.pickles import signature
 from pyro_bmrs.posteriors.reading import bare_model
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide, ReducedGuide
@@ -27,7 +28,6 @@ from pyro_bmrs.posteriors.traces import latent_nodes
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.refitting.checkpoints import Checkpoint
 from pyro_bmrs.refitting.divergence import Posteriors
-from pyro_bmrs.refitting.moment_guides import guide_at_moments
 from pyro_bmrs.refitting.training import Objective, Schedule, Training, mean_and_error
 from pyro_bmrs.structure.packed import holds_draws
 from pyro_bmrs.structure.vectorised import TURN, own_random_numbers, set_seed

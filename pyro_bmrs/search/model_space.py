@@ -357,7 +357,7 @@ class ModelSpace:
     def _headline(self) -> str:
         best = self.top(1)
         numbers = f"ΔF = {float(best.delta_evidence):.2f} nats, probability {float(best.probability):.3g}"
-        checked = self.checks[0].words() if self.checks else "of the guide, not checked against the model"
+        checked = self.checks[0].words() if self.checks else f"of {self._fitted.noun}, not checked against the model"
         return f"the best reduces {self._name(best.reduced[0])}; {numbers} ({checked})"
 
     def _repr_html_(self) -> str:

@@ -17,8 +17,11 @@ from pyro_bmrs import evidence
 from pyro_bmrs.errors import ReductionError, name_of_unknown, naming
 from pyro_bmrs.evidence.registry import Reduced
 from pyro_bmrs.posteriors.factors import parted
+from pyro_bmrs.posteriors.fitted_draws import FittedDraws
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
-from pyro_bmrs.posteriors.reading import name_elements, read_guide
+from pyro_bmrs.posteriors.guides.of_draws import normal_of_draws
+from pyro_bmrs.posteriors.posterior import Posterior
+from pyro_bmrs.posteriors.reading import name_elements, read_posterior
 from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, match_prior, read_reduced_priors
 from pyro_bmrs.search.averaging.model_average import NormalPosterior, SwitchingPosterior
 from pyro_bmrs.search.groups import Groups, GroupsLike, read_groups, without
@@ -62,7 +65,9 @@ def search_models(
     walks, which tell by how they differ how far to trust them. The reduced priors then have to be normals narrower than
     the prior (in unconstrained coordinates), or points.
 
-    :param guide: a fitted guide, as for :func:`~pyro_bmrs.reduce_model`.
+    Draws are searched as the joint normal of their moments, in unconstrained coordinates.
+
+    :param guide: a fitted guide, or draws from the posterior, as for :func:`~pyro_bmrs.reduce_model`.
     :param reduced_prior: the reduced priors, as for :func:`~pyro_bmrs.reduce_model`. ``dist.Delta(x0)`` fixes an
         element at ``x0``.
     :param model: the model, where the guide does not know it.
@@ -92,7 +97,8 @@ def search_models(
         counted through, a posterior of no known density, priors that depend on other sites or are not normal, and
         whatever :func:`~pyro_bmrs.reduce_model` objects to.
     :warns ReductionWarning: of the models checked, where the model says something else of their evidence or of their
-        order, or its integrals are not to be trusted.
+        order, or its integrals are not to be trusted; of draws that are far from normal, or have not mixed; and where
+        the walks through the models do not agree.
 
     Example::
 
@@ -122,7 +128,7 @@ def search_models(
     prior = _StatedPrior(always, prior_log_odds, model_prior, heredity)
     how = _How(strategy, max_models, num_steps, progress)
     with TURN:
-        fitted = name_elements(read_guide(guide, model, args, kwargs), labels)
+        fitted = name_elements(read_posterior(guide, model, args, kwargs), labels)
         space = _search(fitted, reduced_prior, groups, prior, how)
         if check:
             space.check(check, progress=progress)
@@ -158,10 +164,11 @@ class _How(NamedTuple):
 
 
 def _search(
-    fitted: FittedGuide, reduced_prior: ReducedPriorLike, groups: GroupsLike, prior: _StatedPrior, how: _How
+    posterior: Posterior, reduced_prior: ReducedPriorLike, groups: GroupsLike, prior: _StatedPrior, how: _How
 ) -> ModelSpace:
     with torch.no_grad():
-        stated = read_reduced_priors(reduced_prior, fitted.latent, fitted.args, fitted.kwargs)
+        stated = read_reduced_priors(reduced_prior, posterior.latent, posterior.args, posterior.kwargs)
+        fitted: Any = normal_of_draws(posterior, stated.sites) if isinstance(posterior, FittedDraws) else posterior
         _check_searchable(fitted, stated)
         fitted.keep()
         priors = {name: with_own_tensors(fitted.prior(name)) for name in sorted(stated.sites)}

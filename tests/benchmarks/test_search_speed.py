@@ -71,3 +71,26 @@ def test_a_million_independent_elements_need_no_search(benchmark):
     space = benchmark.pedantic(search_models, (guide, {"weights": dist.Normal(0.0, 0.1)}), rounds=2)
     assert space.num_models == 2 ** (10**6)
     assert benchmark.stats.stats.median < 20
+
+
+def test_4000_draws_of_12_elements_take_less_than_10_seconds(benchmark):
+    draws = {"weights": torch.randn(4000, 12) @ torch.randn(12, 12) * 0.1}
+    options = {"model": weights_model, "args": (12,)}
+    space = benchmark.pedantic(search_models, (draws, {"weights": REDUCED["point"]}), options, rounds=1)
+    assert space.num_models == 2**12
+    assert benchmark.stats.stats.max < 10
+
+
+def test_eight_million_models_of_23_elements(benchmark):
+    guide = correlated_guide(23, rows=100)
+    space = benchmark.pedantic(search_models, (guide, {"weights": REDUCED["narrow"]}), rounds=1)
+    assert (space.strategy, space.num_models) == ("exhaustive", 2**23)
+    assert benchmark.stats.stats.max < 5e-6 * 2**23
+
+
+def test_models_of_60_elements_are_drawn_in_less_than_a_minute(benchmark):
+    guide = correlated_guide(60, rows=100)
+    space = benchmark.pedantic(search_models, (guide, {"weights": REDUCED["narrow"]}), rounds=1)
+    assert space.strategy == "sample"
+    assert float(space.inclusion_error["weights"].max()) < 0.05
+    assert benchmark.stats.stats.max < 60

@@ -10,9 +10,9 @@ import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 
 from pyro_bmrs import ReductionError
+from pyro_bmrs.posteriors.guides.moment_guides import guide_at_moments, place
 from pyro_bmrs.posteriors.reading import read_guide
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
-from pyro_bmrs.refitting.moment_guides import guide_at_moments, place
 
 
 def model():
