@@ -175,7 +175,7 @@ class NoisyClassifier(Classifier):
     :param num_classes: how many classes there are.
     :param num_train: how many examples there are to train with.
     :param steps_per_epoch: how many batches they are.
-    :param network: mlp, lenet5, lenet5_caffe, resnet18, resnet50, vit or small_mlp.
+    :param network: mlp-6x50 (or other hidden layers and units), lenet5, lenet5_caffe, resnet18, resnet50 or vit.
     :param lr: learning rate of the weights.
     :param noise_lr: that of the noise; by default ten times as much.
     :param schedule: constant or cosine, which falls to 0.
@@ -196,7 +196,7 @@ class NoisyClassifier(Classifier):
         num_classes: int,
         num_train: int,
         steps_per_epoch: int,
-        network: str = "mlp",
+        network: str = "mlp-6x50",
         lr: float = 1e-3,
         noise_lr: float | None = None,
         schedule: Schedule = "constant",

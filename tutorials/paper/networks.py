@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,18 +43,9 @@ class Network:
         return attach_noise(net, self.noisy, per_example=per_example)
 
 
-def mlp(shape: Shape, num_classes: int) -> nn.Module:
-    """Six hidden layers of 50 tanh units."""
-    return _mlp(shape, num_classes, 6 * [50])
-
-
-def small_mlp(shape: Shape, num_classes: int) -> nn.Module:
-    """Two hidden layers of 50 tanh units, for images of few pixels."""
-    return _mlp(shape, num_classes, 2 * [50])
-
-
-def _mlp(shape: Shape, num_classes: int, hidden: list[int]) -> nn.Module:
-    widths = [shape[0] * shape[1] * shape[2], *hidden]
+def mlp(shape: Shape, num_classes: int, depth: int, width: int) -> nn.Module:
+    """So many hidden layers of so many tanh units."""
+    widths = [shape[0] * shape[1] * shape[2], *depth * [width]]
     layers = [module for sizes in itertools.pairwise(widths) for module in (nn.Linear(*sizes), nn.Tanh())]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(widths[-1], num_classes))
 
@@ -179,9 +172,10 @@ def vit(shape: Shape, num_classes: int) -> nn.Module:
     return Logits(ViTForImageClassification(config))
 
 
+# An MLP is called by its hidden layers and their units, as mlp-6x50.
+_MLP = re.compile(r"mlp-([1-9]\d*)x([1-9]\d*)")
+_NAMED = "mlp-6x50 (or other layers and units)"
 NETWORKS = {
-    "mlp": Network(mlp),
-    "small_mlp": Network(small_mlp),
     "lenet5": Network(lenet5, "it is for 32x32 pixels: --data.size 32 pads smaller ones"),
     "lenet5_caffe": Network(lenet5_caffe, "it is for 28x28 pixels: --data.size 28 pads smaller ones"),
     "resnet18": Network(resnet18, ties_units=True),
@@ -194,11 +188,15 @@ def find_network(name: str) -> Network:
     """
     A network by name.
 
+    :param name: one of ``NETWORKS``, or ``mlp-DxW`` for an MLP of D hidden layers of W units.
     :raises ReductionError: for a name that is not known.
     """
+    if match := _MLP.fullmatch(name):
+        return Network(partial(mlp, depth=int(match[1]), width=int(match[2])))
     if name not in NETWORKS:
-        near = difflib.get_close_matches(name, NETWORKS, n=3, cutoff=0.4)
-        guess = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(NETWORKS)}"
+        near = difflib.get_close_matches(name, ["mlp-6x50", *NETWORKS], n=3, cutoff=0.4)
+        known = ", ".join([_NAMED, *NETWORKS])
+        guess = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {known}"
         raise ReductionError(f"no network is called {name!r}; {guess}")
     return NETWORKS[name]
 
@@ -209,7 +207,7 @@ def build_network(name: str, image_shape: Shape, num_classes: int) -> nn.Module:
 
     Its convolutions are in channels-last memory, which oneDNN and cuDNN are written for.
 
-    :param name: one of ``NETWORKS``.
+    :param name: as for :func:`find_network`.
     :param image_shape: channels, height and width.
     :param num_classes: how many classes there are.
     :raises ReductionError: for a name that is not known, or images that it does not fit.

@@ -43,6 +43,7 @@ class NoiseUnits:
         self.sizes = [module.num_units for module in self.noise.values()]
         self.slices = [slice(start, end) for start, end in pairwise([0, *accumulate(self.sizes)])]
         self._tables: Remembered[Tables] = Remembered()
+        self._left: Remembered[UnitsLeft | None] = Remembered()
         self._weights: Remembered[Tensor] = Remembered()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoiseUnits:
@@ -78,6 +79,21 @@ class NoiseUnits:
         members = (site.unsqueeze(-1) == torch.arange(len(self.sizes), device=ends.device)).to(ends.dtype)
         return Tables(LogUniforms.of(ends, log_ends, ends.dtype), log_ends, members)
 
+    @property
+    def left(self) -> UnitsLeft | None:
+        """The units that are kept, where some are and others are not."""
+        return self._left.of(self._buffers(), self._make_left)
+
+    def _make_left(self) -> UnitsLeft | None:
+        of_sites = [module.kept.nonzero().squeeze(-1) for module in self.noise.values()]
+        ends = [0, *accumulate(map(len, of_sites))]
+        if ends[-1] in (0, sum(self.sizes)):
+            return None
+        units = torch.cat([kept + site.start for kept, site in zip(of_sites, self.slices)])
+        slices = [slice(start, end) for start, end in pairwise(ends)]
+        lows = _ends([module.unit_prior for module in self.noise.values()])[0].split(self.sizes)
+        return UnitsLeft(units, of_sites, slices, self.tables.of_units.at(units), lows)
+
     def _buffers(self) -> list[Tensor]:
         return [buffer for module in self.noise.values() for buffer in module.buffers_of_prior]
 
@@ -94,6 +110,49 @@ class Tables(NamedTuple):
     of_units: LogUniforms
     log_ends: Tensor  # logarithms of low and high, of shape (2, units)
     members: Tensor  # which units are a site's: 1 or 0, of shape (units, sites)
+
+
+class UnitsLeft(NamedTuple):
+    """
+    The units that are kept, of which alone a step computes anything.
+
+    :param units: their numbers among all units.
+    :param of_sites: by site, their numbers in it.
+    :param slices: by site, which of those that are kept are its.
+    :param priors: theirs.
+    :param lows: by site, the low ends of all its units.
+    """
+
+    units: Tensor
+    of_sites: Sequence[Tensor]
+    slices: Sequence[slice]
+    priors: LogUniforms
+    lows: Sequence[Tensor]
+
+    def step(self, uniform: Tensor, parameters: Tensor, weights: Tensor | None) -> NoiseStep:
+        """
+        A step as it is for all units: what are not kept lie at the low end, and diverge by nothing.
+
+        :param uniform: probabilities for all units.
+        :param parameters: of all units.
+        :param weights: of their divergences.
+        """
+        step = noise_step(
+            uniform.index_select(-1, self.units),
+            parameters.index_select(-1, self.units),
+            self.priors,
+            self.slices,
+            None if weights is None else weights.index_select(-1, self.units),
+        )
+        values = [
+            low.expand(*value.shape[:-1], -1).index_copy(-1, kept, value)
+            for kept, value, low in zip(self.of_sites, step.values, self.lows)
+        ]
+        nothing = torch.zeros_like(parameters[0])
+        divergence, log_normaliser = (
+            nothing.index_copy(-1, self.units, part) for part in (step.divergence, step.log_normaliser)
+        )
+        return NoiseStep(tuple(values), divergence, log_normaliser, step.weighted)
 
 
 class NoisePosteriors:
@@ -127,7 +186,12 @@ class NoisePosteriors:
 
     def _next_step(self, uniform: Tensor) -> NoiseStep:
         with torch.set_grad_enabled(self._has_gradients), full_precision(uniform.device):
-            self._step = noise_step(uniform, self.parameters, self.tables.of_units, self.units.slices, self._weights)
+            left = self.units.left
+            if left is None:
+                of_units, slices = self.tables.of_units, self.units.slices
+                self._step = noise_step(uniform, self.parameters, of_units, slices, self._weights)
+            else:
+                self._step = left.step(uniform, self.parameters, self._weights)
         return self._step
 
     @property

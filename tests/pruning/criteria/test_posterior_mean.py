@@ -28,3 +28,19 @@ def test_the_smallest_go_first_and_how_many_is_for_the_user_to_say():
     scores = torch.cat(list(PosteriorMean().scores(net, guide).values()))
     removed = torch.cat(list(prune(net, guide, PosteriorMean(), fraction=4 / 11).removed.values()))
     assert removed.sum() == 4 and scores[removed].max() < scores[~removed].min()
+
+
+def test_it_decides_at_its_threshold():
+    net, guide = fitted()
+    means = PosteriorMean().scores(net, guide)
+    threshold = float(torch.cat(list(means.values())).sort().values[3])
+    result = prune(net, guide, PosteriorMean(threshold))
+    assert result.num_removed == 4
+    for name, removed in result.removed.items():
+        assert torch.equal(removed, means[name] <= threshold)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), "0.1"])
+def test_thresholds_that_are_no_numbers(threshold):
+    with pytest.raises(ReductionError, match="finite number"):
+        PosteriorMean(threshold)

@@ -90,6 +90,16 @@ class LogUniforms(NamedTuple):
         tables = ends.double(), log_ends, log_ends.new_tensor([[0.0], [1.0]]), *(table.to(dtype) for table in rounded)
         return cls(*(table.numpy() if _is_numpys(table.device, dtype) else table for table in tables))
 
+    def at(self, units: Tensor) -> LogUniforms:
+        """
+        Those of some of the units.
+
+        :param units: their numbers.
+        """
+        numbers: Any = units if isinstance(self.ends, Tensor) else units.numpy()
+        of_units = {name: getattr(self, name)[..., numbers] for name in ("ends", "log_ends", "log_width")}
+        return self._replace(**of_units)
+
 
 class NoiseStep(NamedTuple):
     """
