@@ -57,7 +57,7 @@ class Classifier(LightningModule, ABC):
         self.lr, self.schedule, self.seed = lr, schedule, seed
         # After each epoch: its number, the units that are left, the validation accuracy.
         self.history: list[tuple[int, int, float]] = []
-        self.seconds = 0.0
+        self.seconds, self.cpu_seconds = 0.0, 0.0
         self._correct, self._seen, self._loss = 0, 0, torch.zeros(())
 
     @abstractmethod
@@ -79,7 +79,8 @@ class Classifier(LightningModule, ABC):
 
     def on_train_epoch_start(self) -> None:
         """Begins to sum."""
-        self._loss, self._start = torch.zeros((), device=self.device), time.perf_counter()
+        self._loss = torch.zeros((), device=self.device)
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss; with an epoch's own random numbers from its first step on, whatever came before it."""
@@ -96,6 +97,7 @@ class Classifier(LightningModule, ABC):
         self._check(self._loss)
         self.log("loss", self._loss / self.trainer.num_training_batches, sync_dist=True)
         self.seconds += time.perf_counter() - self._start
+        self.cpu_seconds += time.process_time() - self._cpu_start
 
     def _check(self, loss: Tensor) -> None:
         if not loss.isfinite():
@@ -125,11 +127,12 @@ class Classifier(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the history with the weights."""
-        checkpoint["history"], checkpoint["seconds"] = self.history, self.seconds
+        checkpoint |= {"history": self.history, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes it up again."""
-        self.history, self.seconds = [tuple(entry) for entry in checkpoint["history"]], checkpoint["seconds"]
+        self.history = [tuple(entry) for entry in checkpoint["history"]]
+        self.seconds, self.cpu_seconds = checkpoint["seconds"], checkpoint["cpu_seconds"]
 
     def configure_optimizers(self) -> Any:
         """Adam, and its schedule."""
