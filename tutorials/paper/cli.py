@@ -38,6 +38,7 @@ The experiments of the BMRS paper (https://arxiv.org/abs/2406.01345).
   run      train a network with noise, prune it, fine-tune, compact and test it: a row of the results
   sweep    run the jobs that a sweep lists and the results lack
   report   tables and figures of the results
+  pack     move the rows of the results to a compressed file
 
 COMMAND --help lists the options. For example:
   python -m tutorials.paper run --config tutorials/paper/configs/quick.yaml --criterion SNR --seed 1 --results results
@@ -257,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command == "run":
             PaperCLI(options).run()
-        elif command in ("sweep", "report"):
+        elif command in ("sweep", "report", "pack"):
             function = _command(command)
             parser = ArgumentParser(prog=f"python -m tutorials.paper {command}")
             parser.add_function_arguments(function)
@@ -272,7 +273,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Any:
-    # Neither needs what the other does, nor what a run does.
+    # None needs what another does, nor what a run does.
+    if name == "pack":
+        from .results import pack
+
+        return pack
     if name == "sweep":
         from .sweep import sweep
 

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The file of results: a line of JSON for each run, to which any number of processes append at once.
+The results: a line of JSON for each run, in a file to which any number of processes append at once.
+
+:func:`pack` moves them to a compressed file beside it, a fifth as large, which is read along with it.
 
 A run that is killed as it writes leaves part of a line. Reading moves such a line to ``results.jsonl.torn``, says so,
 and keeps the rest; its job has no row then, and the next sweep runs it again.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import lzma
 import math
 import os
 import warnings
@@ -22,7 +25,7 @@ from typing import Any
 
 from pyro_bmrs.errors import ReductionError
 
-FILE = "results.jsonl"
+FILE, PACKED = "results.jsonl", "results.jsonl.xz"
 SCHEMA = 1
 
 # What says which run a row is of. All else may be missing: it is null then.
@@ -73,33 +76,82 @@ def append_row(folder: Path, row: dict[str, Any]) -> None:
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """
-    The rows of the results, the last one of each key, in the order in which the keys first came.
+    The rows of the results, packed or not, the last one of each key, in the order in which the keys first came.
 
     Lines that are no JSON objects, torn as a run was killed, are moved to ``results.jsonl.torn``, with a warning.
 
     :param folder: the folder of results; one that is not there has no rows.
     :raises ReductionError: for a row of a schema that is not known, or one that does not say which run it is of.
     """
-    path = folder / FILE
-    if not path.exists():
+    if not any((folder / name).exists() for name in (FILE, PACKED)):
         return []
     with _locked(folder):
-        lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
-        parsed = [_parse(line) for line in lines]
-        torn = [line for line, row in zip(lines, parsed) if row is None]
-        if torn:
-            _set_aside(folder, torn, [line for line, row in zip(lines, parsed) if row is not None])
+        return _read(folder)
+
+
+def pack(results: Path) -> None:
+    """
+    Moves the rows of the results to the compressed file beside them, the last one of each key.
+
+    :param results: the folder of results.
+    :raises ReductionError: as reading them does; where there are none.
+    """
+    if not read_rows(results):
+        raise ReductionError(f"there are no results in {results / FILE} to pack")
+    with _locked(results):
+        rows = _read(results)
+        lines = [json.dumps(row, allow_nan=False, separators=(",", ":")).encode() for row in rows]
+        replacement = results / f"{PACKED}.new"
+        with open(replacement, "wb") as file:
+            file.write(lzma.compress(b"".join(line + b"\n" for line in lines), preset=9 | lzma.PRESET_EXTREME))
+            file.flush()
+            os.fsync(file.fileno())
+        # A kill in between leaves rows in both files, of which each key counts once.
+        os.replace(replacement, results / PACKED)
+        _sync_folder(results)
+        (results / FILE).unlink(missing_ok=True)
+    print(f"{len(rows)} rows: {results / PACKED}, {(results / PACKED).stat().st_size} bytes")
+
+
+def _read(folder: Path) -> list[dict[str, Any]]:
+    """The rows, for who has the lock."""
+    path, packed = folder / FILE, folder / PACKED
+    kept = _unpacked(packed) if packed.exists() else []
+    rows = {row["key"]: row for row in kept}
+    lines = _lines(path.read_bytes()) if path.exists() else []
+    parsed = [_parse(line) for line in lines]
+    torn = [line for line, row in zip(lines, parsed) if row is None]
     if torn:
+        _set_aside(folder, torn, [line for line, row in zip(lines, parsed) if row is not None])
         warnings.warn(
             f"{path}: {len(torn)} torn line{'s' * (len(torn) > 1)} moved to {path}.torn; "
             f"{len(lines) - len(torn)} rows kept. Run again what wrote them: a sweep does so by itself",
-            stacklevel=2,
+            stacklevel=3,
         )
-    rows: dict[str, dict[str, Any]] = {}
     for number, row in enumerate((row for row in parsed if row is not None), start=1):
         _check(row, f"{path}, row {number}")
         rows[row["key"]] = row
     return list(rows.values())
+
+
+def _unpacked(path: Path) -> list[dict[str, Any]]:
+    """The rows of a compressed file, which is written as a whole."""
+    rows = []
+    try:
+        lines = _lines(lzma.decompress(path.read_bytes()))
+    except lzma.LZMAError as error:
+        raise ReductionError(f"{path} cannot be read ({error}): it is damaged; take it from where it came") from error
+    for number, line in enumerate(lines, start=1):
+        row = _parse(line)
+        if row is None:
+            raise ReductionError(f"{path}, row {number}, is no JSON: it is damaged; take it from where it came")
+        _check(row, f"{path}, row {number}")
+        rows.append(row)
+    return rows
+
+
+def _lines(content: bytes) -> list[bytes]:
+    return [line for line in content.split(b"\n") if line.strip()]
 
 
 def _check(row: dict[str, Any], where: str) -> None:

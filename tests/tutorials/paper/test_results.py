@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 import json
+import lzma
 import multiprocessing
 import warnings
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_bmrs import ReductionError
-from tutorials.paper.results import append_row, read_rows
+from tutorials.paper.results import append_row, pack, read_rows
 
 PROCESSES, ROWS_EACH = 4, 100
 
@@ -193,3 +194,42 @@ def test_what_json_cannot_hold(tmp_path, value):
     with pytest.raises(ReductionError, match="row of 'a' cannot be written as JSON"):
         append_row(tmp_path, row("a", accuracy=value))
     assert read_rows(tmp_path) == []
+
+
+def test_packed_rows_are_read_with_those_that_come_after(tmp_path, capsys):
+    rows = [row(key, history=[[epoch, 300, 0.1 + epoch] for epoch in range(60)]) for key in "ab"]
+    for written in rows:
+        append_row(tmp_path, written)
+    size = (tmp_path / "results.jsonl").stat().st_size
+    pack(tmp_path)
+    assert f"2 rows: {tmp_path / 'results.jsonl.xz'}" in capsys.readouterr().out
+    assert not (tmp_path / "results.jsonl").exists() and (tmp_path / "results.jsonl.xz").stat().st_size < size / 3
+    assert read_rows(tmp_path) == rows
+    later = [row("b", accuracy=0.5), row("c")]
+    for written in later:
+        append_row(tmp_path, written)
+    assert read_rows(tmp_path) == [rows[0], *later]
+    pack(tmp_path)
+    assert read_rows(tmp_path) == [rows[0], *later]
+
+
+def test_a_row_that_is_torn_is_not_packed(tmp_path):
+    append_row(tmp_path, row("a"))
+    with open(tmp_path / "results.jsonl", "ab") as file:
+        file.write(b'{"schema": 1, "ke')
+    with pytest.warns(UserWarning, match="1 torn line"):
+        pack(tmp_path)
+    assert [entry["key"] for entry in read_rows(tmp_path)] == ["a"]
+    assert (tmp_path / "results.jsonl.torn").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", lzma.compress(b'{"schema": 1, "ke\n')])
+def test_a_damaged_file_of_packed_rows(tmp_path, content):
+    (tmp_path / "results.jsonl.xz").write_bytes(content)
+    with pytest.raises(ReductionError, match=r"results\.jsonl\.xz.*damaged"):
+        read_rows(tmp_path)
+
+
+def test_nothing_to_pack(tmp_path):
+    with pytest.raises(ReductionError, match="no results"):
+        pack(tmp_path)
