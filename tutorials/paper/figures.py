@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
-from .tables import Row, continuous_table, ordered, unpruned_accuracy
+from .tables import Row, Unpruned, continuous_table, ordered
 
 # Colour, dashes and marker of a criterion; lines that coincide are seen through each other's gaps.
 STYLES = {
@@ -37,6 +37,8 @@ STYLES = {
 _FILLS: tuple[Literal["full", "left", "top"], ...] = ("full", "full", "left", "top")
 _OTHER_STYLE = ("#000000", (0, (8, 2, 1, 2)), "h")
 
+# So many seeds make a cloud of which a covariance says something.
+_FEWEST_FOR_DENSITY = 3
 _SHARES = np.linspace(0, 100, 201)
 
 
@@ -44,7 +46,7 @@ def accuracy_curves(rows: Sequence[Row]) -> Figure | None:
     """
     Accuracy against the share of the units that are removed, by criterion, and where those that decide stop.
 
-    The paper's Figures 2 and 5.
+    The paper's Figures 2 and 5. The panel to the right is of where each seed stops, with the density of its marks.
 
     :param rows: runs after training, of one data set, network and settings.
     :return: the figure; none where no run has curves.
@@ -52,7 +54,7 @@ def accuracy_curves(rows: Sequence[Row]) -> Figure | None:
     curves = [row["curves"] for row in rows if row.get("curves")]
     if not curves:
         return None
-    figure, ax = _figure(6.6, 4.0)
+    figure, ax, panel = _two_panels()
     handles = []
     for name in ordered(name for of_run in curves for name in of_run):
         color, line, marker = STYLES.get(name, _OTHER_STYLE)
@@ -71,14 +73,36 @@ def accuracy_curves(rows: Sequence[Row]) -> Figure | None:
         stops = [curve["stop"] for curve in of_seeds if curve.get("stop")]
         if stops:
             removed, accuracy = (_percent([stop[part] for stop in stops]) for part in ("units_removed", "accuracy"))
+            _draw_stops(panel, removed, accuracy, color, marker)
             ax.plot(
                 removed.mean(), accuracy.mean(), marker, color=color, markeredgecolor="white", markersize=9, zorder=5
             )
             handle.set_marker(marker)
         handles.append(handle)
     ax.set(xlabel="Units removed (%)", ylabel="Test accuracy (%)", xlim=(0, 100))
+    panel.set(xlabel="Units removed (%)", title="Each seed")
+    panel.margins(0.15)
     _finish(figure, ax, _title(rows), handles=handles, title="Marker: where it stops")
     return figure
+
+
+def _two_panels() -> tuple[Figure, Axes, Axes]:
+    figure, ax = _figure(8.6, 4.0, columns=2, width_ratios=(2.2, 1))
+    return figure, ax, figure.axes[1]
+
+
+def _draw_stops(ax: Axes, removed: Any, accuracy: Any, color: str, marker: str) -> None:
+    """Where the seeds stop, and lines of the normal density of their mean and covariance, where there are enough."""
+    ax.plot(removed, accuracy, marker, color=color, markeredgecolor="white", markersize=6, linestyle="none")
+    if len(removed) < _FEWEST_FOR_DENSITY:
+        return
+    points = np.stack([removed, accuracy])
+    values, vectors = np.linalg.eigh(np.cov(points))
+    angles = np.linspace(0, 2 * np.pi, 100)
+    circle = np.stack([np.cos(angles), np.sin(angles)])
+    for deviations in (1, 2):
+        x, y = points.mean(1)[:, None] + deviations * vectors @ (np.sqrt(np.maximum(values, 0))[:, None] * circle)
+        ax.plot(x, y, color=color, linewidth=0.8, alpha=0.7)
 
 
 def rank_correlation_map(rows: Sequence[Row]) -> Figure | None:
@@ -109,12 +133,37 @@ def rank_correlation_map(rows: Sequence[Row]) -> Figure | None:
 
 def accuracy_by_bits(rows: Sequence[Row]) -> Figure | None:
     """
-    Accuracy and compression where BMRS_U stops, against its number of bits. The paper's Figure 4.
+    Accuracy and compression where BMRS_U stops after training, against its number of bits.
 
     :param rows: runs after training, of one data set, network and settings.
     :return: the figure; none where no run was evaluated by bits.
     """
     points = [{**point, "seed": row["seed"]} for row in rows for point in row.get("p1") or []]
+    return _by_bits(points, rows)
+
+
+def accuracy_by_bits_in_training(rows: Sequence[Row]) -> Figure | None:
+    """
+    Accuracy and compression of networks trained with BMRS_U, against its number of bits. The paper's Figure 4.
+
+    :param rows: runs pruned in training, of one data set, network and settings.
+    :return: the figure; none where there are not two numbers of bits.
+    """
+    points = [
+        {
+            "p1": float(row["criterion"].removeprefix("BMRS_U-")),
+            "seed": row["seed"],
+            "accuracy": row["accuracy"],
+            "units_removed": 1 - row["units_left"] / row["units"],
+            "parameters_removed": 1 - row["parameters_left"] / row["parameters"],
+        }
+        for row in rows
+        if row["experiment"] == "continuous" and (row.get("criterion") or "").startswith("BMRS_U-")
+    ]
+    return _by_bits(points, rows) if len({point["p1"] for point in points}) > 1 else None
+
+
+def _by_bits(points: list[dict[str, Any]], rows: Sequence[Row]) -> Figure | None:
     if not points:
         return None
     groups = pd.DataFrame(points).groupby("p1")
@@ -176,13 +225,14 @@ def accuracy_by_size(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def _figure(width: float, height: float, columns: int = 1, **grid: Any) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    ax = figure.add_subplot()
-    ax.grid(color="#DDDDDD", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-    return figure, ax
+    axes = figure.subplots(1, columns, squeeze=False, gridspec_kw=grid)[0]
+    for ax in axes:
+        ax.grid(color="#DDDDDD", linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes[0]
 
 
 def _finish(figure: Figure, ax: Axes, heading: str, **legend: Any) -> None:
@@ -204,8 +254,10 @@ def _seeds(number: int) -> str:
 
 
 def _draw_unpruned(ax: Axes, rows: Sequence[Row]) -> None:
-    for accuracy in unpruned_accuracy(rows).values():
-        ax.axhline(accuracy, color="#444444", linestyle=(0, (4, 3)), linewidth=1, zorder=1, label="Without noise")
+    means = Unpruned(rows).means
+    for (_, _, settings), accuracy in means.items():
+        label = "Without noise" if len(means) == 1 else f"Without noise, {settings}"
+        ax.axhline(accuracy, color="#444444", linestyle=(0, (4, 3)), linewidth=1, zorder=1, label=label)
 
 
 def _percent(values: Iterable[Any]) -> np.ndarray[Any, Any]:

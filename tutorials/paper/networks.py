@@ -105,15 +105,17 @@ class Residual(nn.Module):
         return self.activation(self.branch(x) + self.shortcut(x))
 
 
-def _resnet(shape: Shape, num_classes: int, depths: tuple[int, ...], bottleneck: bool) -> nn.Module:
+def _resnet(
+    shape: Shape, num_classes: int, depths: tuple[int, ...], *, bottleneck: bool = False, width: int = 64
+) -> nn.Module:
     channels, height, _ = shape
     # Small images keep their pixels until the first residual stage.
-    stem: list[nn.Module] = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    stem: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     if height > 64:
-        stem = [nn.Conv2d(channels, 64, 7, 2, 3, bias=False), *stem[1:], nn.MaxPool2d(3, 2, 1)]
-    blocks, width = [], 64
+        stem = [nn.Conv2d(channels, width, 7, 2, 3, bias=False), *stem[1:], nn.MaxPool2d(3, 2, 1)]
+    blocks, first = [], width
     for stage, depth in enumerate(depths):
-        inner = 64 * 2**stage
+        inner = first * 2**stage
         for number in range(depth):
             stride = 2 if stage and not number else 1
             outer = 4 * inner if bottleneck else inner
@@ -123,9 +125,14 @@ def _resnet(shape: Shape, num_classes: int, depths: tuple[int, ...], bottleneck:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
 
 
+def resnet20(shape: Shape, num_classes: int) -> nn.Module:
+    """Nine residual blocks of two convolutions, of 16, 32 and 64 channels, as He et al. had for CIFAR-10."""
+    return _resnet(shape, num_classes, (3, 3, 3), width=16)
+
+
 def resnet18(shape: Shape, num_classes: int) -> nn.Module:
     """Eight residual blocks of two convolutions."""
-    return _resnet(shape, num_classes, (2, 2, 2, 2), bottleneck=False)
+    return _resnet(shape, num_classes, (2, 2, 2, 2))
 
 
 def resnet50(shape: Shape, num_classes: int) -> nn.Module:
@@ -172,12 +179,37 @@ def vit(shape: Shape, num_classes: int) -> nn.Module:
     return Logits(ViTForImageClassification(config))
 
 
+def pretrained(shape: Shape, num_classes: int, source: str) -> nn.Module:
+    """
+    A network for images of the Transformers package with weights that it was trained to before, and a new last layer.
+
+    :param shape: of the images; those of most such networks are of 224x224 pixels.
+    :param num_classes: how many classes there are.
+    :param source: a folder, or a name on the hub.
+    :raises ReductionError: where there is no such network; without Transformers.
+    """
+    try:
+        from transformers import AutoModelForImageClassification
+    except ImportError as error:
+        raise ReductionError(f"the network {source} needs Transformers: pip install transformers") from error
+    try:
+        net = AutoModelForImageClassification.from_pretrained(
+            source, num_labels=num_classes, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError) as error:
+        raise ReductionError(f"Transformers have no network for images called {source!r}: {error}") from error
+    return Logits(net)
+
+
 # An MLP is called by its hidden layers and their units, as mlp-6x50.
 _MLP = re.compile(r"mlp-([1-9]\d*)x([1-9]\d*)")
 _NAMED = "mlp-6x50 (or other layers and units)"
+# Of other packages' networks the source follows.
+_PRETRAINED = "pretrained:"
 NETWORKS = {
     "lenet5": Network(lenet5, "it is for 32x32 pixels: --data.size 32 pads smaller ones"),
     "lenet5_caffe": Network(lenet5_caffe, "it is for 28x28 pixels: --data.size 28 pads smaller ones"),
+    "resnet20": Network(resnet20, ties_units=True),
     "resnet18": Network(resnet18, ties_units=True),
     "resnet50": Network(resnet50, ties_units=True),
     "vit": Network(vit, "it is for square images whose height 8 divides", noisy=("*.mlp.fc1",)),
@@ -188,11 +220,15 @@ def find_network(name: str) -> Network:
     """
     A network by name.
 
-    :param name: one of ``NETWORKS``, or ``mlp-DxW`` for an MLP of D hidden layers of W units.
+    :param name: one of ``NETWORKS``, ``mlp-DxW`` for an MLP of D hidden layers of W units, or ``pretrained:SOURCE`` for
+        a network of the Transformers package, in a folder or on the hub.
     :raises ReductionError: for a name that is not known.
     """
     if match := _MLP.fullmatch(name):
         return Network(partial(mlp, depth=int(match[1]), width=int(match[2])))
+    if name.startswith(_PRETRAINED):
+        build = partial(pretrained, source=name.removeprefix(_PRETRAINED))
+        return Network(build, "give --data.size 224 --data.fit resize, or what it was trained on", ties_units=True)
     if name not in NETWORKS:
         near = difflib.get_close_matches(name, ["mlp-6x50", *NETWORKS], n=3, cutoff=0.4)
         known = ", ".join([_NAMED, *NETWORKS])

@@ -55,11 +55,19 @@ class Comparison:
     :param device: where.
     :param example: images that the network is called with.
     :param tied: the same where units can only go together, else none.
+    :param tune: trains the network a little, which curves do after each removal; by default they do not.
     """
 
     def __init__(
-        self, module: NoisyClassifier, examples: Examples, device: torch.device, example: Tensor, tied: Tensor | None
+        self,
+        module: NoisyClassifier,
+        examples: Examples,
+        device: torch.device,
+        example: Tensor,
+        tied: Tensor | None,
+        tune: Callable[[], None] | None = None,
     ) -> None:
+        self.tune = tune
         self.module, self.examples, self.device = module.to(device).eval(), examples, device
         self.example, self.tied = example.to(device), None if tied is None else tied.to(device)
         self.num_units = sum(noise.num_units for noise in module.guide.noise.values())
@@ -74,8 +82,9 @@ class Comparison:
         :param num_points: how many points a curve has.
         """
         correlations = rank_correlations(self.module.net, self.module.guide, criteria)
+        curve = self.curve if self.tune is None else self.tuned_curve
         return {
-            "curves": {criterion.name: self.curve(criterion, num_points) for criterion in criteria},
+            "curves": {criterion.name: curve(criterion, num_points) for criterion in criteria},
             "rank_correlations": correlations.to_dict(),
             "p1": [{"p1": bits, **self.stop(BMRS_U.paper(bits))} for bits in BITS],
             "delta_evidence": score_units(BMRS_N(0.0), self.module.net, self.module.guide),
@@ -106,28 +115,65 @@ class Comparison:
             "stop": self.stop(criterion) if criterion.decides else None,
         }
 
+    def tuned_curve(self, criterion: Criterion, num_points: int) -> dict[str, Any]:
+        """The same with training after each removal; it stops where the criterion would let no more units go."""
+        assert self.tune is not None
+        net, guide = self.module.net, self.module.guide
+        state = {name: value.clone() for name, value in self.module.state_dict().items()}
+        most = self.num_units - len(guide.noise)
+        points: list[dict[str, float]] = []
+        stop = None
+        try:
+            for number in range(num_points):
+                left = self.module.units_left
+                going = round(number * most / (num_points - 1)) - (self.num_units - left)
+                if going > 0:
+                    prune(net, guide, criterion, fraction=going / left, example_inputs=self.tied)
+                    self.tune()
+                points.append(self._point())
+                if stop is None and criterion.decides and not self._lets_go(criterion):
+                    stop = points[-1]
+        finally:
+            self.module.load_state_dict(state)
+            self.module.eval()
+        return {
+            "share_removed": [point["units_removed"] for point in points],
+            "parameters_removed": [point["parameters_removed"] for point in points],
+            "accuracy": [point["accuracy"] for point in points],
+            "stop": stop,
+        }
+
+    def _lets_go(self, criterion: Criterion) -> bool:
+        """Whether a criterion would remove any unit now."""
+        with self._restored():
+            return prune(self.module.net, self.module.guide, criterion, example_inputs=self.tied).num_removed > 0
+
     def stop(self, criterion: Criterion) -> dict[str, float]:
         """What a criterion would remove by its own threshold, and the accuracy then."""
         with self._restored():
             prune(self.module.net, self.module.guide, criterion, example_inputs=self.tied)
-            removed, accuracy = self._measure()
-            return {
-                "units_removed": 1 - self.module.units_left / self.num_units,
-                "parameters_removed": removed,
-                "accuracy": accuracy,
-            }
+            return self._point(self._measure())
+
+    def _point(self, measured: tuple[float, float] | None = None) -> dict[str, float]:
+        """What is removed, and the accuracy."""
+        removed, accuracy = self._measure_anew() if measured is None else measured
+        units = 1 - self.module.units_left / self.num_units
+        return {"units_removed": units, "parameters_removed": removed, "accuracy": accuracy}
 
     def _measure(self) -> tuple[float, float]:
         """The share of the parameters that compaction takes out with the pruned units, and the accuracy of the rest."""
         kept = tuple(torch.cat([noise.kept for noise in self.module.guide.noise.values()]).tolist())
         if kept not in self._measured:
-            # It computes what the masked network does, and the faster the less is left.
-            small = compact(self.module.net, self.module.guide, self.example)
-            layers = compaction_report(small).layers
-            # Biases may be new in it.
-            removed = 1 - math.fsum(layers["parameters_after"]) / math.fsum(layers["parameters_before"])
-            self._measured[kept] = removed, measure_accuracy(small, self.examples, self.device)
+            self._measured[kept] = self._measure_anew()
         return self._measured[kept]
+
+    def _measure_anew(self) -> tuple[float, float]:
+        # It computes what the masked network does, and the faster the less is left.
+        small = compact(self.module.net, self.module.guide, self.example)
+        layers = compaction_report(small).layers
+        # Biases may be new in it.
+        removed = 1 - math.fsum(layers["parameters_after"]) / math.fsum(layers["parameters_before"])
+        return removed, measure_accuracy(small, self.examples, self.device)
 
     @contextmanager
     def _restored(self) -> Iterator[None]:

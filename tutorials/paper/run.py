@@ -70,6 +70,8 @@ class Experiment:
     :param tested: whether the weights of the last epoch are tested, or of the best one by validation accuracy: of the
         epochs of fine-tuning, where there are any, as before them the best networks have yet to be pruned.
     :param num_points: how many points the curves of post_training have.
+    :param epochs_between: how many epochs to train after each removal of those curves, as the paper does one.
+    :param compared: the criteria that curves are drawn of; by default all.
     :param key: the name of the run in the results; by default made of the settings.
     """
 
@@ -88,6 +90,8 @@ class Experiment:
     fine_tune_lr: float | None = None
     tested: Literal["last", "best"] = "last"
     num_points: int = 40
+    epochs_between: int = 0
+    compared: list[str] | None = None
     key: str | None = None
 
 
@@ -246,8 +250,17 @@ def run(
         save_compact(small.cpu(), folder / "compact.pt")
     if criterion is not None and experiment.experiment == "post_training":
         module.load_state_dict(state)
-        comparison = Comparison(module, data.test, device, example, tied)
-        row |= comparison.row([criteria.find(name) for name in COMPARED], experiment.num_points)
+        module.to(device).eval()
+
+        def tune() -> None:
+            make_trainer("between", experiment.epochs_between, []).fit(module.train(), datamodule=data)
+            module.to(device).eval()
+
+        between = tune if experiment.epochs_between else None
+        comparison = Comparison(module, data.test, device, example, tied, between)
+        names = COMPARED if experiment.compared is None else experiment.compared
+        row |= comparison.row([criteria.find(name) for name in names], experiment.num_points)
+        row["epochs_between"] = experiment.epochs_between
     append_row(experiment.results, row)
     return row
 

@@ -16,11 +16,16 @@ Row = dict[str, Any]
 
 # In which order tables and figures name things; what is not here comes after.
 ORDER = (
-    *("digits", "mnist", "fashion_mnist", "cifar10", "mlp", "lenet5", "paper", "recommended", "released"),
+    *("digits", "mnist", "fashion_mnist", "cifar10", "mlp-8x100", "mlp-2x150", "mlp-6x150", "mlp-6x50", "lenet5"),
+    *("paper", "compress", "released", "released_images", "recommended"),
     *("BMRS_N", "BMRS_U-8", "BMRS_U-4", "SNR", "PosteriorMean", "WeightNorm", "Saliency-taylor", "Saliency-fisher"),
     *("paper's code", "1 nat", "exact, even odds"),
 )
+TIMES = ("step (ms)", "with noise", "pruned", "inference (ms)", "inference, pruned", "CPU minutes")
 MEASURES = ("accuracy", "units removed", "parameters removed", "MACs removed")
+
+# Runs without noise by which settings are measured that have none of their own, and whose are the images.
+_UNPRUNED = {"compress": "paper", "recommended": "released", "released_images": "released"}
 
 # What has to be alike in runs for their mean over seeds.
 SETUP = ("epochs", "batch_size", "lr", "noise_lr", "kl_weight", "odds", "num_train")
@@ -42,9 +47,9 @@ def continuous_table(rows: Sequence[Row]) -> pd.DataFrame:
     frame = pd.DataFrame([measured(row) for row in rows if row["experiment"] == "continuous"])
     if frame.empty:
         return frame
-    unpruned = unpruned_accuracy(rows)
+    unpruned = Unpruned(rows)
     table = over_seeds(frame, ["data", "network", "settings", "criterion", *SETUP], MEASURES)
-    places = zip(table["data"], table["network"])
+    places = zip(table["data"], table["network"], table["settings"])
     return table.assign(unpruned=pd.Series([unpruned.get(place) for place in places], dtype=float))
 
 
@@ -94,17 +99,79 @@ def evidence_table(rows: Sequence[Row]) -> pd.DataFrame:
     return table.sort_values(where, key=lambda names: names.map(rank), ignore_index=True)
 
 
-def unpruned_accuracy(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
+class Unpruned:
     """
-    The mean accuracy of runs without noise, and so without pruning, in percent, by data set and network.
+    The mean accuracy of runs without noise, and so without pruning, in percent.
 
     :param rows: the results.
     """
-    without: dict[tuple[str, str], list[float]] = {}
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        without: dict[tuple[str, str, str], list[float]] = {}
+        for row in rows:
+            if row.get("criterion") is None and row.get("accuracy") is not None:
+                without.setdefault((row["data"], row["network"], row["settings"]), []).append(row["accuracy"])
+        self.means = {place: 100 * sum(values) / len(values) for place, values in without.items()}
+
+    def get(self, place: tuple[str, str, str]) -> float | None:
+        """
+        That of a data set, a network and settings; of settings without such a run, that by which they are measured.
+
+        :param place: their names.
+        """
+        data, network, settings = place
+        return self.means.get(place, self.means.get((data, network, _UNPRUNED.get(settings, settings))))
+
+
+def time_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """
+    What noise, and pruning, make of the time that a network takes, on the machine of each run.
+
+    :param rows: the results.
+    :return: a line for each data set, network, settings and criterion: how many seeds; the milliseconds of a step of
+        training without noise, on 32 examples, and what noise, and pruning by compaction, multiply them by; the
+        milliseconds in which 128 examples are classified, and what pruning multiplies those by; minutes of processor
+        time of a run.
+    """
+    by = ["data", "network", "settings", "criterion"]
+    lines = []
     for row in rows:
-        if row.get("criterion") is None and row.get("accuracy") is not None:
-            without.setdefault((row["data"], row["network"]), []).append(row["accuracy"])
-    return {place: 100 * sum(values) / len(values) for place, values in without.items()}
+        steps = row.get("step_milliseconds")
+        if row["experiment"] != "continuous" or not steps or row.get("criterion") is None:
+            continue
+        lines.append(
+            {name: row[name] for name in (*by, "seed")}
+            | {
+                "step (ms)": steps["plain"],
+                "with noise": steps["noisy"] / steps["plain"],
+                "pruned": steps["compact"] / steps["plain"],
+                "inference (ms)": row["milliseconds"],
+                "inference, pruned": row["milliseconds_left"] / row["milliseconds"],
+                "CPU minutes": row["cpu_seconds"] / 60,
+            }
+        )
+    return over_seeds(pd.DataFrame(lines), by, TIMES) if lines else pd.DataFrame()
+
+
+def correlation_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """
+    Spearman's rank correlations of BMRS_N and of BMRS_U with the signal-to-noise ratio and the other criteria.
+
+    :param rows: the results.
+    :return: a line for each pair, network and settings; means over seeds, with standard deviations.
+    """
+    lines = [
+        {name: row[name] for name in ("data", "network", "settings", "seed")}
+        | {"criterion": criterion, "with": other, "correlation": matrix[criterion][other]}
+        for row in rows
+        if (matrix := row.get("rank_correlations"))
+        for criterion in matrix
+        if criterion.startswith("BMRS")
+        for other in matrix
+        if rank(other) > rank(criterion)
+    ]
+    by = ["data", "network", "settings", "criterion", "with"]
+    return over_seeds(pd.DataFrame(lines), by, ["correlation"]) if lines else pd.DataFrame()
 
 
 def markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
@@ -151,7 +218,9 @@ def _cell(line: dict[Any, Any], name: str) -> str:
         return "–"
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.1f}" if deviation is None or pd.isna(deviation) else f"{value:.1f} ± {deviation:.1f}"
+    digits = 2 if name in (*TIMES, "correlation") and abs(value) < 10 else 1
+    shown = f"{value:.{digits}f}"
+    return shown if deviation is None or pd.isna(deviation) else f"{shown} ± {deviation:.{digits}f}"
 
 
 def measured(row: Row) -> dict[str, Any]:

@@ -13,27 +13,36 @@ from pyro_bmrs import ReductionError
 from tests.tutorials.paper.paths import CONFIGS
 from tutorials.paper import report as report_module
 from tutorials.paper.cli import main
-from tutorials.paper.figures import accuracy_by_bits, accuracy_by_size, accuracy_curves, rank_correlation_map
+from tutorials.paper.figures import (
+    accuracy_by_bits,
+    accuracy_by_bits_in_training,
+    accuracy_by_size,
+    accuracy_curves,
+    rank_correlation_map,
+)
 from tutorials.paper.networks import build_network
 from tutorials.paper.released import COUNT, released_count, released_table
 from tutorials.paper.report import missing_parts, report
 from tutorials.paper.results import append_row
 from tutorials.paper.sweep import read_jobs, sweep
+from tutorials.paper.table1 import BMRS, PUBLISHED, agreement, domination_table, paper_table
 from tutorials.paper.tables import (
+    Unpruned,
     continuous_table,
+    correlation_table,
     decision_table,
     evidence_table,
     markdown,
     ordered,
     stop_table,
-    unpruned_accuracy,
+    time_table,
 )
 
 CRITERIA = ["SNR", "BMRS_N", "WeightNorm"]
 ACCURACIES = {0: 0.95, 1: 0.96, 2: 0.985}
 
 
-def continuous_row(seed, *, criterion="BMRS_N", settings="paper", data="mnist", network="mlp", **values):
+def continuous_row(seed, *, criterion="BMRS_N", settings="released", data="mnist", network="mlp-6x50", **values):
     return {
         "schema": 1,
         "key": f"continuous-{settings}-{data}-{network}-{criterion}-{seed}",
@@ -93,7 +102,7 @@ def rows():
 def test_means_and_deviations_over_seeds():
     table = continuous_table(rows())
     assert list(table["criterion"]) == ["BMRS_N", "SNR", "BMRS_N"]
-    assert list(table["settings"]) == ["paper", "paper", "recommended"]
+    assert list(table["settings"]) == ["released", "released", "recommended"]
     assert list(table["seeds"]) == [3, 3, 1]
     assert set(table["epochs"]) == {"50 + 10"}
     first, alone = table.iloc[0], table.iloc[2]
@@ -123,9 +132,13 @@ def test_missing_values_are_no_zeros():
 
 def test_the_accuracy_without_pruning_is_that_of_runs_without_noise():
     after = [post_training_row(seed) for seed in range(2)]
-    assert unpruned_accuracy(after) == {}
+    assert Unpruned(after).means == {}
     without = [continuous_row(seed, criterion=None, accuracy=accuracy) for seed, accuracy in enumerate((0.98, 1.0))]
-    assert unpruned_accuracy([*after, *without]) == {("mnist", "mlp"): pytest.approx(99)}
+    unpruned = Unpruned([*after, *without])
+    assert unpruned.means == {("mnist", "mlp-6x50", "released"): pytest.approx(99)}
+    # Of the same images; the paper's own networks see others.
+    assert unpruned.get(("mnist", "mlp-6x50", "recommended")) == pytest.approx(99)
+    assert unpruned.get(("mnist", "mlp-6x50", "paper")) is None
     table = continuous_table([*rows(), *without])
     assert list(table["criterion"]) == ["BMRS_N", "SNR", "none", "BMRS_N"]
     assert list(table["unpruned"]) == pytest.approx([99, 99, 99, 99])
@@ -144,7 +157,7 @@ def test_where_criteria_and_rules_stop():
 def test_units_are_counted_by_their_evidence():
     table = evidence_table([*rows(), post_training_row(0, network="lenet5")])
     counts = {"below −30": 2, "−30 to −1": 2, "−1 to −0.1": 1, "−0.1 to 0": 2, "0 or more": 1}
-    assert list(table["network"]) == ["mlp", "lenet5"] and list(table["seeds"]) == [2, 1]
+    assert list(table["network"]) == ["mlp-6x50", "lenet5"] and list(table["seeds"]) == [2, 1]
     assert table.loc[0, list(counts)].to_dict() == {name: 2 * count for name, count in counts.items()}
     assert table.loc[1, list(counts)].to_dict() == counts
     assert evidence_table([continuous_row(0)]).empty
@@ -170,9 +183,9 @@ def mask_as_released(net, sites):
 @pytest.mark.parametrize(
     ("network", "left"),
     [
-        ("mlp", [24, 8, 6, 6, 6, 9]),
-        ("mlp", 6 * [50]),
-        ("mlp", 6 * [0]),
+        ("mlp-6x50", [24, 8, 6, 6, 6, 9]),
+        ("mlp-6x50", 6 * [50]),
+        ("mlp-6x50", 6 * [0]),
         ("lenet5", [1, 4, 19, 9]),
         ("lenet5", [6, 16, 1, 84]),
     ],
@@ -198,11 +211,11 @@ def test_beside_the_released_code():
     counted = pytest.approx(100 * 25 * (50 + 10 + 2) / (64510 + 600))
     ours = (pytest.approx(60), counted, pytest.approx(100 * statistics.mean(ACCURACIES.values())))
     assert lines == {
-        ("mlp", "BMRS_N", "released code"): (None, 54.6, 95.3),
-        ("mlp", "BMRS_N", "this program"): ours,
-        ("mlp", "BMRS_U-8", "released code"): (None, 56.2, 95.5),
-        ("mlp", "SNR", "released code"): (None, 54.6, 95.6),
-        ("mlp", "SNR", "this program"): ours,
+        ("mlp-6x50", "BMRS_N", "released code"): (None, 54.6, 95.3),
+        ("mlp-6x50", "BMRS_N", "this program"): ours,
+        ("mlp-6x50", "BMRS_U-8", "released code"): (None, 56.2, 95.5),
+        ("mlp-6x50", "SNR", "released code"): (None, 54.6, 95.6),
+        ("mlp-6x50", "SNR", "this program"): ours,
         ("lenet5", "BMRS_N", "released code"): (None, 87.2, 95.8),
         ("lenet5", "BMRS_N", "this program"): (pytest.approx(60), pytest.approx(86.67, abs=0.005), pytest.approx(95)),
     }
@@ -213,6 +226,83 @@ def test_beside_the_released_code():
     assert list(table[(table["criterion"] == "BMRS_N") & (table["by"] == "this program")]["seeds"]) == [3, 1]
 
 
+def paper_rows(*, settings="paper", criterion="BMRS_N", accuracies=(0.849, 0.851), left=(10, 12), **values):
+    """Of Fashion-MNIST's network, of whose layers of 150 units so many are left in the first, and six in the second."""
+    return [
+        continuous_row(
+            0,
+            criterion=criterion,
+            settings=settings,
+            data="fashion_mnist",
+            network="mlp-2x150",
+            key=f"{settings}-{criterion}-{seed}",
+            accuracy=accuracy,
+            sites={"1": [150, count], "3": [150, 6]},
+            **values,
+        )
+        | {"seed": seed}
+        for seed, (accuracy, count) in enumerate(zip(accuracies, left))
+    ]
+
+
+def test_table_1_beside_the_paper_s():
+    table = paper_table(paper_rows()).set_index(["data", "network", "criterion"])
+    assert len(table) == 6 * 8 and (table["seeds"] > 0).sum() == 1
+    line = table.loc[("fashion_mnist", "mlp-2x150", "BMRS_N")]
+    # 1024 x 150, 150 x 150 and 150 x 10 weights, 310 biases, and two parameters of noise for each of 300 units.
+    total = 1024 * 150 + 150 * 150 + 1500 + 310 + 600
+    removed = [100 * (total - 310 - (1024 * n + n * 6 + 60 + 2 * (n + 6))) / total for n in (10, 12)]
+    assert line[COUNT] == pytest.approx(statistics.mean(removed))
+    assert line[f"{COUNT} sd"] == pytest.approx(statistics.stdev(removed))
+    assert (line["accuracy"], line["paper's accuracy"], line[f"paper's {COUNT}"]) == (pytest.approx(85), 84.99, 93.20)
+    assert line["agrees"] and pd.isna(table.loc[("mnist", "lenet5", "SNR"), "agrees"])
+    assert agreement(table.reset_index()).endswith("1 of 18 lines; 17 have no run yet.")
+
+
+@pytest.mark.parametrize("off", [{"accuracies": (0.80, 0.81)}, {"left": (40, 42)}])
+def test_either_column_may_differ_from_the_paper_s(off):
+    table = paper_table(paper_rows(**off))
+    assert list(table["agrees"].dropna()) == [False]
+    assert agreement(table).endswith("0 of 18 lines; 17 have no run yet.")
+
+
+def test_the_published_figures_are_complete():
+    for published in PUBLISHED.values():
+        assert set(published) == {"none", "WeightNorm", "PosteriorMean", "SNR", *BMRS}
+        assert published["none"].removed == 0
+        for criterion in BMRS:
+            assert all(figure is not None for figure in published[criterion])
+
+
+@pytest.mark.parametrize(
+    ("default", "dominates"),
+    [
+        ({"accuracies": (0.86,), "left": (8,)}, True),
+        ({"accuracies": (0.848,), "left": (8,)}, True),
+        ({"accuracies": (0.83,), "left": (8,)}, False),
+        ({"accuracies": (0.88,), "left": (30,)}, False),
+    ],
+)
+def test_whether_the_default_dominates(default, dominates):
+    rows = [*paper_rows(), *paper_rows(settings="compress", criterion="compress", **default)]
+    table = domination_table(paper_table(rows))
+    assert list(table["dominates"]) == [dominates]
+    assert domination_table(paper_table(paper_rows())).empty
+
+
+def test_times_are_ratios_of_one_machine():
+    times = {"step_milliseconds": {"plain": 2.0, "noisy": 5.0, "compact": 1.0}, "milliseconds": 4.0}
+    row = continuous_row(0, **times, milliseconds_left=1.0, cpu_seconds=90.0)
+    [line] = time_table([row, continuous_row(1), continuous_row(2, criterion=None, **times)]).to_dict("records")
+    assert (line["with noise"], line["pruned"], line["inference, pruned"], line["CPU minutes"]) == (2.5, 0.5, 0.25, 1.5)
+
+
+def test_rank_correlations_of_the_evidence_with_other_criteria():
+    table = correlation_table([*rows(), continuous_row(0)])
+    assert list(zip(table["criterion"], table["with"])) == [("BMRS_N", "SNR"), ("BMRS_N", "WeightNorm")]
+    assert list(table["correlation"]) == [pytest.approx(0.15)] * 2 and list(table["seeds"]) == [2, 2]
+
+
 def test_the_order_of_names():
     names = ["SNR", "another", "BMRS_U-4", "BMRS_N", "SNR", "a third"]
     assert ordered(names) == ["BMRS_N", "BMRS_U-4", "SNR", "a third", "another"]
@@ -220,7 +310,7 @@ def test_the_order_of_names():
 
 def test_a_curve_is_the_mean_over_seeds_and_its_marker_where_it_stops():
     figure = accuracy_curves([post_training_row(seed) for seed in range(2)])
-    [ax] = figure.axes
+    ax = figure.axes[0]
     curves = [line for line in ax.lines if len(line.get_xdata()) > 1]
     assert len(curves) == len(CRITERIA)
     shares, accuracy = curves[0].get_data()
@@ -248,11 +338,32 @@ def test_points_by_bits_and_by_size():
     np.testing.assert_allclose(lines[1].get_ydata(), 90 - np.arange(1, 21))
     figure = accuracy_by_size(rows())
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["BMRS_N, paper, 3 seeds", "SNR, paper, 3 seeds", "BMRS_N, recommended, 1 seed"]
+    assert labels == ["BMRS_N, released, 3 seeds", "SNR, released, 3 seeds", "BMRS_N, recommended, 1 seed"]
     figure = accuracy_by_size([*rows(), continuous_row(0, criterion=None)])
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    pruned = ["BMRS_N, paper, 3 seeds", "SNR, paper, 3 seeds", "BMRS_N, recommended, 1 seed"]
+    pruned = ["BMRS_N, released, 3 seeds", "SNR, released, 3 seeds", "BMRS_N, recommended, 1 seed"]
     assert labels == ["Without noise", *pruned]
+
+
+def test_points_by_bits_of_networks_trained_with_them():
+    bits = [
+        continuous_row(seed, criterion=f"BMRS_U-{bits}", units_left=300 - 10 * bits)
+        for bits in (8, 4, 2)
+        for seed in (0, 1)
+    ]
+    lines = accuracy_by_bits_in_training([*bits, continuous_row(0)]).axes[0].lines
+    np.testing.assert_allclose(lines[0].get_data(), [[2, 4, 8], 3 * [95.5]])
+    np.testing.assert_allclose(lines[1].get_ydata(), [20 / 3, 40 / 3, 80 / 3])
+    assert accuracy_by_bits_in_training(bits[:2]) is None
+
+
+def test_where_each_seed_stops():
+    panel = accuracy_curves([post_training_row(seed) for seed in range(3)]).axes[1]
+    marks = [line.get_xdata() for line in panel.lines if line.get_linestyle() == "None"]
+    assert [list(mark) for mark in marks] == [pytest.approx([70, 80, 90])] * 2
+    # One and two standard deviations around each.
+    assert len(panel.lines) == 2 * 3
+    assert len(accuracy_curves([post_training_row(seed) for seed in range(2)]).axes[1].lines) == 2
 
 
 def test_no_figure_of_nothing():
@@ -271,9 +382,8 @@ def configs(tmp_path, monkeypatch):
 
 def write_sweep(folder):
     (folder / "paper.yaml").touch()
-    grid = (
-        "{experiment: continuous, settings: paper, data: mnist, network: mlp, criterion: [BMRS_N, SNR], seed: [0, 1]}"
-    )
+    names = "experiment: continuous, settings: paper, data: mnist, network: mlp-6x50"
+    grid = f"{{{names}, criterion: [BMRS_N, SNR], seed: [0, 1]}}"
     path = folder / "sweep-some.yaml"
     path.write_text(f"grids:\n  - {grid}\n")
     return read_jobs(path)
@@ -282,7 +392,7 @@ def write_sweep(folder):
 def test_what_is_missing_of_a_sweep_that_was_begun(configs):
     jobs = write_sweep(configs)
     begun = [continuous_row(0, key=jobs[0].key), continuous_row(1, key=jobs[1].key)]
-    assert missing_parts(begun) == ["sweep-some.yaml: 2 runs of mnist, mlp, paper, continuous, SNR"]
+    assert missing_parts(begun) == ["sweep-some.yaml: 2 runs of mnist, mlp-6x50, paper, continuous, SNR"]
     whole = [*begun, *(continuous_row(0, key=job.key) for job in jobs[2:])]
     assert missing_parts(whole) == missing_parts([continuous_row(0, key="of no sweep")]) == []
 
@@ -299,21 +409,21 @@ def test_a_report(tmp_path, configs, capsys):
     append_row(results, post_training_row(2, key="broken", curves=None))
     report(results, output)
     text = (output / "report.md").read_text()
-    assert "| paper | BMRS_N | 50 + 10 | 3 | – | 96.5 ± 1.8 | 79.7 ± 0.3 | 60.0 ± 0.0 | 75.0 ± 0.0 |" in text
+    assert "| released | BMRS_N | 50 + 10 | 3 | – | 96.5 ± 1.8 | 79.7 ± 0.3 | 60.0 ± 0.0 | 75.0 ± 0.0 |" in text
     assert "- broken: curves" in text
     assert "missing: broken: curves" in capsys.readouterr().out
     figures = sorted(path.name for path in output.glob("*.png"))
-    of_runs = [f"{name}-mnist-mlp-paper.png" for name in ("bits", "correlations", "curves")]
-    assert figures == sorted(["continuous-mnist-mlp.png", *of_runs])
+    of_runs = [f"{name}-mnist-mlp-6x50-released.png" for name in ("bits", "correlations", "curves")]
+    assert figures == sorted(["continuous-mnist-mlp-6x50.png", *of_runs])
     for name in figures:
         assert f"]({name})" in text
         assert (output / name).stat().st_size < 100_000
         with Image.open(output / name) as image:
             assert image.width > 300
     assert sorted(path.stem for path in output.glob("*.csv")) == [
-        *("continuous", "decisions", "evidence", "released", "stops")
+        *("correlations", "decisions", "evidence", "released", "stops", "summary")
     ]
-    table = pd.read_csv(output / "continuous.csv")
+    table = pd.read_csv(output / "summary.csv")
     expected = continuous_table([*rows(), post_training_row(2)])
     np.testing.assert_allclose(table["accuracy"], expected["accuracy"], atol=1e-4)
 
@@ -321,7 +431,7 @@ def test_a_report(tmp_path, configs, capsys):
 def test_a_report_of_one_run(tmp_path, configs):
     append_row(tmp_path, continuous_row(0, data="digits"))
     report(tmp_path, tmp_path)
-    assert [path.name for path in tmp_path.glob("*.png")] == ["continuous-digits-mlp.png"]
+    assert [path.name for path in tmp_path.glob("*.png")] == ["continuous-digits-mlp-6x50.png"]
     assert (tmp_path / "report.md").read_text().endswith("## Missing\n\n- nothing\n")
 
 
@@ -329,7 +439,7 @@ def test_a_sweep_and_its_report(tmp_path, capfd):
     config, results, output = tmp_path / "sweep.yaml", tmp_path / "results", tmp_path / "output"
     (tmp_path / "quick.yaml").write_text((CONFIGS / "quick.yaml").read_text())
     config.write_text(
-        "{data: digits, network: small_mlp, settings: quick, criterion: BMRS_N, seed: 0, grids: [{experiment: "
+        "{data: digits, network: mlp-2x50, settings: quick, criterion: BMRS_N, seed: 0, grids: [{experiment: "
         "[continuous, post_training], overrides: {trainer.max_epochs: 2, fine_tune_epochs: 1, num_points: 4}}]}"
     )
     assert sweep(config, results, jobs=2) == 0
@@ -337,9 +447,9 @@ def test_a_sweep_and_its_report(tmp_path, capfd):
     report(results, output)
     assert "missing" not in capfd.readouterr().out
     written = sorted(path.stem for path in output.iterdir())
-    of_run = [f"{name}-digits-small_mlp-quick" for name in ("bits", "correlations", "curves")]
-    tables = ["continuous", "decisions", "evidence", "stops"]
-    assert written == sorted(["report", *tables, "continuous-digits-small_mlp", *of_run])
+    of_run = [f"{name}-digits-mlp-2x50-quick" for name in ("bits", "correlations", "curves")]
+    tables = ["correlations", "decisions", "evidence", "stops", "summary", "times"]
+    assert written == sorted(["report", *tables, "continuous-digits-mlp-2x50", *of_run])
     assert "| quick | BMRS_N | 2 + 1 | 1 |" in (output / "report.md").read_text()
     # All is done: nothing is run again.
     assert sweep(config, results, dry_run=True) == 0

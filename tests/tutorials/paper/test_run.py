@@ -37,7 +37,7 @@ def run(folder: Path, *options: str) -> int:
 def saved_network(folder: Path, key: str) -> nn.Module:
     """The compact network of a run, as it was saved."""
     data = Images("digits")
-    whole = build_network("small_mlp", data.image_shape, data.num_classes)
+    whole = build_network("mlp-2x50", data.image_shape, data.num_classes)
     return load_compact(run_folder(folder, key) / "compact.pt", whole)
 
 
@@ -225,7 +225,7 @@ def test_tensorboard(tmp_path):
     [
         (["--data.name=digit"], "did you mean 'digits'"),
         (["--model.network=lenet5"], "--data.size 32"),
-        (["--model.network=mpl"], "did you mean 'mlp'"),
+        (["--model.network=mpl"], "did you mean 'mlp-6x50'"),
         (["--criterion=BMRS"], "BMRS_N, BMRS_U-8"),
         (["--criterion=WeightNorm"], "--fraction"),
         (["--model.kl_weight=layer_mean", "--model.kl_weight_by=macs"], "layer_mean is for all units"),
@@ -253,7 +253,7 @@ def test_usage(capsys, arguments):
     assert "sweep" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("settings", ["paper", "recommended", "released", "quick"])
+@pytest.mark.parametrize("settings", ["paper", "compress", "recommended", "released", "released_images", "quick"])
 def test_a_run_is_known_by_the_key_that_sweeps_give(settings):
     path = QUICK.with_name(f"{settings}.yaml")
     overrides = (("trainer.max_epochs", 7), ("model.lr", 0.5))
@@ -265,6 +265,55 @@ def test_a_run_is_known_by_the_key_that_sweeps_give(settings):
 
 def test_the_papers_settings():
     config = PaperCLI([f"--config={QUICK.with_name('paper.yaml')}"]).config
-    assert (config.model.lr, config.model.noise_lr, config.model.kl_weight) == (1e-3, 1e-3, "layer_mean")
-    assert (config.data.batch_size, config.trainer.max_epochs, config.fine_tune_epochs) == (64, 50, 10)
+    assert (config.model.lr, config.model.noise_lr, config.model.kl_weight) == (8.5e-4, 8.5e-4, "layer_mean")
+    assert (config.data.batch_size, config.trainer.max_epochs, config.fine_tune_epochs) == (128, 50, 10)
     assert config.model.per_example and config.odds == "paper" and math.isclose(config.data.validation_share, 0.2)
+    assert (config.tested, config.start, config.every) == ("best", 0, 1)
+
+
+def test_as_many_units_go_as_by_another_criterion_and_the_best_epoch_is_tested(tmp_path, capsys):
+    options = ["--trainer.max_epochs=14", "--fine_tune=masked", "--fine_tune_epochs=3", "--tested=best"]
+    followed = [*options, "--criterion=WeightNorm", "--as_many_as=BMRS_N"]
+    assert run(tmp_path, *followed) == 1
+    assert "no row yet" in capsys.readouterr().err
+    assert run(tmp_path, *options) == 0
+    assert run(tmp_path, *followed) == 0
+    first, second = read_rows(tmp_path)
+    assert [units for _, units, _ in first["history"]] == [units for _, units, _ in second["history"]]
+    assert first["units_left"] == second["units_left"] < 100 and first["sites"] != second["sites"]
+    for row in (first, second):
+        validation = [accuracy for epoch, _, accuracy in row["history"] if epoch >= 14]
+        assert row["validation_accuracy"] == pytest.approx(max(validation), abs=1e-6)
+
+
+def test_the_paper_s_posterior_mean_decides(tmp_path):
+    assert run(tmp_path, *SHORT, "--criterion=PosteriorMean", "--odds=paper") == 0
+    assert read_rows(tmp_path)[0]["accuracy_pruned"] is not None
+
+
+def test_the_project_s_own_default(tmp_path):
+    assert run(tmp_path, "--criterion=compress", "--trainer.max_epochs=3") == 0
+    [row] = read_rows(tmp_path)
+    first, second = (left for _, left in row["sites"].values())
+    assert row["parameters_left"] == 64 * first + first + first * second + second + 10 * second + 10 <= 6310
+    assert row["units_left"] == first + second and row["lr"] is None and row["epochs"] == 3
+    assert row["accuracy"] > 0.5 and row["cpu_seconds"] > 0
+
+
+def test_curves_with_training_after_each_removal(tmp_path):
+    options = ["--experiment=post_training", "--epochs_between=1", "--num_points=4", '--compared=["SNR", "WeightNorm"]']
+    assert run(tmp_path, *SHORT, *options) == 0
+    [row] = read_rows(tmp_path)
+    assert list(row["curves"]) == ["SNR", "WeightNorm"]
+    for curve in row["curves"].values():
+        assert curve["share_removed"] == [0, 0.33, 0.65, 0.98]
+        assert curve["accuracy"][0] == pytest.approx(row["accuracy_unpruned"], abs=1e-12)
+        # Three epochs and one more after each third of the units is gone: it goes on learning.
+        assert curve["accuracy"][1] > curve["accuracy"][0]
+    assert row["curves"]["WeightNorm"]["stop"] is None
+
+
+@pytest.mark.parametrize("options", [["--criterion=SNR"], ["--experiment=post_training"], ["--fraction=0.5"]])
+def test_what_cannot_follow_another_run(tmp_path, options):
+    assert run(tmp_path, *SHORT, "--as_many_as=BMRS_N", *options) == 1
+    assert read_rows(tmp_path) == []

@@ -77,21 +77,38 @@ def test_the_sweeps_that_come_with_the_program(name):
     assert jobs
     for job in jobs:
         assert yaml.safe_load(job.config.read_text())["settings"] == job.config.stem
-    data = [job.data for job in jobs]
-    order = ["digits", "mnist", "fashion_mnist", "cifar10"]
-    assert data == sorted(data, key=order.index)
 
 
-def test_a_sweep_of_the_whole_paper():
+def test_a_sweep_of_table_1():
+    """Six networks, each with the paper's batch and learning rate, and seven rows of each."""
+    cells = {
+        ("mnist", "mlp-8x100"): (128, 8.5e-4, 5),
+        ("fashion_mnist", "mlp-2x150"): (128, 1.5e-3, 5),
+        ("cifar10", "mlp-6x150"): (32, 6.8e-4, 5),
+        ("mnist", "lenet5"): (128, 1.4e-3, 3),
+        ("fashion_mnist", "lenet5"): (32, 1.4e-3, 3),
+        ("cifar10", "lenet5"): (64, 1.03e-3, 3),
+    }
     jobs = read_jobs(CONFIGS / "sweep-paper.yaml")
-    for data in ("mnist", "fashion_mnist", "cifar10"):
-        for network, count in (("mlp", 3), ("lenet5", 1)):
-            own = [job for job in jobs if (job.data, job.network) == (data, network)]
-            assert sum(job.experiment == "post_training" for job in own) == count
-            of_paper = [job for job in own if job.experiment == "continuous" and job.config.stem == "paper"]
-            assert {job.criterion for job in of_paper} == {None, "BMRS_N", "BMRS_U-8", "BMRS_U-4", "SNR"}
-            assert len(of_paper) == 4 * count + 1
-            assert len({job.seed for job in own if job.config.stem == "recommended"}) == 3
+    papers = {None, "BMRS_N", "BMRS_U-8", "BMRS_U-4", "SNR", "PosteriorMean", "WeightNorm"}
+    for (data, network), (batch, rate, seeds) in cells.items():
+        own = [job for job in jobs if (job.data, job.network) == (data, network)]
+        assert {job.criterion for job in own if job.seed == 0} == papers | {"compress"}
+        assert {job.seed for job in own if job.criterion in ("BMRS_N", "SNR")} == set(range(seeds))
+        for job in own:
+            if job.criterion == "compress":
+                assert job.config.stem == "compress" and not job.overrides
+                continue
+            options = dict(job.overrides)
+            assert job.config.stem == "paper" and options["data.batch_size"] == batch
+            assert options["model.lr"] == options["model.noise_lr"] == rate
+            assert options.get("as_many_as") == ("BMRS_N" if job.criterion == "WeightNorm" else None)
+    # What is followed comes first.
+    keys = [job.key for job in jobs]
+    for job in jobs:
+        if job.criterion == "WeightNorm":
+            followed = dataclasses.replace(job, criterion="BMRS_N", overrides=job.overrides[:-1])
+            assert keys.index(followed.key) < keys.index(job.key)
 
 
 @given(count=st.integers(0, 50), parts=st.integers(1, 12))
