@@ -14,7 +14,7 @@ help:
 	@echo 'make test         the tests and the examples of the docstrings, and what they cover'
 	@echo 'make truth        published models against exact answers; build/truth.csv is the table'
 	@echo 'make paper-quick  the program of the paper'"'"'s experiments, on scikit-learn'"'"'s digits, in minutes'
-	@echo 'make paper        the paper'"'"'s experiments: days on a small machine; what is done is not done again'
+	@echo 'make paper        the paper'"'"'s experiments: weeks on a small machine; what is done is not done again'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make docs         the Sphinx site, in docs/_build/html'
 	@echo 'make bench        the benchmarks'
@@ -51,8 +51,9 @@ paper-quick: $(VENV)/installed-paper
 
 RESULTS ?= build/paper
 paper: $(VENV)/installed-paper
-	$(BIN)/python -m tutorials.paper sweep --config tutorials/paper/configs/sweep-paper.yaml --results $(RESULTS) --jobs 2
-	$(BIN)/python -m tutorials.paper sweep --config tutorials/paper/configs/sweep-released.yaml --results $(RESULTS) --jobs 2
+	for sweep in paper bits after large released; do \
+		$(BIN)/python -m tutorials.paper sweep --config tutorials/paper/configs/sweep-$$sweep.yaml --results $(RESULTS) --jobs 2 || exit 1; \
+	done
 	$(BIN)/python -m tutorials.paper report --results $(RESULTS) --output $(RESULTS)/report
 
 lint: $(VENV)/installed-lint

@@ -178,8 +178,8 @@ class NoisyClassifier(Classifier):
     :param num_classes: how many classes there are.
     :param num_train: how many examples there are to train with.
     :param steps_per_epoch: how many batches they are.
-    :param network: mlp-6x50 (or other hidden layers and units), lenet5, lenet5_caffe, resnet20, resnet18, resnet50, vit,
-        or pretrained: with the folder, or the name on the hub, of a network of the Transformers package.
+    :param network: mlp-6x50 (or other layers and units), lenet5, lenet5_caffe, resnet20, resnet18, resnet50, vit; or
+        pretrained: and the folder, or the name on the hub, of a network of the Transformers package.
     :param lr: learning rate of the weights.
     :param noise_lr: that of the noise; by default ten times as much.
     :param schedule: constant or cosine, which falls to 0.

@@ -230,7 +230,8 @@ def find_network(name: str) -> Network:
         build = partial(pretrained, source=name.removeprefix(_PRETRAINED))
         return Network(build, "give --data.size 224 --data.fit resize, or what it was trained on", ties_units=True)
     if name not in NETWORKS:
-        near = difflib.get_close_matches(name, ["mlp-6x50", *NETWORKS], n=3, cutoff=0.4)
+        near = difflib.get_close_matches(name, ["mlp", *NETWORKS], n=3, cutoff=0.4)
+        near = ["mlp-6x50" if close == "mlp" else close for close in near]
         known = ", ".join([_NAMED, *NETWORKS])
         guess = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {known}"
         raise ReductionError(f"no network is called {name!r}; {guess}")

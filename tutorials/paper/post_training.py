@@ -23,7 +23,8 @@ from pyro_bmrs.pruning import (
     prune,
     rank_correlations,
 )
-from pyro_bmrs.pruning.criteria.criterion import score_units
+from pyro_bmrs.pruning.criteria.criterion import margins_of, score_units
+from pyro_bmrs.pruning.selection.order import removal_order, rescue, unit_groups
 
 from .data import Examples
 from .module import NoisyClassifier
@@ -118,17 +119,14 @@ class Comparison:
     def tuned_curve(self, criterion: Criterion, num_points: int) -> dict[str, Any]:
         """The same with training after each removal; it stops where the criterion would let no more units go."""
         assert self.tune is not None
-        net, guide = self.module.net, self.module.guide
         state = {name: value.clone() for name, value in self.module.state_dict().items()}
-        most = self.num_units - len(guide.noise)
+        most = self.num_units - len(self.module.guide.noise)
         points: list[dict[str, float]] = []
         stop = None
         try:
             for number in range(num_points):
-                left = self.module.units_left
-                going = round(number * most / (num_points - 1)) - (self.num_units - left)
-                if going > 0:
-                    prune(net, guide, criterion, fraction=going / left, example_inputs=self.tied)
+                left = self.num_units - round(number * most / (num_points - 1))
+                if self._remove(criterion, left):
                     self.tune()
                 points.append(self._point())
                 if stop is None and criterion.decides and not self._lets_go(criterion):
@@ -142,6 +140,20 @@ class Comparison:
             "accuracy": [point["accuracy"] for point in points],
             "stop": stop,
         }
+
+    def _remove(self, criterion: Criterion, left: int) -> bool:
+        """Removes units in a criterion's order as of now, until so many are left; whether any went."""
+        net, noise = self.module.net, self.module.guide.noise
+        margins = margins_of(criterion, score_units(criterion, net, self.module.guide))
+        order = removal_order(net, margins, unit_groups(net, self.tied), adds=criterion.adds)
+        going, _ = rescue(net, [group for group, _ in order], [group for group, _ in order])
+        before = self.module.units_left
+        for group in going:
+            if self.module.units_left <= left:
+                break
+            for name, unit in group:
+                noise[name].kept[unit] = False
+        return self.module.units_left < before
 
     def _lets_go(self, criterion: Criterion) -> bool:
         """Whether a criterion would remove any unit now."""
