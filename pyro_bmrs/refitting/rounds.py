@@ -11,6 +11,7 @@ and every other element what the fit gave it. These are what a round reads; then
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -24,6 +25,8 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.reading import read_guide
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
+from pyro_bmrs.reduction.automatic import check_where_cheap
+from pyro_bmrs.reduction.check import Check
 from pyro_bmrs.reduction.priors import ReducedPriorLike, match_prior, read_reduced_priors, reduced_model
 from pyro_bmrs.reduction.reduce_model import reduce_posterior
 from pyro_bmrs.reduction.reduction import Reduction
@@ -101,10 +104,12 @@ class Choice:
 
     :param groups: those to be reduced, shape ``(num_groups,)``, boolean.
     :param delta_evidence: what this promises, in nats.
+    :param alone: what the reduction of each group alone promises, in nats, shape ``(num_groups,)``.
     """
 
     groups: Tensor
     delta_evidence: float
+    alone: Tensor
 
 
 def read_task(
@@ -179,7 +184,46 @@ def choose(state: State, space: ModelSpace | None) -> Choice | None:
     best = space.top(1)
     chosen = torch.zeros_like(state.reduced)
     chosen[~state.reduced] = best.reduced[0]
-    return Choice(chosen, float(best.delta_evidence)) if chosen.any() else None
+    alone = torch.zeros_like(state.reduced, dtype=torch.double)
+    alone[~state.reduced] = space.alone.to(alone)
+    return Choice(chosen, float(best.delta_evidence), alone) if chosen.any() else None
+
+
+def confirm(task: Task, first: State, state: State, choice: Choice) -> Choice | None:
+    """
+    What the model itself bears out of a choice, where it is small enough to be asked; None where it is nothing.
+
+    A guide that is too sure of what is correlated promises too much. Where the model's evidence is less with the choice
+    than without, the half of it goes that promises least.
+
+    :param first: the state before any round: evidence is compared with that of the full model.
+    """
+    before = check(task, first, state.reduced)
+    while choice.groups.any():
+        found = check(task, first, state.reduced | choice.groups)
+        if found is None or before is None or not (found.trusted and before.trusted):
+            return choice
+        gain = found.delta_evidence - before.delta_evidence
+        odds = float(task.log_odds[choice.groups].sum())
+        if gain + odds >= -2 * math.hypot(found.reduced.standard_error, before.reduced.standard_error):
+            return Choice(choice.groups, gain, choice.alone)
+        count = int(choice.groups.sum()) // 2
+        promising = choice.alone + task.log_odds
+        kept = torch.where(choice.groups, promising, -torch.inf).topk(count).indices
+        groups = torch.zeros_like(choice.groups)
+        groups[kept] = True
+        choice = Choice(groups, choice.delta_evidence, choice.alone)
+    return None
+
+
+def check(task: Task, first: State, reduced: Tensor) -> Check | None:
+    """
+    What the model says of the reduction of some groups of the full model; None where it is too large to be asked.
+
+    :param first: the state before any round.
+    :param reduced: the groups, shape ``(num_groups,)``, boolean.
+    """
+    return check_where_cheap(_reduce(task, first, reduced))
 
 
 def advance(
@@ -219,11 +263,11 @@ def _reduce(task: Task, state: State, chosen: Tensor) -> Reduction:
     now = task.groups.spread(chosen, False)
     in_all = task.groups.spread(chosen | state.reduced, False)
     reduced = {name: in_all[name] if name in task.points else now[name] for name in task.stated}
-    fitted = state.opened
+    fitted, in_any = state.opened, any(elements.any() for elements in reduced.values())
     stated = {
         name: mix(fitted.prior(name), task.stated[name], elements)
         for name, elements in reduced.items()
-        if elements.any()
+        if elements.any() or not in_any
     }
     return reduce_posterior(fitted, stated)
 

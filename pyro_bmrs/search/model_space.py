@@ -150,6 +150,11 @@ class ModelSpace:
         return self._groups.spread(self._models.alone, 0.0)
 
     @property
+    def alone(self) -> Tensor:
+        """The change in log evidence (nats) of reducing each group alone, shape ``(num_groups,)``."""
+        return self._models.alone
+
+    @property
     def inclusion_probability(self) -> dict[str, Tensor]:
         """
         For each site, the posterior probability that each of its elements keeps its full prior; 1 in no group.

@@ -76,6 +76,8 @@ def test_a_million_independent_elements_need_no_search(benchmark):
 def test_4000_draws_of_12_elements_take_less_than_10_seconds(benchmark):
     draws = {"weights": torch.randn(4000, 12) @ torch.randn(12, 12) * 0.1}
     options = {"model": weights_model, "args": (12,)}
+    import arviz  # noqa: F401 - it takes seconds by itself
+
     space = benchmark.pedantic(search_models, (draws, {"weights": REDUCED["point"]}), options, rounds=1)
     assert space.num_models == 2**12
     assert benchmark.stats.stats.max < 10

@@ -21,6 +21,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoIAFNormal, AutoMultivar
 from pyro_bmrs import ReductionError, ReductionWarning, reduce_model
 from pyro_bmrs.refitting.iterated import reduce_iteratively
 from pyro_bmrs.refitting.training import Training
+from tests import conjugate
 from tests.processes import PATIENCE
 from tests.refitting.sparse_regression import QUICK, ZERO, fitted, in_two_sites, model, regression
 
@@ -48,6 +49,23 @@ def whole():
     """A run from beginning to end."""
     pyro.clear_param_store()
     return reduce_iteratively(model, fitted(), ZERO, **QUICK)
+
+
+def test_the_whole_is_held_against_the_model(exact_guide):
+    guide, *data = exact_guide(AutoNormal)
+    point = dist.Delta(torch.tensor(0.0, dtype=torch.float64))
+    with pyro.settings.context(bmrs_automatic_check=True):
+        result = reduce_iteratively(
+            conjugate.model, guide, {"rest": point}, args=tuple(data), prior_log_odds=1000.0, **SHORT
+        )
+    assert not result.kept and "by the model" in repr(result)
+    scale = conjugate.prior(4)[1].clone()
+    scale[2:] = 1e-9
+    loc = conjugate.prior(4)[0].clone()
+    loc[2:] = 0.0
+    exact = conjugate.log_evidence(*data, loc, scale) - conjugate.log_evidence(*data, *conjugate.prior(4))
+    assert result.checked.delta_evidence == pytest.approx(float(exact), abs=0.1)
+    assert result.delta_evidence == pytest.approx(float(exact), abs=0.1)
 
 
 # --- what it finds ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro_bmrs.refitting import reduce_iteratively, rounds
 from pyro_bmrs.refitting.training import Schedule
 from pyro_bmrs.structure.vectorised import own_random_numbers
+from tests import conjugate
 
 DATA = torch.tensor([2.0, 0.1])
 ZERO = dist.Delta(torch.tensor(0.0))
@@ -98,3 +99,33 @@ def test_where_nothing_is_left_nothing_is_searched(begun) -> None:
     everything = rounds.State(state.current, state.opened, torch.ones_like(state.reduced))
     assert rounds.search(task, everything) is None
     assert rounds.choose(everything, None) is None
+
+
+POINT = dist.Delta(torch.tensor(0.0, dtype=torch.float64))
+
+
+def exact_change(reduced):
+    """The exact change in log evidence of the conjugate regression without some coefficients."""
+    prior = conjugate.prior(4)
+    narrow = [torch.where(reduced, value, own) for value, own in zip((0.0, 1e-9), prior)]
+    now, full = (float(conjugate.log_evidence(*conjugate.data(), *at)) for at in (narrow, prior))
+    return now - full
+
+
+@pytest.mark.filterwarnings("ignore::pyro_bmrs.ReductionWarning")
+@pytest.mark.parametrize("odds", [0.0, 40.0])
+def test_only_what_the_model_bears_out_is_reduced(exact_guide, odds):
+    guide, *data = exact_guide(AutoNormal)
+    priors = {"first": POINT, "rest": POINT}
+    task, first, _ = rounds.read_task(conjugate.model, guide, priors, tuple(data), None, "element", odds, Schedule())
+    everything = torch.ones(4, dtype=torch.bool)
+    promised = rounds.Choice(everything, 99.0, torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.double))
+    assert rounds.confirm(task, first, first, promised) is promised  # where the model is not asked
+    with pyro.settings.context(bmrs_automatic_check=True):
+        found = rounds.confirm(task, first, first, promised)
+    kept = next((count for count in (4, 2, 1) if exact_change(torch.arange(4) < count) + count * odds >= 0), 0)
+    if not kept:
+        assert found is None
+    else:
+        assert torch.equal(found.groups, torch.arange(4) < kept)
+        assert found.delta_evidence == pytest.approx(exact_change(found.groups), abs=0.1)
