@@ -30,7 +30,17 @@ ROOMS = (
     "refitting",
     "__init__",
 )
-PRUNING = ("examples | layers", "noise", "training", "criteria", "compaction", "selection", "compression", "__init__")
+PRUNING = (
+    "examples | layers",
+    "streams",
+    "noise",
+    "training",
+    "criteria",
+    "compaction",
+    "selection",
+    "compression",
+    "__init__",
+)
 # Though it stands below.
 NEVER = dict.fromkeys(("reduction", "search", "refitting", "__init__"), ("pruning",))
 

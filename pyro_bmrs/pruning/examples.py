@@ -23,6 +23,12 @@ from pyro_bmrs.errors import ReductionError
 # Largest difference of two outputs that are the same but for rounding, relative to the output's scale.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
+# What transformers return beside their logits.
+_BESIDE = frozenset(
+    "past_key_values mems encoder_last_hidden_state hidden_states attentions encoder_hidden_states encoder_attentions "
+    "decoder_hidden_states decoder_attentions cross_attentions".split()
+)
+
 
 def call(net: Callable[..., Any], example_inputs: Any) -> Any:
     """The network's output: of one tensor, of a sequence of positional arguments, or of a mapping of keyword ones."""
@@ -153,8 +159,18 @@ class Outputs:
         return max(map(_difference, self._outputs, others))
 
 
+def results(output: Any) -> Any:
+    """
+    What a network predicts: of a mapping with logits all but what transformers return beside them for their own use,
+    such as caches, whose sizes are those of what is inside the network.
+    """
+    if isinstance(output, Mapping) and "logits" in output:
+        return {key: value for key, value in output.items() if key not in _BESIDE}
+    return output
+
+
 def _floating(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if torch.is_tensor(leaf) and leaf.is_floating_point()]
+    return [leaf for leaf in tree_leaves(results(output)) if torch.is_tensor(leaf) and leaf.is_floating_point()]
 
 
 def _difference(output: Tensor, other: Tensor) -> float:

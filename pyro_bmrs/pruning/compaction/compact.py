@@ -31,6 +31,7 @@ from pyro_bmrs.pruning.compaction.surgery.blocks import remove_blocks
 from pyro_bmrs.pruning.compaction.surgery.folding import fold
 from pyro_bmrs.pruning.compaction.surgery.heads import HeadPlace, remove_heads
 from pyro_bmrs.pruning.compaction.surgery.removal import remove_channels
+from pyro_bmrs.pruning.compaction.surgery.width import gate_norms, remove_width
 from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, run
 from pyro_bmrs.pruning.noise.attachment import KINDS, NoiseSite, detach_noise, noise_sites
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
@@ -144,20 +145,41 @@ def compact_gated(
     before = cost(_without_noise(original, gates, sites, example_inputs), example_inputs)
     masked = deepcopy(original)
     make_plain(masked)
-    scales = scale_network(masked, gates, sites)
-    _check_called(masked, scales, example_inputs)
-    names = {scale: name for name, scale in scales_of(masked).items()}
-    places = {site: names[scale] for site, scale in scales.items()}
-    done = _rewrite(masked, places, sites, importance or gates, example_inputs)
+    widths = {name: site for name, site in sites.items() if site.kind == "width"}
+    others = {name: site for name, site in sites.items() if name not in widths}
+    outputs, places = _masked_outputs(masked, gates, others, widths, example_inputs)
+
+    def finish(net: nn.Module) -> None:
+        scale_network(net, gates, others)
+
+    merits = importance or gates
+    masked, gone, kept_for = remove_width(masked, gates, widths, example_inputs, outputs, merits, finish)
+    done = _rewrite(masked, places, others, merits, example_inputs, outputs)
     _copy_modes(original, done.net)
     earlier = vars(net).get("compaction")
     vars(done.net)["compaction"] = CompactionReport(
-        _units(gates, sites, places, done, delta_evidence or {}),
+        _units(gates, sites, _Fates(places, done, gone, kept_for), delta_evidence or {}),
         compare_costs(before, cost(done.net, example_inputs)),
         {site: done.multiplied[place] for site, place in places.items() if place in done.multiplied},
         [*(earlier.architecture if earlier else ()), describe(original, done.net)],
     )
     return done.net
+
+
+def _masked_outputs(
+    plain: nn.Module,
+    gates: Mapping[str, Tensor],
+    others: Mapping[str, NoiseSite],
+    widths: Mapping[str, NoiseSite],
+    example_inputs: Any,
+) -> tuple[Outputs, dict[str, str]]:
+    """What the network computes with all multiplications; and for each site but a width the name of its own."""
+    masked = deepcopy(plain)
+    gate_norms(masked, gates, widths)
+    scales = scale_network(masked, gates, others)
+    _check_called(masked, scales, example_inputs)
+    names = {scale: name for name, scale in scales_of(masked).items()}
+    return Outputs(masked, example_inputs), {site: names[scale] for site, scale in scales.items()}
 
 
 class _Rewritten(NamedTuple):
@@ -182,10 +204,10 @@ def _rewrite(
     sites: Mapping[str, NoiseSite],
     importance: Mapping[str, Tensor],
     example_inputs: Any,
+    outputs: Outputs,
 ) -> _Rewritten:
-    outputs = Outputs(masked, example_inputs)
     sizes = {places[name]: site.noise.unit_size for name, site in sites.items()}
-    merits = {places[name]: merit.repeat_interleave(sizes[places[name]]) for name, merit in importance.items()}
+    merits = {places[name]: importance[name].repeat_interleave(sizes[places[name]]) for name in sites}
     kinds = {kind: [places[name] for name, site in sites.items() if site.kind == kind] for kind in KINDS}
 
     known = set(scales_of(masked))
@@ -213,7 +235,8 @@ def _without_noise(
 ) -> nn.Module:
     """A plain copy of the network without any noise, which computes the same as the network does."""
     net = deepcopy(original)
-    for scale in scale_network(net, {name: torch.ones_like(gate) for name, gate in gates.items()}, sites).values():
+    others = {name: site for name, site in sites.items() if site.kind != "width"}
+    for scale in scale_network(net, {name: torch.ones_like(gates[name]) for name in others}, others).values():
         unwrap(net, scale)
     check_example_inputs(net, example_inputs)
     outputs = Outputs(net, example_inputs)
@@ -293,12 +316,35 @@ def _copy_modes(source: nn.Module, target: nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
+class _Fates(NamedTuple):
+    """
+    What the rows of a report are made of.
+
+    :param places: for each site, but those of widths, the name of its multiplication.
+    :param done: what was done to these.
+    :param gone: for the sites of widths, which units are gone.
+    :param kept_for: for those of them whose pruned units are still there, why.
+    """
+
+    places: Mapping[str, str]
+    done: _Rewritten
+    gone: Mapping[str, Tensor]
+    kept_for: Mapping[str, str]
+
+    def of(self, name: str, unit: int, size: int, gate: float) -> tuple[str, str]:
+        """What became of a unit, and why if it is masked."""
+        if name in self.gone:
+            if gate:
+                return KEPT, ""
+            return (REMOVED, "") if self.gone[name][unit] else (MASKED, self.kept_for[name])
+        place, left = self.places[name], self.done.left
+        elements = (Channel(place, "through", unit * size + element) for element in range(size))
+        reason = next((left[element] for element in elements if element in left), "")
+        return _fate(gate, reason, is_present=place in self.done.present)
+
+
 def _units(
-    gates: Mapping[str, Tensor],
-    sites: Mapping[str, NoiseSite],
-    places: Mapping[str, str],
-    done: _Rewritten,
-    delta_evidence: Mapping[str, Tensor],
+    gates: Mapping[str, Tensor], sites: Mapping[str, NoiseSite], fates: _Fates, delta_evidence: Mapping[str, Tensor]
 ) -> pd.DataFrame:
     """The rows of a report."""
     import pandas as pd
@@ -308,10 +354,7 @@ def _units(
         size = sites[name].noise.unit_size
         evidence = delta_evidence[name].tolist() if name in delta_evidence else [math.nan] * len(gate)
         for unit, value in enumerate(gate.tolist()):
-            elements = (Channel(places[name], "through", unit * size + element) for element in range(size))
-            reason = next((done.left[element] for element in elements if element in done.left), "")
-            fate, why = _fate(value, reason, is_present=places[name] in done.present)
-            rows.append((name, unit, value, fate, why, evidence[unit]))
+            rows.append((name, unit, value, *fates.of(name, unit, size, value), evidence[unit]))
     columns = ["site", "unit", "gate", "fate", "reason", "delta_evidence"]
     table = pd.DataFrame(rows, columns=columns).set_index(["site", "unit"])
     return table if delta_evidence else table.drop(columns="delta_evidence")

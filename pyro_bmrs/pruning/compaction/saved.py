@@ -22,6 +22,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.archive import read_archive, write_archive
 from pyro_bmrs.pruning.compaction.modules.attention import Attention
 from pyro_bmrs.pruning.compaction.modules.bypass import Bypass, Zeros
+from pyro_bmrs.pruning.compaction.modules.gated_norm import GatedNorm
 from pyro_bmrs.pruning.compaction.modules.plain import remove_parametrizations
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled, scales_of
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
@@ -187,6 +188,8 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
         return {"unscaled": True, **describe(old.module, new)}
     if isinstance(new, Scaled) and not isinstance(old, Scaled):
         return {"scaled": new.when, "dim": new.scale.dim, "module": describe(old, new.module)}
+    if isinstance(new, GatedNorm) and not isinstance(old, GatedNorm):
+        return {"gated_norm": new.dim, "module": describe(old, new.module)}
     if isinstance(new, Scale) and not isinstance(old, Scale):
         return {"scale": True, "dim": new.dim}
     if isinstance(new, Attention) and isinstance(old, nn.MultiheadAttention):
@@ -227,6 +230,8 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
     if "scaled" in description:
         scale = Scale(torch.ones(1), description["dim"])
         return Scaled(rebuild(module, description["module"]), scale, description["scaled"])
+    if "gated_norm" in description:
+        return GatedNorm(rebuild(module, description["module"]), torch.ones(1), description["gated_norm"])
     if "scale" in description:
         return Scale(torch.ones(1), description["dim"])
     if "zeros" in description or "identity" in description:

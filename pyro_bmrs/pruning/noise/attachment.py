@@ -15,19 +15,29 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.examples import check_example_inputs
 from pyro_bmrs.pruning.layers import ATTENTION, has_channels_in_columns, linear_width
-from pyro_bmrs.pruning.noise.hooks import AttentionHook, ConvolutionHook, NoiseHook, noise_hooks_in, remove_hooks
+from pyro_bmrs.pruning.noise.graph import copy_to_trace
+from pyro_bmrs.pruning.noise.hooks import (
+    AttentionHook,
+    ConvolutionHook,
+    NoiseHook,
+    WidthHook,
+    noise_hooks_in,
+    remove_hooks,
+)
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 from pyro_bmrs.pruning.noise.placement import Placement, find_placements
+from pyro_bmrs.pruning.streams.streams import NormPlace
 
 Selection: TypeAlias = str | type[nn.Module]
 
-KINDS = ("units", "heads", "block")
+KINDS = ("units", "heads", "width", "block")
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,9 @@ class NoiseSite:
     :param kind: ``"units"`` of a layer (features, channels; behind a flattening, ``unit_size`` elements are one
         channel), ``"heads"`` of an attention (each ``unit_size`` features of what the output projection is given; for
         ``nn.MultiheadAttention``, which calls no projection, ``place`` is its ``out_proj`` nevertheless), or a
-        ``"block"``, the whole residual branch that ends at ``place``, as one unit.
+        ``"block"``, the whole residual branch that ends at ``place``, as one unit; or the ``"width"`` of a stream to
+        which many layers add, ``module`` the first of them.
+    :param norms: for a width, the norms that lead out of the stream, at all of which the noise acts.
     """
 
     name: str
@@ -54,6 +66,7 @@ class NoiseSite:
     place: str
     when: str
     kind: str
+    norms: tuple[NormPlace, ...] = ()
 
 
 def attach_noise(
@@ -62,6 +75,7 @@ def attach_noise(
     *,
     kinds: Collection[str] = ("units", "heads"),
     heads: Mapping[str, int] | None = None,
+    example_inputs: Any = None,
     per_example: bool = False,
     low: float = math.exp(-20),
     high: float = 1.0,
@@ -85,6 +99,12 @@ def attach_noise(
     activation, or that belong to an attention, have no noise; they can be named. Nor have, in parts of a network that
     cannot be traced, layers of as many units as a layer norm is over.
 
+    The ``"width"`` of a network are the channels to which many layers add and which many read through a norm: the
+    embedding width of a transformer, say, or the channels of a stage of a ConvNeXt. The noise acts on what each of
+    these norms puts out, and the mean and the variance of the norm are of the channels that are kept: over fewer it is
+    another function, so that the network has to be trained with it. Streams that something reads past the norms have
+    no noise. They are followed through one call of the network.
+
     Attentions are ``nn.MultiheadAttention``, and modules that hold a number of heads or the width of one, as
     ``num_heads`` or ``head_dim``, and linear layers under the names usual for queries, keys and values, with one more
     linear layer, the output projection, in them or beside them; others are added by
@@ -94,14 +114,17 @@ def attach_noise(
     :param net: the network; it is changed in place.
     :param modules: which layers: names, patterns (as ``"encoder.*"``; ``*`` matches dots too) or types of layers,
         attentions and blocks, or of modules that hold them. All by default.
-    :param kinds: which kinds of units: ``"units"``, ``"heads"``, ``"block"``.
+    :param kinds: which kinds of units: ``"units"``, ``"heads"``, ``"width"``, ``"block"``.
     :param heads: for attentions that are not recognised, the name of the output projection and the number of heads.
+    :param example_inputs: what the network is called with, which ``"width"`` needs: a tensor, a sequence of positional
+        arguments, or a mapping of keyword ones.
     :param per_example: whether each example has a draw of its own in training; see :class:`MultiplicativeNoise`.
     :param low: lower end of the prior of the noise.
     :param high: its upper end.
     :return: the network.
-    :raises ReductionError: for noise attached twice, nothing to attach to, a name or type that matches nothing, or
-        heads that do not divide what a projection is given. The network is then as it was.
+    :raises ReductionError: for noise attached twice, ``"width"`` without example inputs that fit, nothing to attach to,
+        a name or type that matches nothing, or heads that do not divide what a projection is given. The network is
+        then as it was.
 
     Example::
 
@@ -119,10 +142,14 @@ def attach_noise(
             raise ReductionError(f"kinds are {', '.join(map(repr, KINDS))}, not {kind!r}")
     heads = dict(heads or {})
     _check_heads(net, heads)
-    found = find_placements(net, kinds, heads)
+    if "width" in kinds:
+        if example_inputs is None:
+            raise ReductionError('kinds has "width", which is found by calling the network: pass example_inputs')
+        check_example_inputs(copy_to_trace(net), example_inputs)
+    found = find_placements(net, kinds, heads, example_inputs)
     chosen = _choose(net, found, modules, list(kinds))
     layers = dict(net.named_modules())
-    hooks = []
+    hooks: list[NoiseHook] = []
     for placement in chosen:
         layer, place = layers[placement.module], layers[placement.place]
         is_attention = isinstance(layer, ATTENTION) and placement.kind == "heads"
@@ -138,6 +165,11 @@ def attach_noise(
         like = next((parameter for parameter in place.parameters()), next(net.parameters()))
         noise.to(like.device, like.dtype).train(place.training)
         is_convolution = placement.when == "input" and has_channels_in_columns(place)
+        if placement.norms:
+            norms = [WidthHook(noise, layer, layers[norm.name], norm) for norm in placement.norms]
+            norms[0].is_first = True
+            hooks += norms
+            continue
         hook = AttentionHook if is_attention else ConvolutionHook if is_convolution else NoiseHook
         hooks.append(hook(noise, layer, place, placement.when, placement.kind))
     for attached in hooks:
@@ -257,10 +289,23 @@ def noise_sites(net: nn.Module) -> dict[str, NoiseSite]:
     :return: for each site name, where it acts.
     """
     names = {module: name for name, module in net.named_modules()}
+    hooks = [hook for hook in dict.fromkeys(noise_hooks_in(net)) if hook.place in names and hook.layer in names]
+    norms: dict[MultiplicativeNoise, list[WidthHook]] = {}
+    for hook in hooks:
+        if isinstance(hook, WidthHook):
+            norms.setdefault(hook.noise, []).append(hook)
     hooked = [
-        NoiseSite(hook.noise.site_name, hook.noise, names[hook.layer], names[hook.place], hook.when, hook.kind)
-        for hook in dict.fromkeys(noise_hooks_in(net))
-        if hook.place in names and hook.layer in names
+        NoiseSite(
+            hook.noise.site_name,
+            hook.noise,
+            names[hook.layer],
+            names[hook.place],
+            hook.when,
+            hook.kind,
+            tuple(other.norm for other in sorted(norms.get(hook.noise, []), key=lambda other: not other.is_first)),
+        )
+        for hook in hooks
+        if not isinstance(hook, WidthHook) or hook.is_first
     ]
     known = {site.noise for site in hooked}
     called = [

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
+from pyro_bmrs.pruning.streams.norms import forward_of, normalise_kept
+from pyro_bmrs.pruning.streams.streams import NormPlace
 
 
 class NoiseHook:
@@ -66,6 +69,43 @@ class ConvolutionHook(NoiseHook):
             weight = self.noise.multiply(weight, noise)
         output: Tensor = place._conv_forward(input, weight, place.bias)
         return output
+
+
+class WidthHook(NoiseHook):
+    """
+    Noise on the channels of a stream, at one of the norms that lead out of it: on what the norm puts out.
+
+    Its mean and variance are of the channels that are kept, as they will be without the others. It takes the place of
+    the norm's ``forward``. The noise is the same at all norms of the stream, and hangs on the first.
+
+    :param norm: the norm, and which unit each of its channels is.
+    """
+
+    def __init__(self, noise: MultiplicativeNoise, layer: nn.Module, place: nn.Module, norm: NormPlace) -> None:
+        super().__init__(noise, layer, place, "output", "width")
+        self.norm = norm
+        self.is_first = False
+        self._units = torch.tensor(norm.units)
+
+    def attach(self) -> None:
+        if self.is_first:
+            self.place.add_module(f"{self.kind}_noise_on_{self.when}", self.noise)
+        vars(self.place)["forward"] = self
+
+    def __call__(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """What the norm computes."""
+        noise, units = self.noise.draw(len(input)), self._units.to(input.device)
+        dim = input.dim() + self.norm.dim
+        if self.noise.is_whole:
+            output = forward_of(self.place, input)
+        else:
+            kept = self.noise.kept[units]
+            output = normalise_kept(self.place, input, kept.nonzero().flatten(), dim)
+        noise = noise[..., units]
+        batch = noise.shape[:-1]
+        between = (1,) * (dim - 1) if batch else ()
+        noise = noise.reshape(batch + between + noise.shape[-1:] + (1,) * (-1 - self.norm.dim))
+        return (output * noise).to(output.dtype)
 
 
 class AttentionHook(NoiseHook):

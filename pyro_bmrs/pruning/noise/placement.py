@@ -37,6 +37,7 @@ from pyro_bmrs.pruning.layers import (
 from pyro_bmrs.pruning.noise.graph import Flow, called_name, copy_to_trace, graphs, is_flattening
 from pyro_bmrs.pruning.noise.recognition.activations import is_activation
 from pyro_bmrs.pruning.noise.recognition.attentions import Heads, attention_of, recognised_heads
+from pyro_bmrs.pruning.streams.streams import NormPlace, Stream, find_streams
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 
@@ -58,16 +59,21 @@ class Placement:
     dim: int | None
     unit_size: int = 1
     is_default: bool = True
+    norms: tuple[NormPlace, ...] = ()
 
 
-def find_placements(net: nn.Module, kinds: Collection[str], heads: Mapping[str, int]) -> list[Placement]:
+def find_placements(
+    net: nn.Module, kinds: Collection[str], heads: Mapping[str, int], example_inputs: Any = None
+) -> list[Placement]:
     """
     All the places for noise in a network, in the order of its modules.
 
     :param net: the network.
     :param kinds: the kinds of units asked for.
     :param heads: for output projections of attentions that are not recognised, the number of heads.
+    :param example_inputs: what the network is called with, to follow its streams.
     """
+    streams = find_streams(copy_to_trace(net), example_inputs) if "width" in kinds else []
     net = copy_to_trace(net)
     modules = dict(net.named_modules())
     recognised = [attention for attention in recognised_heads(modules) if attention.output not in heads]
@@ -77,7 +83,7 @@ def find_placements(net: nn.Module, kinds: Collection[str], heads: Mapping[str, 
     # Of the layers of an attention, only heads can be taken out.
     units = [replace(unit, is_default=unit.is_default and unit.module not in known) for unit in units]
     blocks = [*_blocks(flows), *_transformer_blocks(modules)]
-    found = [*units, *_heads(modules, recognised, heads), *blocks]
+    found = [*units, *_heads(modules, recognised, heads), *blocks, *map(_width, streams)]
     order = {name: position for position, name in enumerate(modules)}
     asked = [placement for placement in found if placement.kind in kinds]
     return sorted(_unique(asked), key=lambda placement: order[placement.place])
@@ -230,6 +236,13 @@ def _heads(
     for place, count in projections.items():
         name = attention_of(modules, place) or place
         yield Placement(name, name, place, "input", "heads", count, -1, linear_width(modules[place]) // count)
+
+
+def _width(stream: Stream) -> Placement:
+    """The channels of a stream, at the norms that lead out of it."""
+    first = stream.norms[0]
+    name, count = f"{stream.writer}.width", stream.num_units
+    return Placement(name, stream.writer, first.name, "output", "width", count, first.dim, norms=stream.norms)
 
 
 def _blocks(flows: Sequence[Flow]) -> Iterator[Placement]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pyro_bmrs.pruning.compaction.coupling.operations import Carried, Operation, memory_of
+from pyro_bmrs.pruning.streams.operations import Carried, Operation, memory_of
 
 # Gives for an operation, and what marks a tensor that it reads, the marks of its results: of their shape, or one along
 # dimensions in which they do not differ.

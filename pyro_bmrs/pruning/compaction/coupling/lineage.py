@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from pyro_bmrs.pruning.compaction.coupling.dependence import SHAPED
-from pyro_bmrs.pruning.compaction.coupling.operations import Carried, Operation, memory_of
+from pyro_bmrs.pruning.streams.operations import Carried, Operation, memory_of
 
 _NOTHING: frozenset[Hashable] = frozenset()
 

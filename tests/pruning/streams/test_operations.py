@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from pyro_bmrs.pruning.compaction.coupling.operations import Operation, memory_of
+from pyro_bmrs.pruning.streams.operations import Operation, memory_of
 
 aten = torch.ops.aten
 

@@ -1,0 +1,144 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Channels of a network's streams that are pruned, taken out of all that is on their way."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.compaction.modules.gated_norm import GatedNorm
+from pyro_bmrs.pruning.compaction.modules.scaling import substitute
+from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
+from pyro_bmrs.pruning.compaction.surgery.removal import LAST
+from pyro_bmrs.pruning.examples import Outputs
+from pyro_bmrs.pruning.layers import layer_kind, take_out
+from pyro_bmrs.pruning.noise.attachment import NoiseSite
+from pyro_bmrs.pruning.streams.norms import narrow
+from pyro_bmrs.pruning.streams.streams import Side, Stream, find_streams
+
+
+def gate_norms(net: nn.Module, gates: Mapping[str, Tensor], sites: Mapping[str, NoiseSite]) -> None:
+    """
+    Puts norms over the channels that are kept where noise on a width acts, in place.
+
+    :param net: a network without noise.
+    :param gates: for each site the factors of its units, 0 for those that are pruned.
+    :param sites: the sites, of widths.
+    """
+    for name, site in sites.items():
+        for norm in site.norms:
+            old = net.get_submodule(norm.name)
+            units = torch.tensor(norm.units, device=gates[name].device)
+            substitute(net, old, GatedNorm(old, gates[name][units], norm.dim))
+
+
+def remove_width(
+    net: nn.Module,
+    gates: Mapping[str, Tensor],
+    sites: Mapping[str, NoiseSite],
+    example_inputs: Any,
+    outputs: Outputs,
+    importance: Mapping[str, Tensor],
+    finish: Callable[[nn.Module], None],
+) -> tuple[nn.Module, dict[str, Tensor], dict[str, str]]:
+    """
+    Takes channels of streams out of a network, and multiplies what their norms put out.
+
+    :param net: the network, without noise and multiplications; left as it is.
+    :param gates: for each site the factors of its units, 0 for those that are pruned.
+    :param sites: the sites, of widths.
+    :param example_inputs: what the network is called with.
+    :param outputs: what it computes with all multiplications.
+    :param importance: for each site, which of its units to rather keep if none would be left.
+    :param finish: puts all other multiplications into a network.
+    :return: the smaller network, with the other multiplications; for each site which units are gone; and for sites
+        whose pruned units are still there, why.
+    """
+    if not sites:
+        smaller = deepcopy(net)
+        finish(smaller)
+        return smaller, {}, {}
+    left: dict[str, str] = {}
+    gone: dict[str, Tensor] = {}
+    streams: dict[str, Stream] = {}
+    found = find_streams(deepcopy(net), example_inputs)
+    for name, site in sites.items():
+        gone[name] = gates[name] == 0
+        if gone[name].all():
+            gone[name][importance[name].argmax()] = False
+            left[name] = LAST
+        stream = next((stream for stream in found if stream.norms == site.norms), None)
+        if stream is None:
+            left[name] = "on these inputs the network does not use the norms as it did when noise was attached"
+        else:
+            streams[name] = stream
+
+    def without(names: Sequence[str]) -> nn.Module:
+        smaller = deepcopy(net)
+        for name in names:
+            _remove(smaller, streams[name], gone[name], gates[name])
+        gate_norms(smaller, gates, {name: site for name, site in sites.items() if name not in names})
+        finish(smaller)
+        return smaller
+
+    chosen = list(streams)
+    smaller, failed = most_that_work(chosen, without, outputs)
+    left.update((chosen[place], reason) for place, reason in failed.items())
+    for name in left.keys() - set(streams) | {chosen[place] for place in failed}:
+        gone[name] = torch.zeros_like(gone[name])
+    return smaller, gone, left
+
+
+def _remove(net: nn.Module, stream: Stream, gone: Tensor, gates: Tensor) -> None:
+    """Takes channels out, in place."""
+    shared = _shared_parameters(net)
+    for side, units in stream.units.items():
+        units = units.to(gone.device)
+        is_gone = gone[units] & (units >= 0)
+        if side.side == "norm":
+            kept = (~is_gone).nonzero().flatten()
+            if not narrow(net.get_submodule(side.name), kept, gates[units[kept]], side.dim):
+                raise ReductionError(f"{side.name} cannot take factors of its channels over")
+        elif is_gone.any():
+            _take(net, side, is_gone.nonzero().flatten().tolist())
+    for places in shared:
+        first, name = places[0]
+        for module, other in places[1:]:
+            setattr(module, other, getattr(first, name))
+
+
+def _take(net: nn.Module, side: Side, channels: Sequence[int]) -> None:
+    if side.side == "parameter":
+        parent, _, name = side.name.rpartition(".")
+        module = net.get_submodule(parent)
+        tensor = getattr(module, name)
+        kept = torch.ones(tensor.shape[side.dim], dtype=torch.bool, device=tensor.device)
+        kept[list(channels)] = False
+        values = tensor.detach().index_select(side.dim, kept.nonzero().flatten())
+        is_parameter = isinstance(tensor, nn.Parameter)
+        setattr(module, name, nn.Parameter(values, tensor.requires_grad) if is_parameter else values)
+        return
+    layer: Any = net.get_submodule(side.name)
+    take_out(layer, side.side, channels)
+    kind = layer_kind(layer)
+    if side.side == "through" and kind is not None and kind.groups is not None:
+        # Each channel is a group.
+        setattr(layer, kind.groups, getattr(layer, str(kind.outputs)))
+
+
+def _shared_parameters(net: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """Places of parameters that are at several, as the weights of an embedding and of a head."""
+    places: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for module in net.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places[id(parameter)].append((module, name))
+    return [found for found in places.values() if len(found) > 1]
