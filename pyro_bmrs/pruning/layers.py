@@ -353,16 +353,14 @@ PASSIVE = (nn.Identity, nn.modules.dropout._DropoutNd, *POOLINGS, nn.Upsample, n
 PASSIVE_NAMES = frozenset(
     "contiguous dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout interpolate pad".split()
 ) | frozenset(f"{kind}_pool{n}d" for kind in ("max", "avg", "lp", "adaptive_max", "adaptive_avg") for n in (1, 2, 3))
-# Norms over the units, which have parameters and no weights between units.
-_NORMS_OVER_UNITS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def normalised_width(module: nn.Module) -> int:
     """Over how many units a norm is, all together or by groups; 0 for what is no such norm."""
     if isinstance(module, nn.GroupNorm):
         return module.num_channels
-    if isinstance(module, _NORMS_OVER_UNITS):
-        return module.normalized_shape[-1]
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return int(module.normalized_shape[-1])
     # Other libraries have theirs, with a number for each unit and no parts.
     parameters = list(module.parameters())
     is_norm = "norm" in type(module).__name__.lower() and not module._modules and layer_kind(module) is None

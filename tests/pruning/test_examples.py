@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, evaluation, one_by_one, run
+from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, evaluation, one_by_one, results, run
 
 
 @pytest.mark.parametrize("dtype, rounding, change", [(torch.float32, 1e-7, 1e-4), (torch.float64, 1e-15, 1e-11)])
@@ -113,3 +113,16 @@ def test_examples_one_by_one() -> None:
     for i, batch in enumerate(batches):
         assert torch.equal(batch["x"], x[i : i + 1]) and torch.equal(batch["rest"][0], y[i : i + 1])
         assert batch["rest"][1] == "text"
+
+
+def test_what_transformers_return_for_their_own_use_is_no_result():
+    logits, other = torch.ones(2), torch.zeros(3)
+    assert list(results({"logits": logits, "past_key_values": object(), "encoder_last_hidden_state": other})) == [
+        "logits"
+    ]
+    # Where it is all that there is, it is what the network computes.
+    assert list(results({"last_hidden_state": logits, "hidden_states": other})) == [
+        "last_hidden_state",
+        "hidden_states",
+    ]
+    assert results(logits) is logits

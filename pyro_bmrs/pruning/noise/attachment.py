@@ -166,9 +166,8 @@ def attach_noise(
         noise.to(like.device, like.dtype).train(place.training)
         is_convolution = placement.when == "input" and has_channels_in_columns(place)
         if placement.norms:
-            norms = [WidthHook(noise, layer, layers[norm.name], norm) for norm in placement.norms]
-            norms[0].is_first = True
-            hooks += norms
+            norms = enumerate(placement.norms)
+            hooks += [WidthHook(noise, layer, layers[norm.name], norm, number) for number, norm in norms]
             continue
         hook = AttentionHook if is_attention else ConvolutionHook if is_convolution else NoiseHook
         hooks.append(hook(noise, layer, place, placement.when, placement.kind))
@@ -302,10 +301,10 @@ def noise_sites(net: nn.Module) -> dict[str, NoiseSite]:
             names[hook.place],
             hook.when,
             hook.kind,
-            tuple(other.norm for other in sorted(norms.get(hook.noise, []), key=lambda other: not other.is_first)),
+            tuple(other.norm for other in sorted(norms.get(hook.noise, []), key=lambda other: other.position)),
         )
         for hook in hooks
-        if not isinstance(hook, WidthHook) or hook.is_first
+        if not isinstance(hook, WidthHook) or hook.position == 0
     ]
     known = {site.noise for site in hooked}
     called = [

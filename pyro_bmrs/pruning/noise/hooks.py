@@ -79,16 +79,18 @@ class WidthHook(NoiseHook):
     the norm's ``forward``. The noise is the same at all norms of the stream, and hangs on the first.
 
     :param norm: the norm, and which unit each of its channels is.
+    :param position: which of the stream's norms it is.
     """
 
-    def __init__(self, noise: MultiplicativeNoise, layer: nn.Module, place: nn.Module, norm: NormPlace) -> None:
+    def __init__(
+        self, noise: MultiplicativeNoise, layer: nn.Module, place: nn.Module, norm: NormPlace, position: int
+    ) -> None:
         super().__init__(noise, layer, place, "output", "width")
-        self.norm = norm
-        self.is_first = False
+        self.norm, self.position = norm, position
         self._units = torch.tensor(norm.units)
 
     def attach(self) -> None:
-        if self.is_first:
+        if self.position == 0:
             self.place.add_module(f"{self.kind}_noise_on_{self.when}", self.noise)
         vars(self.place)["forward"] = self
 

@@ -80,7 +80,8 @@ def find_placements(
     flows = [Flow(*part) for part in graphs(net, [modules[attention.attention] for attention in recognised])]
     known = {name for attention in recognised for name in (*attention.projections, attention.output)}
     units = [*_units(net, modules, flows), *_transformer_units(modules)]
-    # Of the layers of an attention, only heads can be taken out.
+    # Of the layers of an attention, only heads can be taken out, and what is of a stream has its noise there.
+    known |= {name for stream in streams for name in stream.writers}
     units = [replace(unit, is_default=unit.is_default and unit.module not in known) for unit in units]
     blocks = [*_blocks(flows), *_transformer_blocks(modules)]
     found = [*units, *_heads(modules, recognised, heads), *blocks, *map(_width, streams)]
@@ -241,8 +242,8 @@ def _heads(
 def _width(stream: Stream) -> Placement:
     """The channels of a stream, at the norms that lead out of it."""
     first = stream.norms[0]
-    name, count = f"{stream.writer}.width", stream.num_units
-    return Placement(name, stream.writer, first.name, "output", "width", count, first.dim, norms=stream.norms)
+    name, count = f"{stream.writers[0]}.width", stream.num_units
+    return Placement(name, stream.writers[0], first.name, "output", "width", count, first.dim, norms=stream.norms)
 
 
 def _blocks(flows: Sequence[Flow]) -> Iterator[Placement]:

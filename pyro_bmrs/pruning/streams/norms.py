@@ -24,10 +24,11 @@ def narrowed(norm: nn.Module, kept: Tensor) -> nn.Module:
     if shape is not None:
         narrow.normalized_shape = type(shape)([len(kept)]) if isinstance(shape, tuple | list) else len(kept)
     # No parameters of its own: what is learned is the other's.
-    vars(narrow)["_parameters"] = {}
+    vars(narrow)["_parameters"] = {name: None for name, value in norm._parameters.items() if value is None}
     for name, parameter in norm.named_parameters(recurse=False):
         vars(narrow)[name] = parameter.index_select(0, kept)
-    return narrow
+    result: nn.Module = narrow
+    return result
 
 
 def forward_of(norm: Any, input: Tensor) -> Tensor:

@@ -88,9 +88,9 @@ class Stream:
         return tuple(NormPlace(side.name, side.dim, tuple(self.units[side].tolist())) for side in norms)
 
     @property
-    def writer(self) -> str:
-        """The first layer that puts the channels out."""
-        return next(side.name for side in self.units if side.side == "out")
+    def writers(self) -> list[str]:
+        """The layers that put the channels out, in the order of their calls."""
+        return [side.name for side in self.units if side.side == "out"]
 
 
 def find_streams(net: nn.Module, example_inputs: Any) -> list[Stream]:
@@ -113,8 +113,8 @@ def find_streams(net: nn.Module, example_inputs: Any) -> list[Stream]:
         ...         x = self.embed(x)
         ...         return self.head(self.last_norm(x + self.down(self.up(self.norm(x)).relu())))
         >>> (stream,) = find_streams(Block(), torch.ones(1, 2))
-        >>> stream.num_units, [norm.name for norm in stream.norms], stream.writer
-        (4, ['norm', 'last_norm'], 'embed')
+        >>> stream.num_units, [norm.name for norm in stream.norms], stream.writers
+        (4, ['norm', 'last_norm'], ['embed', 'down'])
     """
     walk = _Walk(net)
     walk.run(example_inputs)
@@ -170,8 +170,10 @@ class _Walk:
         self._labels.paused += 1
 
     def _read(self, name: str, module: Any, given: Tensor) -> None:
-        labels = self._labels.of(given)
-        if not labels.any():
+        kind, labels = layer_kind(module), self._labels.of(given)
+        has_inputs = kind is None or kind.inputs is not None or is_channelwise(module)
+        # An embedding is given numbers of rows, of whatever they are.
+        if not has_inputs or not labels.any():
             return
         if _is_closed(module):
             dim, side = given.dim() - 1, "in"
@@ -225,8 +227,8 @@ class _Walk:
                     (one, two) for one, two in zip(calls[0].tolist(), other.tolist()) if one and two
                 )
         self._tie_shared_weights()
-        for one, other in self._labels.ties:
-            parent[top(other)] = top(one)
+        for first, second in self._labels.ties:
+            parent[top(second)] = top(first)
         obstacles = {top(label) for label in self._labels.stuck}
         tops = {
             side: torch.tensor([top(label) if label else 0 for label in calls[0].abs().flatten().tolist()])
@@ -241,8 +243,8 @@ class _Walk:
             kinds = {side.side for side in sides}
             if channel not in obstacles and {"norm", "out"} <= kinds:
                 groups[frozenset(sides)].append(channel)
-        for sides, channels in groups.items():
-            stream = self._stream([side for side in tops if side in sides], channels, tops)
+        for around, numbers in groups.items():
+            stream = self._stream([side for side in tops if side in around], numbers, tops)
             if stream is not None:
                 yield stream
 
@@ -277,11 +279,12 @@ class _Walk:
 
 
 def _along_one(units: Tensor) -> tuple[int, Tensor] | None:
-    """The one dimension of a parameter along which its units differ, and these."""
+    """The one dimension of a parameter along which its units differ, and these; parts of it may not have been used."""
     for dim in reversed(range(units.dim())):
         rows = units.movedim(dim, 0).reshape(units.shape[dim], -1)
-        if torch.equal(rows.amin(1), rows.amax(1)):
-            return dim, rows[:, 0]
+        along = rows.amax(1)
+        if ((rows == along.unsqueeze(1)) | (rows < 0)).all():
+            return dim, along
     return None
 
 

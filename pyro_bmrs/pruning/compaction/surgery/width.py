@@ -19,10 +19,15 @@ from pyro_bmrs.pruning.compaction.modules.scaling import substitute
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
 from pyro_bmrs.pruning.compaction.surgery.removal import LAST
 from pyro_bmrs.pruning.examples import Outputs
-from pyro_bmrs.pruning.layers import layer_kind, take_out
+from pyro_bmrs.pruning.layers import layer_kind, num_groups, take_out, weight_rows
 from pyro_bmrs.pruning.noise.attachment import NoiseSite
 from pyro_bmrs.pruning.streams.norms import narrow
 from pyro_bmrs.pruning.streams.streams import Side, Stream, find_streams
+
+# Attributes in which networks hold their width.
+_WIDTHS = frozenset(
+    "hidden_dim hidden_size embed_dim embed_dims d_model model_dim dim width num_features n_embd".split()
+)
 
 
 def gate_norms(net: nn.Module, gates: Mapping[str, Tensor], sites: Mapping[str, NoiseSite]) -> None:
@@ -81,18 +86,28 @@ def remove_width(
         else:
             streams[name] = stream
 
-    def without(names: Sequence[str]) -> nn.Module:
-        smaller = deepcopy(net)
-        for name in names:
-            _remove(smaller, streams[name], gone[name], gates[name])
-        gate_norms(smaller, gates, {name: site for name, site in sites.items() if name not in names})
-        finish(smaller)
-        return smaller
+    def remove(done: Sequence[str], counted: Sequence[str]) -> tuple[nn.Module, dict[str, str]]:
+        def without(names: Sequence[str]) -> nn.Module:
+            smaller = deepcopy(net)
+            for name in [*done, *names]:
+                _remove(smaller, streams[name], gone[name], gates[name])
+                if name in counted:
+                    _count_width(smaller, gone[name])
+            whole = {name: site for name, site in sites.items() if name not in done and name not in names}
+            gate_norms(smaller, gates, whole)
+            finish(smaller)
+            return smaller
 
-    chosen = list(streams)
-    smaller, failed = most_that_work(chosen, without, outputs)
-    left.update((chosen[place], reason) for place, reason in failed.items())
-    for name in left.keys() - set(streams) | {chosen[place] for place in failed}:
+        chosen = [name for name in streams if name not in done]
+        smaller, failed = most_that_work(chosen, without, outputs)
+        return smaller, {chosen[place]: reason for place, reason in failed.items()}
+
+    # Some networks hold their width as an attribute: tried where it is not seen from what there is.
+    smaller, failed = remove([], [])
+    if failed:
+        smaller, failed = remove([name for name in streams if name not in failed], list(failed))
+    left.update(failed)
+    for name in (sites.keys() - streams.keys()) | failed.keys():
         gone[name] = torch.zeros_like(gone[name])
     return smaller, gone, left
 
@@ -109,10 +124,16 @@ def _remove(net: nn.Module, stream: Stream, gone: Tensor, gates: Tensor) -> None
                 raise ReductionError(f"{side.name} cannot take factors of its channels over")
         elif is_gone.any():
             _take(net, side, is_gone.nonzero().flatten().tolist())
-    for places in shared:
-        first, name = places[0]
-        for module, other in places[1:]:
-            setattr(module, other, getattr(first, name))
+    for old, places in shared:
+        _share_again(old, places)
+
+
+def _count_width(net: nn.Module, gone: Tensor) -> None:
+    """Tells modules that hold the number of channels that they are fewer."""
+    for module in net.modules():
+        for key in _WIDTHS & vars(module).keys() if layer_kind(module) is None else ():
+            if type(vars(module)[key]) is int and vars(module)[key] == len(gone):
+                setattr(module, key, len(gone) - int(gone.sum()))
 
 
 def _take(net: nn.Module, side: Side, channels: Sequence[int]) -> None:
@@ -134,11 +155,24 @@ def _take(net: nn.Module, side: Side, channels: Sequence[int]) -> None:
         setattr(layer, kind.groups, getattr(layer, str(kind.outputs)))
 
 
-def _shared_parameters(net: nn.Module) -> list[list[tuple[nn.Module, str]]]:
-    """Places of parameters that are at several, as the weights of an embedding and of a head."""
-    places: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+def _shared_parameters(net: nn.Module) -> list[tuple[nn.Parameter, list[tuple[Any, str]]]]:
+    """Parameters that are at several places, as the weights of an embedding and of a head, with these."""
+    places: dict[nn.Parameter, list[tuple[Any, str]]] = defaultdict(list)
     for module in net.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                places[id(parameter)].append((module, name))
-    return [found for found in places.values() if len(found) > 1]
+                places[parameter].append((module, name))
+    return [(parameter, found) for parameter, found in places.items() if len(found) > 1]
+
+
+def _share_again(old: nn.Parameter, places: Sequence[tuple[Any, str]]) -> None:
+    """Puts what has become of a shared parameter at each of its places, called in this network or not."""
+    changed = [(module, name) for module, name in places if getattr(module, name) is not old]
+    for module, name in places if changed else ():
+        source, its = changed[0]
+        setattr(module, name, getattr(source, its))
+        kind = layer_kind(module)
+        for side, count in (("in", kind and kind.inputs), ("out", kind and kind.outputs)):
+            if count in vars(module):
+                rows = weight_rows(module)
+                setattr(module, str(count), rows.shape[0] if side == "out" else rows.shape[1] * num_groups(module))
