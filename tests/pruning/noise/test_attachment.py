@@ -162,7 +162,7 @@ def test_noise_is_attached_once():
     assert state_of(net) == before
     with pytest.raises(ReductionError, match="no noise"):
         detach_noise(mlp())
-    with pytest.raises(ReductionError, match="'units', 'heads', 'block'"):
+    with pytest.raises(ReductionError, match="'units', 'heads', 'width', 'block'"):
         attach_noise(mlp(), kinds=["filters"])
 
 
