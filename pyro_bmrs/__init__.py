@@ -8,6 +8,9 @@ from pyro_bmrs.integration import LogEvidence, compare, log_evidence
 from pyro_bmrs.integration.comparisons import GroupEffects, GroupStudy, group_effects, group_study
 from pyro_bmrs.reduction.check import Check
 from pyro_bmrs.reduction.families.empirical_bayes import OptimizedPrior, optimize_reduced_prior
+from pyro_bmrs.reduction.families.power_scaling import PowerScaling, power_scaling
+from pyro_bmrs.reduction.families.prior_sensitivity import prior_sensitivity
+from pyro_bmrs.reduction.families.sensitivity import PriorSensitivity
 from pyro_bmrs.reduction.reduce_model import reduce_model
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.refitting.iterated import IteratedReduction, reduce_iteratively
@@ -24,6 +27,8 @@ __all__ = [
     "LogEvidence",
     "ModelSpace",
     "OptimizedPrior",
+    "PowerScaling",
+    "PriorSensitivity",
     "Reduction",
     "ReductionError",
     "ReductionWarning",
@@ -34,6 +39,8 @@ __all__ = [
     "group_study",
     "log_evidence",
     "optimize_reduced_prior",
+    "power_scaling",
+    "prior_sensitivity",
     "reduce_iteratively",
     "reduce_model",
     "refit",

@@ -186,7 +186,10 @@ def to_arviz(groups: Mapping[str, Mapping[str, np.ndarray]], labels: Mapping[str
         "coords": {dim: list(places) for own in fitting.values() for dim, places in zip(own.dims, own.coords)},
     }
     if "InferenceData" in vars(arviz):  # merely to ask for the attribute makes ArviZ 1.x warn
-        return arviz.from_dict(**nested, **named)
+        data = arviz.from_dict(**nested, **named)
+        if beside := {name: variables for name, variables in nested.items() if name not in data.groups()}:
+            data.add_groups(beside, **named)  # such as log_prior, which from_dict does not know
+        return data
     return arviz.from_dict(nested, **named)
 
 
@@ -259,6 +262,39 @@ def posterior_draws(data: Any) -> dict[str, Drawn]:
             f"variable {name!r} of the ArviZ posterior has dimensions {dims} and lacks {without}; "
             "give draws of shape (chain, draw, ...): posterior.expand_dims('chain') makes one chain of them"
         )
+    return found
+
+
+def group(data: Any, name: str, num_draws: int) -> dict[str, np.ndarray]:
+    """
+    What another group of ArviZ data has at the draws, one chain after the other; empty where there is no such group.
+
+    :param data: as for :func:`posterior_draws`.
+    :param name: of the group, such as ``"log_likelihood"``.
+    :param num_draws: of the posterior.
+    :raises ReductionError: where it has another number of draws.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from pyro_bmrs.arviz_adapter import group, to_arviz
+        >>> data = to_arviz({"posterior": {"b": np.zeros((2, 3))}, "log_likelihood": {"y": np.zeros((2, 3, 5))}})
+        >>> {variable: values.shape for variable, values in group(data, "log_likelihood", 6).items()}
+        {'y': (6, 5)}
+    """
+    whole = getattr(data, name, None)
+    if not hasattr(whole, "data_vars"):
+        return {}
+    found = {
+        variable: drawn.values.reshape(-1, *drawn.values.shape[2:])
+        for variable, drawn in posterior_draws(whole).items()
+    }
+    for variable, values in found.items():
+        if len(values) != num_draws:
+            raise ReductionError(
+                f"{variable!r} of the group {name} has {len(values)} draws, not {num_draws} as the posterior has; thin "
+                "both alike"
+            )
     return found
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 FULL_COLOR, REDUCED_COLOR = "tab:blue", "tab:orange"
 _MOST_NAMED_BARS = 60
 _MOST_BARS = 2000  # of one figure, beyond which they cannot be told apart
+_MOST_CURVES = 10
 
 
 class Reduced(Protocol):
@@ -60,6 +61,42 @@ class Space(Protocol):
 
     def top(self, num_models: int) -> Top:
         """The most probable models."""
+
+
+class Sensitivity(Protocol):
+    """What is asked of a sensitivity to priors to draw it."""
+
+    @property
+    def label(self) -> str:
+        """What varies."""
+
+    @property
+    def places(self) -> Sequence[Any]:
+        """What each prior is told by: a number, or a name."""
+
+    @property
+    def log_bayes_factor(self) -> Tensor:
+        """Of each prior, in nats."""
+
+    @property
+    def checked_log_bayes_factor(self) -> Tensor | None:
+        """What the model says of it; None where it was not asked."""
+
+    @property
+    def threshold(self) -> float:
+        """Nats within which nothing is decided."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Posterior means, the priors along the first dimension."""
+
+    @property
+    def sd(self) -> Tensor:
+        """Posterior standard deviations, likewise."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Names of the elements whose prior varies."""
 
 
 class CompressionPath(Protocol):
@@ -165,6 +202,62 @@ def plot_model_space(
     right.set_xlim(0.0, 1.0)
     right.set_xlabel("probability of the full prior")
     return figure
+
+
+def plot_sensitivity(sensitivity: Sensitivity, axes: tuple[Axes, Axes] | None = None) -> tuple[Axes, Axes]:
+    """
+    Draws the log Bayes factor, and the posterior of the elements, along a grid of priors.
+
+    Bands are one standard deviation of the posterior, of the first ten elements. What the model says is dotted.
+
+    :param sensitivity: what :func:`~pyro_bmrs.prior_sensitivity` returned.
+    :param axes: the two axes to draw on; a new figure by default.
+    :return: the axes.
+    :raises ImportError: without matplotlib.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyro_bmrs import prior_sensitivity
+        >>> def model():
+        ...     return pyro.sample("slope", dist.Normal(0.0, 1.0))
+        >>> guide = AutoNormal(model)
+        >>> _ = guide()
+        >>> evidence, posterior = plot_sensitivity(prior_sensitivity(guide, "slope", check=False))
+        >>> evidence.get_xlabel(), posterior.get_xlabel()
+        ('scale', 'scale')
+    """
+    if axes is None:
+        _, made = _pyplot().subplots(1, 2, figsize=(10.0, 4.0), layout="constrained")
+        axes = made[0], made[1]
+    left, right = axes
+    places = sensitivity.places
+    by_name = isinstance(places[0], str)
+    marker = "o" if by_name or len(places) == 1 else ""
+    where: Sequence[Any] = range(len(places)) if by_name else places
+    left.plot(where, sensitivity.log_bayes_factor.tolist(), marker=marker, color=FULL_COLOR, label="of the posterior")
+    checked = sensitivity.checked_log_bayes_factor
+    if checked is not None:
+        left.plot(where, checked.tolist(), ":", marker=marker, color=REDUCED_COLOR, label="of the model")
+        left.legend(frameon=False)
+    for level in sorted({sensitivity.threshold, -sensitivity.threshold}):
+        left.axhline(level, color="black", linewidth=0.8)
+    left.set_ylabel("log Bayes factor (nats)")
+    mean, sd = (moment.detach().cpu().reshape(len(places), -1) for moment in (sensitivity.mean, sensitivity.sd))
+    for place, name in enumerate(sensitivity.labels[:_MOST_CURVES]):
+        (line,) = right.plot(where, mean[:, place].tolist(), marker=marker, label=name)
+        low, high = (mean[:, place] - sd[:, place]).tolist(), (mean[:, place] + sd[:, place]).tolist()
+        right.fill_between(where, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    right.set_ylabel("posterior mean and standard deviation")
+    right.legend(frameon=False)
+    for ax in axes:
+        ax.set_xlabel(sensitivity.label)
+        if by_name:
+            ax.set_xticks(list(where), [str(place) for place in places])
+        elif places[0] > 0 and places[-1] > 20 * places[0]:
+            ax.set_xscale("log")
+    return axes
 
 
 def plot_compression(compression: CompressionPath) -> Figure:

@@ -15,8 +15,8 @@ same program gets the same answer anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import pyro
 import torch
@@ -26,11 +26,14 @@ from torch.distributions import Distribution, Transform
 from pyro_bmrs.integration.fits import fit_of
 from pyro_bmrs.integration.log_joint import LogJoint
 from pyro_bmrs.integration.stated_model import StatedModel
+from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.traces import latent_nodes, subsampled_plates
 from pyro_bmrs.reduction.check import Check
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.structure.layers import layers
 from pyro_bmrs.structure.vectorised import largest_tensor, own_parameters, own_random_numbers, set_seed
+
+Found = TypeVar("Found")
 
 MOST_COORDINATES = 20
 MOST_NUMBERS = 5_000
@@ -49,17 +52,38 @@ def check_where_cheap(reduction: Reduction) -> Check | None:
     :param reduction: the reduction; its ``checked`` or its ``unchecked`` is set.
     :return: what :meth:`pyro_bmrs.Reduction.check` found; None where it is not checked.
     """
-    if not AUTOMATIC or reduction.method == "integration":
+    if reduction.method == "integration":
         return None  # integrals are the model's own answer
+    priors = reduction.reduced_priors
+
+    def stated(values: dict[str, Tensor]) -> list[Distribution]:
+        return [priors.at(name, values) for name in priors.sites]
+
+    found, reduction.unchecked = where_cheap(reduction.fitted, stated, lambda: _check(reduction))
+    return found
+
+
+def where_cheap(
+    fitted: Posterior, stated: Callable[[dict[str, Tensor]], list[Distribution]], check: Callable[[], Found]
+) -> tuple[Found | None, str | None]:
+    """
+    Does a check of a fit, if that costs less than fitting the model did.
+
+    :param fitted: the posterior.
+    :param stated: the reduced priors, given values of the sites.
+    :param check: does it, with random numbers of its own.
+    :return: what it found, or None and why it was not done; None and None where nothing is to be checked unasked.
+    """
+    if not AUTOMATIC:
+        return None, None
     with own_random_numbers(), own_parameters():
         set_seed(0)
         # What nobody asked for breaks nothing: whatever a model does at draws that no fit took it to, is said instead.
         try:
-            reduction.unchecked = _objection(reduction)
-            return None if reduction.unchecked is not None else _check(reduction)
+            why_not = _objection(fitted, stated)
+            return (check(), None) if why_not is None else (None, why_not)
         except Exception as error:
-            reduction.unchecked = f"that could not be done ({type(error).__name__}: {error})"
-            return None
+            return None, f"that could not be done ({type(error).__name__}: {error})"
 
 
 def _check(reduction: Reduction) -> Check:
@@ -71,11 +95,10 @@ def _check(reduction: Reduction) -> Check:
     return found
 
 
-def _objection(reduction: Reduction) -> str | None:
-    """Why a reduction is not checked unasked; what is told without running the model comes first."""
+def _objection(fitted: Posterior, stated: Callable[[dict[str, Tensor]], list[Distribution]]) -> str | None:
+    """Why a fit is not checked unasked; what is told without running the model comes first."""
     if torch._C._get_tracing_state() is not None or torch.compiler.is_compiling():
         return "it is being traced"
-    fitted = reduction.fitted
     if isinstance(fitted.model, StatedModel) and fitted.model.log_density is None:
         return "of which no more than priors is known"
     nodes = fitted.trace.nodes
@@ -91,8 +114,7 @@ def _objection(reduction: Reduction) -> str | None:
     if max(torch.as_tensor(site["value"]).numel() for site in sites.values()) > MOST_NUMBERS:
         return "it has many data"
     values = {name: site["value"].detach() for name, site in latent.items()}
-    priors = reduction.reduced_priors
-    if any(tensor.requires_grad for name in priors.sites for tensor in _tensors(priors.at(name, values))):
+    if any(tensor.requires_grad for prior in stated(values) for tensor in _tensors(prior)):
         return "its reduced prior is being optimised"
     if fit_of(fitted).num_evaluations >= MOST_EVALUATIONS:
         return "checks of this fit have cost enough"

@@ -148,7 +148,7 @@ def reduce_posterior(
     :raises ReductionError: as :func:`reduce_model` does.
     """
     priors = read_reduced_priors(reduced_prior, fitted.latent, fitted.args, fitted.kwargs)
-    upstream = _upstream(fitted, priors)
+    upstream = upstream_of(fitted, priors)
     fitted.keep()
     factored = fitted.factored
     if method != "integration" and factored is not None and not any(map(factored.is_weighted, priors.sites)):
@@ -166,7 +166,7 @@ def reduce_posterior(
             "has no density of its own; take method='auto' or 'importance'"
         )
     if factored is not None:
-        _check_density(factored, priors)
+        check_not_a_point(factored, priors)
     given = draws is not None
     draws = fitted.draw(sorted(priors.sites), num_samples, progress) if draws is None else draws
     with warnings.catch_warnings(record=True) as caught:
@@ -205,7 +205,12 @@ def _has_points(fitted: Posterior, priors: ReducedPriors) -> bool:
     return any(has_points(priors.at(name, values)) for name in continuous)
 
 
-def _check_density(fitted: FactoredPosterior, priors: ReducedPriors) -> None:
+def check_not_a_point(fitted: FactoredPosterior, priors: ReducedPriors) -> None:
+    """
+    That no posterior of a reduced site is a point, which has no density.
+
+    :raises ReductionError: with what to fit instead.
+    """
     for name in sorted(priors.sites & fitted.factor_of.keys()):
         if is_point(fitted.factor_of[name].posterior(name)):
             raise ReductionError(
@@ -215,7 +220,7 @@ def _check_density(fitted: FactoredPosterior, priors: ReducedPriors) -> None:
             )
 
 
-def _upstream(fitted: Posterior, priors: ReducedPriors) -> dict[str, frozenset[str]]:
+def upstream_of(fitted: Posterior, priors: ReducedPriors) -> dict[str, frozenset[str]]:
     """For each reduced site, the sites that its posterior, its prior or its reduced prior depends on."""
     for name in priors.sites - fitted.sites:
         raise name_of_unknown(name, fitted.sites, fitted.noun)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -46,23 +46,8 @@ class DrawnReduction(Estimated):
         self.accuracy = self._estimate.accuracy
 
     def _estimate_from(self, log_ratios: Tensor) -> ImportanceEstimate:
-        return importance_estimate(log_ratios, relative_efficiency=self._relative_efficiency(log_ratios.detach()))
-
-    def _relative_efficiency(self, log_ratios: Tensor) -> float | Tensor:
-        """
-        How much the autocorrelation of Markov chains takes from the precision of the mean weight.
-
-        The weights may seem to mix where the sites that they are of do not.
-        """
-        if self.draws.num_chains is None:
-            return 1.0
-        check_log_weights(log_ratios)
-        largest = log_ratios.amax(0)
-        weights = (log_ratios - torch.where(largest.isfinite(), largest, 0.0)).exp()
-        chains = weights.reshape((self.draws.num_chains, -1) + weights.shape[1:])
-        of_weights = torch.from_numpy(arviz_adapter.relative_efficiency(chains.double().cpu().numpy()))
-        of_sites = [self.draws.relative_efficiency.get(name, 1.0) for name in self._log_ratios]
-        return of_weights.clamp(max=min(of_sites)) if min(of_sites) < 1 else of_weights
+        efficiency = weight_efficiency(self.draws, self._log_ratios, log_ratios.detach())
+        return importance_estimate(log_ratios, relative_efficiency=efficiency)
 
     @cached_property
     def elementwise(self) -> dict[str, Tensor]:
@@ -84,6 +69,27 @@ class DrawnReduction(Estimated):
     def guide(self, model: Callable[..., Any]) -> DrawsGuide:
         """The weighted draws as a guide for the reduced model."""
         return DrawsGuide(model, self.draws.values, self._estimate.log_weights, self._arguments)
+
+
+def weight_efficiency(draws: Draws, names: Iterable[str], log_weights: Tensor) -> float | Tensor:
+    """
+    How much the autocorrelation of Markov chains takes from the precision of the mean weight.
+
+    The weights may seem to mix where the sites that they are of do not.
+
+    :param draws: the draws.
+    :param names: the sites that the weights are of.
+    :param log_weights: shape ``(num_draws, ...)``.
+    """
+    if draws.num_chains is None:
+        return 1.0
+    check_log_weights(log_weights)
+    largest = log_weights.amax(0)
+    weights = (log_weights - torch.where(largest.isfinite(), largest, 0.0)).exp()
+    chains = weights.reshape((draws.num_chains, -1) + weights.shape[1:])
+    of_weights = torch.from_numpy(arviz_adapter.relative_efficiency(chains.double().cpu().numpy()))
+    of_sites = [draws.relative_efficiency.get(name, 1.0) for name in names]
+    return of_weights.clamp(max=min(of_sites)) if min(of_sites) < 1 else of_weights
 
 
 def log_ratios(draws: Draws, reduced_priors: ReducedPriors) -> dict[str, Tensor]:
