@@ -46,7 +46,7 @@ def reduce(
 
     :param posterior: the posterior q that was fitted under ``prior``.
     :param prior: the prior p of the model that was fitted.
-    :param reduced_prior: the prior r of the reduced model, no broader than p where q has mass.
+    :param reduced_prior: the prior r of the reduced model; it may be broader than p as long as the integral converges.
     :param method: ``"exact"`` takes a closed form or fails; ``"quadrature"`` integrates one-dimensional continuous
         elements numerically, to 1e-8; ``"importance"`` averages r/p over draws from q, with Pareto smoothing;
         ``"auto"`` takes the first of these that can be had.
@@ -55,7 +55,7 @@ def reduce(
     :return: the change in log evidence in nats, of the broadcast batch shape of the three; the reduced posterior; and
         how both were computed.
     :raises ReductionError: where shapes do not broadcast, parameters are NaN or infinite, the posterior has no
-        density, a support leaves the prior's, the reduced prior is broader than the prior, or the method cannot be had.
+        density, a support leaves the prior's, the integral diverges, or the method cannot be had.
 
     Example::
 

@@ -83,8 +83,8 @@ def reduce_model(
     :param progress: whether to show a progress bar while drawing.
     :return: the :class:`Reduction`.
     :raises ReductionError: for what the caller can mend: an unknown site, shapes that do not fit, a reduced prior
-        broader than the prior or outside its support, a guide that is not fitted or has no density, draws that are
-        not finite or not of the model's sites.
+        outside the prior's support or so broad that the integral diverges, a guide that is not fitted or has no
+        density, draws that are not finite or not of the model's sites.
     :warns ReductionWarning: where the importance weights' Pareto k is above 0.7; and of what is checked, where the
         model does not say what the posterior does, or its integrals are not to be trusted; with ``check=True`` also
         where the guide is far from the posterior: where the Pareto k of its own weights is above 0.7.

@@ -154,7 +154,8 @@ def _joined(parts: Sequence[Curve | ReductionError]) -> Curve:
     if not found:
         raise errors[0]
     example = found[0]
-    nothing = Curve(*(torch.full_like(m, math.nan) for m in (example.delta_evidence, example.mean, example.sd)), "none")
+    change, mean, sd = (torch.full_like(m, math.nan) for m in (example.delta_evidence, example.mean, example.sd))
+    nothing = Curve(change, mean, sd, "none")
     whole = [part if isinstance(part, Curve) else nothing for part in parts]
     methods = [part.method for part in found]
     return Curve(

@@ -78,14 +78,16 @@ def _changes(
         return [(b if before is None else a, after)]  # up to the last number at which something is known
     crossed = [level for level in {threshold, -threshold} if (at_a - level > 0) != (at_b - level > 0)]
     rising = after > before
-    places = [
-        (root(lambda x, at=level: function(x) - at, a, b, at_a - level, at_b - level), level) for level in crossed
-    ]  # type: ignore[misc]
-    signs = []
-    for place, level in sorted(places):
-        beyond = (1 if level == threshold else 0) if rising else (-1 if level == -threshold else 0)
-        signs.append((place, after if len(places) == 1 else beyond))
-    return signs
+    places = sorted((_crossing(function, level, a, b, at_a, at_b), level) for level in crossed)
+    if len(places) == 1:
+        return [(places[0][0], after)]
+    # Over both levels, and between them nothing is decided.
+    (first, _), (second, _) = places
+    return [(first, 0), (second, 1 if rising else -1)]
+
+
+def _crossing(function: Function, level: float, a: float, b: float, at_a: float, at_b: float) -> float:
+    return root(lambda x: function(x) - level, a, b, at_a - level, at_b - level)
 
 
 def root(function: Function, a: float, b: float, at_a: float, at_b: float) -> float:

@@ -267,7 +267,8 @@ def _distances(ascending: np.ndarray, weights: np.ndarray) -> np.ndarray:
     equal = np.arange(1, count)[:, None] / count
     other = np.cumsum(weights, 0)[:-1].clip(0.0, 1.0)
     mirrored = 1 - equal, 1 - other  # of the negatives, from the other end
-    return np.maximum(_distance(equal, other, widths), _distance(*mirrored, widths))
+    larger: np.ndarray = np.maximum(_distance(equal, other, widths), _distance(*mirrored, widths))
+    return larger
 
 
 def _distance(one: np.ndarray, other: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -281,4 +282,4 @@ def _distance(one: np.ndarray, other: np.ndarray, widths: np.ndarray) -> np.ndar
     area = (widths * (one + other)).sum(0)
     # Rounding may take a divergence of 0 below it; an element that is the same in all draws has no distance.
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(area > 0, np.sqrt(np.maximum(divergence, 0.0) / area), 0.0)
+        return np.asarray(np.where(area > 0, np.sqrt(np.maximum(divergence, 0.0) / area), 0.0))

@@ -98,8 +98,9 @@ def prior_sensitivity(
         ...     _ = guide.locs.slope.copy_(torch.tensor(0.5))
         >>> found = prior_sensitivity(guide, "slope", against=dist.Delta(torch.tensor(0.)), check=False)
         >>> found
-        PriorSensitivity(slope, 100 priors, exact): the decision for the prior holds from 0.1 to 4.14 for the scale of
-        the prior of slope; the data favour Delta from 4.14 to 10 (of the posterior, not checked against the model)
+        PriorSensitivity(slope, 100 priors, exact): the decision for the prior holds from 0.1 to 5.26 for the scale of
+        the prior of slope; the data favour the point 0 from 5.26 to 10 (of the posterior, not checked against the
+        model)
     """
     if check not in (True, False, "auto"):
         raise ReductionError(f"check must be 'auto', True or False, not {check!r}")
@@ -140,7 +141,9 @@ class _Question:
             return factored.prior(site)
         return masked_prior(self._fitted.trace.nodes[site])
 
-    def answer(self, family: FamilyLike | None, grid: Any, against: Distribution | None, threshold: float) -> Any:
+    def answer(
+        self, family: FamilyLike | None, grid: Any, against: Distribution | None, threshold: float
+    ) -> PriorSensitivity:
         """What the posterior says."""
         if self._others and (family is None or isinstance(family, str)):
             raise ReductionError(
@@ -199,8 +202,6 @@ class _Question:
                 found.checked = self._by_model(found.grid)
             if found.against is not None and found.against.method != "integration":
                 found.against.check(progress=self._progress)
-        if found.checked is None and found.unchecked is None and unasked:
-            found.unchecked = "that was not asked for"
 
     def _by_model(self, grid: Grid) -> Curve:
         if self._others:

@@ -19,6 +19,7 @@ from pyro_bmrs.reduction.families.curves import Curve, CurveOf
 from pyro_bmrs.reduction.families.decisions import Stretch, stretches
 from pyro_bmrs.reduction.families.grid import Grid
 from pyro_bmrs.reduction.reduction import Reduction
+from pyro_bmrs.structure.layers import as_point, peel
 from pyro_bmrs.structure.vectorised import own_random_numbers, set_seed
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_COLUMNS = 20  # elements of which a table shows the moments
+_LONGEST_WORDS = 40
 _BARE_MENTION = 1.0  # nats, "not worth more than a bare mention" (Kass and Raftery 1995)
 
 
@@ -265,7 +267,11 @@ def _range(stretch: Stretch) -> str:
 
 
 def _words(against: Reduction, site: str) -> str:
+    """What a prior is called in a sentence."""
     stated = against.reduced_priors.at(site, {})
-    while isinstance(stated, torch.distributions.Independent):
-        stated = stated.base_dist
-    return type(stated).__name__ if len(str(stated)) > 40 else str(stated)
+    point = as_point(stated)
+    if point is not None:
+        values = point.v.unique()
+        return f"the point {float(values):.3g}" if len(values) == 1 else "the point"
+    core = peel(stated).core
+    return type(core).__name__ if len(str(core)) > _LONGEST_WORDS else str(core)
