@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,14 @@ def problems(checks: Sequence[Check], log_odds: Tensor) -> list[str]:
     if best is not None:
         found.append(f"their order is another, with {_ranks([best])} the first")
     return found
+
+
+def columns_of(checks: Sequence[Check], count: int) -> dict[str, np.ndarray]:
+    """Columns of a table of so many models, the first of which were checked; none where none was."""
+    names = {"checked_delta_evidence": "delta_evidence", "standard_error": "standard_error", "pareto_k": "pareto_k"}
+    missing = [math.nan] * count
+    rows = {name: [getattr(check, own) for check in checks] for name, own in names.items()} if checks else {}
+    return {name: np.array([*values, *missing][:count]) for name, values in rows.items()}
 
 
 def _overtaken(checks: Sequence[Check], log_odds: Tensor) -> int | None:

@@ -8,13 +8,36 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_bmrs.errors import ReductionError, name_of_unknown
+from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.tables import SiteLabels, element_labels
+
+
+class Candidates(NamedTuple):
+    """
+    What may be reduced.
+
+    :param fitted: the fitted guide.
+    :param priors: prior of each site that may be reduced.
+    :param reduced_priors: reduced prior of each, of the same shapes.
+    """
+
+    fitted: FittedGuide
+    priors: Mapping[str, Distribution]
+    reduced_priors: Mapping[str, Distribution]
+
+    @property
+    def example(self) -> Tensor:
+        """A value of one of the sites, for its device and dtype."""
+        nodes: Any = self.fitted.traces[1].nodes
+        value: Tensor = nodes[next(iter(self.priors))]["value"]
+        return value
 
 
 @dataclass(frozen=True)

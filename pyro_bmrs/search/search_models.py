@@ -24,9 +24,9 @@ from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import name_elements, read_posterior
 from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, match_prior, read_reduced_priors
 from pyro_bmrs.search.averaging.model_average import NormalPosterior, SwitchingPosterior
-from pyro_bmrs.search.groups import Groups, GroupsLike, read_groups, without
+from pyro_bmrs.search.groups import Candidates, Groups, GroupsLike, read_groups, without
 from pyro_bmrs.search.model_prior import BetaBinomial, ModelPrior, read_model_prior
-from pyro_bmrs.search.model_space import Candidates, ModelSpace
+from pyro_bmrs.search.model_space import ModelSpace
 from pyro_bmrs.search.observations import is_joint, read_normal_space
 from pyro_bmrs.search.strategies.independent_search import search_independent
 from pyro_bmrs.search.strategies.normal_search import MAX_MODELS, STRATEGIES, search_normal
