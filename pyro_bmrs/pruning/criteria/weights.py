@@ -50,4 +50,6 @@ def incoming_weights(net: nn.Module, site: NoiseSite) -> Tensor:
     if not site.module or not isinstance(getattr(layer, "weight", None), Tensor):
         raise ReductionError(f"the layer of noise site {site.name!r} is not known, or has no weight to go by")
     rows = weight_rows(layer)
+    if site.kind == "units" and len(rows) == 2 * site.noise.num_units:  # A gate, and what it is for.
+        rows = rows.unflatten(0, (2, -1)).transpose(0, 1).flatten(1)
     return at_least_single(rows.T if site.kind == "heads" else rows).reshape(site.noise.num_units, -1)

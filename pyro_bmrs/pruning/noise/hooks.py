@@ -98,10 +98,14 @@ class WidthHook(NoiseHook):
         """What the norm computes."""
         noise, units = self.noise.draw(len(input)), self._units.to(input.device)
         dim = input.dim() + self.norm.dim
-        if self.noise.is_whole:
+        kept = self.noise.kept
+        if not self.place.training and noise.dim() == 1:
+            # Where no noise is drawn, a factor of 0 says that a channel is not there.
+            kept = kept & (noise != 0)
+        if kept is self.noise.kept and self.noise.is_whole or bool(kept.all()):
             output = forward_of(self.place, input)
         else:
-            kept = self.noise.kept[units]
+            kept = kept[units]
             output = normalise_kept(self.place, input, kept.nonzero().flatten(), dim)
         noise = noise[..., units]
         batch = noise.shape[:-1]

@@ -153,6 +153,9 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
     name, units, is_image = flow.name(node), layer_units(layer), kernel_dims(layer) > 0
     assert units is not None
     own, at = Placement(name, name, name, "output", "units", units, unit_dim(layer)), node
+    gated = _gated(flow, node, units) if units % 2 == 0 and not is_image else None
+    if gated is not None:
+        return replace(own, place=flow.name(gated), when="input", num_units=units // 2), gated
     activated = flattened = False
     for step in flow.steps(node):
         module, called = flow.called(step), "" if step.op == "call_module" else called_name(step)
@@ -175,6 +178,45 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
     # A stage of images that a norm over channels comes to keeps its width, whatever is between them.
     reaches_norm = units in flow.normalised_widths
     return replace(own, is_default=activated or own.place != name or (is_image and not reaches_norm)), at
+
+
+def _gated(flow: Flow, node: fx.Node, units: int) -> fx.Node | None:
+    """
+    The layer that takes a product of the halves of what a layer puts out, one of them behind an activation.
+
+    Such a layer makes gates and what they are for at once, as in SwiGLU, and each unit is a row of either half.
+    """
+    halves = next(flow.steps(node), None)
+    parts = [] if halves is None else list(halves.users)
+    if halves is None or len(parts) != 2 or not _is_in_two(halves) or not flow.is_once(node):
+        return None
+    products, activated = set(), 0
+    for part in parts:
+        if part.target is not operator.getitem:
+            return None
+        for step in flow.steps(part):
+            module, called = flow.called(step), "" if step.op == "call_module" else called_name(step)
+            if is_activation(module) or called in ACTIVATION_NAMES:
+                activated += 1
+            elif not isinstance(module, PASSIVE):
+                products.add(step)
+                break
+    product = products.pop() if len(products) == 1 else None
+    if product is None or activated != 1 or called_name(product) != "mul":
+        return None
+    for step in flow.steps(product):
+        module = flow.called(step)
+        if linear_width(module) == units // 2 and flow.is_once(step):
+            return step
+        if not isinstance(module, PASSIVE):
+            return None
+    return None
+
+
+def _is_in_two(node: fx.Node) -> bool:
+    """Whether a step parts its input into the halves of its last dimension, whatever their size."""
+    given = dict(zip(("input", "chunks", "dim"), node.args)) | dict(node.kwargs)
+    return called_name(node) == "chunk" and (given.get("chunks"), given.get("dim")) == (2, -1)
 
 
 def _behind_activation(own: Placement, flow: Flow, node: fx.Node) -> tuple[Placement, fx.Node]:

@@ -148,6 +148,17 @@ def test_it_is_trained_pruned_and_trained_on() -> None:
     assert not noise_sites(net) and net(**inputs).logits.isfinite().all()
 
 
+def test_a_factor_of_0_is_a_channel_that_is_not_there() -> None:
+    inputs = torch.randn(2, WIDTH)
+    net = attach_noise(Reshaping(), kinds=["width"], example_inputs=inputs).eval()
+    (name,) = noise_sites(net)
+    gates = halved(net)[name]
+    with pyro.condition(data={name: gates}):
+        pruned = net(inputs)
+        noise_sites(net)[name].noise.kept[:] = True
+        torch.testing.assert_close(net(inputs), pruned, rtol=0, atol=0)
+
+
 def test_a_width_that_is_a_number_in_the_code_is_left_and_named() -> None:
     net = attach_noise(Reshaping(is_constant=True), kinds=["width"], example_inputs=torch.randn(2, WIDTH))
     small = compact_gated(net, halved(net), noise_sites(net), torch.randn(2, WIDTH))
