@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, maybe_get_bdim
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from tqdm.auto import tqdm
@@ -61,6 +62,7 @@ class Vectorised:
         self._measured: tuple[Callable[[Any], Any], int] | None = None
         self.at_once = True
         """Whether inputs are taken at once: as long as no function has failed so."""
+        self._owned = _EMPTY
 
     @torch.no_grad()
     def __call__(self, function: Callable[[Any], Any], inputs: Any, *, progress: bool = False) -> Any:
@@ -73,12 +75,14 @@ class Vectorised:
         :return: what the function gives, with the inputs along the first dimension of each tensor.
         """
         count = len(tree_leaves(inputs)[0])
-        if self.at_once and count > 1:
+        while self.at_once and count > 1:
             try:
                 return self._in_chunks(function, inputs, count, progress)
-            # Code may fail under vmap in many ways: a branch on a value, .item(), an operation without a rule.
+            # Code may fail under vmap in many ways: a branch on a value, .item(), an operation without a rule, or one
+            # in place, which a tensor for each input mends.
             except Exception:
-                self.at_once = False
+                self.at_once = self._owned is not _MADE
+                self._owned = _MADE
         places = tqdm(range(count), desc=self.doing, disable=not progress, leave=False)
         return _join(torch.stack, [function(_take(inputs, place)) for place in places])
 
@@ -88,7 +92,7 @@ class Vectorised:
             if self._measured is None or self._measured[0] != function:
                 self._measured = function, largest_tensor(lambda: function(_take(inputs, 0)))
             size = max(1, _MOST_ELEMENTS // self._measured[1])
-            mapped = torch.func.vmap(_with_noise_of_its_own(function), randomness="different")
+            mapped = torch.func.vmap(_in_its_place(function, self._owned), randomness="different")
             starts = tqdm(range(0, count, size), desc=self.doing, disable=not progress, leave=False)
             return _join(torch.cat, [mapped(_take(inputs, slice(start, start + size))) for start in starts])
 
@@ -101,9 +105,9 @@ def _join(how: Callable[[Any], Tensor], rows: list[Any]) -> Any:
     return tree_map(lambda *values: how(values), *rows)
 
 
-def _with_noise_of_its_own(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _in_its_place(function: Callable[[Any], Any], owned: Collection[Any]) -> Callable[[Any], Any]:
     def run(given: Any) -> Any:
-        with _InItsPlace(tree_leaves(given)[0].sum()):
+        with _InItsPlace(tree_leaves(given)[0].sum(), owned):
             return function(given)
 
     return run
@@ -111,6 +115,18 @@ def _with_noise_of_its_own(function: Callable[[Any], Any]) -> Callable[[Any], An
 
 # What distributions fill with noise in place, and vmap refuses to where the empty tensor is one for all.
 _EMPTY = (torch.empty, torch.empty_like, torch.Tensor.new, torch.Tensor.new_empty)
+# What code fills in place, or sums into, besides. Not from the first, as most of it is only read, once for all inputs.
+_MADE = (
+    *_EMPTY,
+    *(torch.zeros, torch.ones, torch.full, torch.eye, torch.arange, torch.tensor, torch.as_tensor),
+    *(torch.zeros_like, torch.ones_like, torch.full_like, torch.clone, torch.Tensor.clone),
+    *(torch.Tensor.new_zeros, torch.Tensor.new_ones, torch.Tensor.new_full, torch.Tensor.new_tensor),
+)
+# What reads a number of a tensor.
+_READS = (
+    *(torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__),
+    *(torch.Tensor.item, torch.Tensor.tolist),
+)
 
 
 class _InItsPlace(TorchFunctionMode):
@@ -119,14 +135,16 @@ class _InItsPlace(TorchFunctionMode):
 
     Empty tensors get an element of their own for each input of a vectorised run; a number at all elements that a mask
     names, as a multinomial distribution has it, is filled in without asking which they are. A matrix that has no
-    Cholesky factor gets one of NaNs, so that one such input of many stops no others.
+    Cholesky factor gets one of NaNs, so that one such input of many stops no others. A value that is read is that of
+    all inputs, where it is the same: most of what code asks is whether something is wrong, and it seldom is.
 
     :param like: a number that is another for each input.
+    :param owned: functions that make tensors, of which each input gets one of its own.
     """
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, owned: Collection[Any]) -> None:
         super().__init__()
-        self.like = like
+        self.like, self.owned = like, owned
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.__setitem__ and _fills_by_mask(*args):
@@ -136,10 +154,28 @@ class _InItsPlace(TorchFunctionMode):
         if func is torch.linalg.cholesky:
             factor, failed = torch.linalg.cholesky_ex(*args, **(kwargs or {}))
             return torch.where((failed == 0)[..., None, None], factor, torch.nan)
+        if func in _READS:
+            return func(_same_for_all(args[0]), *args[1:], **(kwargs or {}))
+        if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]  # a new object each time
+            return args[0].detach()
         result = func(*args, **(kwargs or {}))
-        if func not in _EMPTY or not isinstance(result, Tensor) or result.device != self.like.device:
+        if func not in self.owned or not isinstance(result, Tensor) or result.device != self.like.device:
             return result
         return torch.where(self.like == self.like, result, result)
+
+
+def _same_for_all(value: Tensor) -> Tensor:
+    """What a tensor of a vectorised run is for each input, where it is the same for all; itself where it is not."""
+    inner: Tensor = value
+    while is_functorch_wrapped_tensor(inner):
+        level, batch_dim = get_unwrapped(inner), maybe_get_bdim(inner)
+        if batch_dim >= 0:
+            first = level.select(batch_dim, 0).unsqueeze(batch_dim)
+            if not level.isclose(first, rtol=0, atol=0, equal_nan=True).all():
+                return value
+            level = first.squeeze(batch_dim)
+        inner = level
+    return inner
 
 
 def _fills_by_mask(target: Tensor, place: Any, value: Any) -> bool:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
+from pyro_bmrs.distributions import TruncatedLogNormal, TruncatedNormal
 from pyro_bmrs.structure import vectorised
 from pyro_bmrs.structure.vectorised import Vectorised, own_parameters, own_random_numbers, set_seed
 
@@ -63,15 +64,72 @@ def test_chunks_have_draws_of_their_own(monkeypatch):
         lambda: torch.randn(()) + (1.0 if torch.randn(()).item() > 0 else -1.0),
         lambda: torch.tensor(np.random.normal()),
         lambda: dist.Dirichlet(torch.ones(3)).rsample()[0],
-        lambda: torch.zeros(()).normal_(),
     ],
-    ids=["reads a value", "draws from NumPy", "no rule", "in place"],
+    ids=["reads a value", "draws from NumPy", "no rule"],
 )
 def test_what_cannot_be_taken_at_once_is_taken_one_by_one(noise):
     map_all = Vectorised("drawing")
     drawn = map_all(lambda _: (noise(), [noise()]), torch.zeros(100))
     assert not map_all.at_once
     assert len(torch.cat([drawn[0], drawn[1][0]]).unique()) == 200
+
+
+def filled(x):
+    table = torch.zeros(3)
+    table[1] = x
+    return table
+
+
+def summed(x):
+    total = torch.tensor(0.0)
+    for power in range(3):
+        total += x**power
+    return total
+
+
+def copied(x):
+    table = ONES.clone()
+    table[..., 0] *= x
+    return table
+
+
+def guarded(x):
+    if not (x.abs() < 100).all() or bool(x.isnan()):
+        raise ValueError("out of range")
+    return x + x.shape[0] if x.dim() else x * float((x > -50).double())
+
+
+ONES = torch.ones(2)
+
+
+@pytest.mark.parametrize("run", [filled, summed, copied, guarded, lambda x: x.data * 2])
+def test_what_is_written_in_place_and_what_all_inputs_say_alike_is_taken_at_once(run):
+    map_all, inputs = Vectorised("computing"), torch.linspace(-2.0, 2.0, 5)
+    found = map_all(run, inputs)
+    assert map_all.at_once and torch.equal(found, torch.stack([run(x) for x in inputs]))
+    assert torch.equal(ONES, torch.ones(2))
+
+
+def test_where_inputs_say_different_things_each_goes_its_own_way():
+    map_all, inputs = Vectorised("computing"), torch.linspace(-2.0, 2.0, 5)
+    found = map_all(lambda x: x.exp() if x > 0 else x - 1, inputs)
+    assert not map_all.at_once and torch.equal(found, torch.where(inputs > 0, inputs.exp(), inputs - 1))
+
+
+@pytest.mark.parametrize(
+    "log_prob",
+    [
+        lambda z: dist.OrderedLogistic(z, torch.stack([z - 1, z + 1])).log_prob(torch.tensor(1)),
+        lambda z: TruncatedNormal(z, z.exp(), torch.tensor(-1.0), torch.tensor(1.0)).log_prob(torch.tensor(0.2)),
+        lambda z: TruncatedLogNormal(z, z.exp(), torch.tensor(0.1), torch.tensor(1.0)).mean,
+    ],
+)
+def test_densities_are_taken_at_once_and_so_are_their_slopes(log_prob):
+    map_all, inputs = Vectorised("computing"), torch.linspace(-2.0, 2.0, 5)
+    for function in (log_prob, torch.func.grad(log_prob)):
+        found = map_all(function, inputs)
+        torch.testing.assert_close(found, torch.stack([function(z) for z in inputs]))
+    assert map_all.at_once
 
 
 def test_an_error_of_the_function_is_seen():

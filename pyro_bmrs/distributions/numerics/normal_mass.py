@@ -27,7 +27,7 @@ All functions broadcast, and are differentiable to any order in all of their ten
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -183,7 +183,8 @@ def _needs_graph(tensors: list[Tensor]) -> bool:
     # An autograd function costs as much as a thousand elements: it is not entered in vain.
     # The tracer must not look into what it is there for: see :mod:`~pyro_bmrs.distributions.numerics.tracing`.
     needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return needed or is_traced()
+    # Nor can vmap look into it: it writes in place, by index. The function has a rule for it.
+    return needed or is_traced() or torch._C._are_functorch_transforms_active()
 
 
 def _log_mass(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -265,6 +266,12 @@ def _end_density(slope: Tensor, precision: Tensor, distance: Tensor, log_mass: T
     return density, torch.where(density > 0, finite, torch.zeros_like(finite))
 
 
+def _batches_first(in_dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> Iterator[Tensor]:
+    """Tensors of one shape, but for the dimension of vmap that some of them have, with that dimension first."""
+    for dim, tensor in zip(in_dims, tensors):
+        yield tensor if dim is None else tensor.movedim(dim, 0)
+
+
 class _LogMass(torch.autograd.Function):
     """log_mass with its analytic gradients: minus moments, and the densities at the ends."""
 
@@ -272,6 +279,11 @@ class _LogMass(torch.autograd.Function):
     @untraced
     def forward(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor) -> Tensor:
         return _log_mass(slope, precision, left, right)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
+        slope, precision, left, right = _batches_first(in_dims, tensors)
+        return log_mass(slope, precision, left, right), 0
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -298,6 +310,12 @@ class _Moments(torch.autograd.Function):
     @untraced
     def forward(slope: Tensor, precision: Tensor, left: Tensor, right: Tensor, order: int) -> Tensor:
         return _moments(slope, precision, left, right, order)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        *tensors, order = inputs
+        slope, precision, left, right = _batches_first(in_dims, tuple(tensors))
+        return torch.stack(moments(slope, precision, left, right, order)), 1
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
