@@ -21,7 +21,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_bmrs.integration.importance.adaptive import LogIntegral, effective_share, log_integral
+from pyro_bmrs.integration.importance.adaptive import Adaptation, LogIntegral, effective_share
 from pyro_bmrs.integration.importance.modes import find_modes
 from pyro_bmrs.integration.log_joint import LogJoint
 
@@ -33,6 +33,11 @@ _MOST_UNSEEN = 0.1
 _MOST_UNKNOWN, _NUM_PROBED = 0.01, 1000
 # The share of the first draws that count from which coordinates are taken before others are looked at.
 _PROMISING = 0.05
+# By so many draws the normal distribution around a mode is told in other coordinates.
+_NUM_AROUND = 500
+# The share of draws that count in other coordinates, in units of that of a trusted estimate, from which they are gone
+# on with: they have a say from a half of it on.
+_WORTH = 0.2
 
 
 @dataclass(frozen=True)
@@ -145,51 +150,78 @@ def integrate_model(
     example = {name: values[0] for name, values in starts[0].items()}
     own = LogJoint(model, args, kwargs, example=example)
     if not own.has_hierarchy:
-        return _integrate(_Begin(own, starts), num_draws)
+        return _Begin(own, starts, num_draws).evidence
     standardised = LogJoint(model, args, kwargs, example=example, standardised=True)
-    begin = _Begin(standardised, starts)
-    found = _integrate(begin, num_draws) if begin.share >= _PROMISING else None
-    if found is not None and found.is_beyond_doubt:
+    begin = _Begin(standardised, starts, num_draws)
+    if begin.share >= _PROMISING and begin.is_enough:
+        return begin.evidence
+    both = [begin, begin.in_other_coordinates(own, starts)]
+    both.sort(key=lambda begin: -begin.share)
+    if both[0].is_enough:
+        return both[0].evidence
+    both.sort(key=lambda begin: -begin.adaptation.share)
+    found, rest = both[0].evidence, both[1]
+    if found.is_beyond_doubt or found.trusted and rest.adaptation.share < _WORTH * both[0].adaptation.share:
         return found
-    rest = _Begin(own, starts)
-    if found is None:
-        begin, rest = (begin, rest) if begin.share >= rest.share else (rest, begin)
-        found = _integrate(begin, num_draws)
-    if found.is_beyond_doubt:
-        return found
-    best, other = sorted((found, _integrate(rest, num_draws)), key=lambda end: -end.effective_share)
+    best, other = sorted((found, rest.evidence), key=lambda end: -end.effective_share)
     return replace(best, other=other.integral)
 
 
 class _Begin:
     """
-    Where an integral is begun: at each set of draws, and at the modes that can be found.
+    An integral that is begun at each set of draws, and at the modes that can be found.
 
     :param log_joint: the joint density, in the coordinates that are integrated over.
     :param starts: sets of draws near the posterior, by site.
+    :param num_draws: draws a round.
+    :param unseen: the chance of a further mode, if such have been looked for.
     """
 
-    def __init__(self, log_joint: LogJoint, starts: Sequence[Values]) -> None:
+    def __init__(
+        self, log_joint: LogJoint, starts: Sequence[Values], num_draws: int | None, unseen: float | None = None
+    ) -> None:
         self.log_joint = log_joint
         begins = [moments(log_joint.coordinates(values)) for values in starts]
-        parts, self.unseen = [begins], 0.0
+        parts, self.unseen, self.modes = [begins], unseen or 0.0, None
         if log_joint.dim and log_joint.has_derivatives:
-            modes = find_modes(log_joint, begins)
-            parts.append(list(zip(modes.points, modes.covariances)))
-            self.unseen = modes.unseen
+            self.modes = find_modes(log_joint, begins, is_blind=unseen is None)
+            parts.append(list(zip(self.modes.points, self.modes.covariances)))
+            self.unseen = max(self.unseen, self.modes.unseen)
         loc, covariance = zip(*(begin for part in parts for begin in part))
-        self.loc, self.covariance = torch.stack(loc), torch.stack(covariance)
+        self.loc, self.covariance, self.num_draws = torch.stack(loc), torch.stack(covariance), num_draws
+
+    def in_other_coordinates(self, log_joint: LogJoint, starts: Sequence[Values]) -> _Begin:
+        """The same integral, begun at all modes that were found, which need not be looked for again."""
+        modes = self.modes
+        if modes is None:
+            return _Begin(log_joint, starts, self.num_draws)
+        around = [
+            self.log_joint.values(dist.MultivariateNormal(loc, covariance).sample(torch.Size([_NUM_AROUND])))
+            for loc, covariance in zip(modes.points, modes.covariances)
+        ]
+        return _Begin(log_joint, [*starts, *around], self.num_draws, self.unseen)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether its weights are so even that the integral in other coordinates need not be asked for."""
+        return self.adaptation.is_even and self.evidence.is_beyond_doubt
 
     @cached_property
     def share(self) -> float:
-        """The share of draws from here that count: what the coordinates are good for."""
+        """The share of draws from here that count: what the coordinates promise."""
         return effective_share(self.log_joint, self.loc, self.covariance) if self.log_joint.dim else 1.0
 
+    @cached_property
+    def adaptation(self) -> Adaptation:
+        """What comes of it without patches."""
+        return Adaptation(self.log_joint, self.loc, self.covariance, num_draws=self.num_draws)
 
-def _integrate(begin: _Begin, num_draws: int | None) -> LogEvidence:
-    integral = log_integral(begin.log_joint, begin.loc, begin.covariance, num_draws=num_draws)
-    some = integral.points[:: max(1, len(integral.points) // _NUM_PROBED)]
-    return LogEvidence(integral, None, begin.log_joint, begin.unseen, begin.log_joint.unknown_share(some))
+    @cached_property
+    def evidence(self) -> LogEvidence:
+        """The evidence, in these coordinates."""
+        integral = self.adaptation.integral()
+        some = integral.points[:: max(1, len(integral.points) // _NUM_PROBED)]
+        return LogEvidence(integral, None, self.log_joint, self.unseen, self.log_joint.unknown_share(some))
 
 
 def moments(coordinates: Tensor) -> tuple[Tensor, Tensor]:

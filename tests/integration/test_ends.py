@@ -50,7 +50,7 @@ def test_draws_are_of_the_posterior():
 
 def test_draws_near_a_reduced_posterior_by_conditioning_are_exact_for_a_normal():
     posterior = conjugate.exact_posterior(X, Y, *PRIOR)
-    full = integrate_model(conjugate.model, (X, Y), {}, [near(posterior.mean, 0.1)])
+    full = integrate_model(conjugate.model, (X, Y), {}, [near(posterior.mean, 0.1)], num_draws=20_000)
 
     def at_a_point(x, y):
         first = pyro.sample("first", dist.Delta(x.new_zeros(2), event_dim=1))
@@ -59,7 +59,7 @@ def test_draws_near_a_reduced_posterior_by_conditioning_are_exact_for_a_normal()
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(x @ torch.cat([first, rest]), conjugate.NOISE), obs=y)
 
-    values = conditioned(full, at_a_point, 4000)
+    values = conditioned(full, at_a_point, 20_000)
     assert values is not None
     assert not values["first"].any()
     exact = conjugate.exact_posterior(X[:, 2:], Y, PRIOR[0][2:], PRIOR[1][2:])

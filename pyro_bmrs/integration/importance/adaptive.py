@@ -108,25 +108,54 @@ def log_integral(
         >>> abs(estimate.value - 2.0) < 0.05, estimate.trusted
         (True, True)
     """
-    dim = loc.shape[-1]
-    if dim == 0:
-        value = float(log_density(loc.new_zeros(1, 0)))
-        return LogIntegral(value, 0.0, -math.inf, 1.0, 1, loc.new_zeros(1, 0), loc.new_zeros(1))
-    most = num_draws or _ENOUGH_DRAWS
-    num_draws = num_draws or max(2000, 200 * (dim + 5))
-    draws, calls = _adapted(log_density, _around(loc, covariance), num_draws)
-    if draws.share < _PATCH_BELOW:
-        patched, more = _adapted(log_density, draws.patched(), num_draws)
-        draws, calls = max((draws, patched), key=lambda some: some.share), calls + more
-    enough = math.ceil((1 / draws.share - 1) / _STANDARD_ERROR**2)
-    draws = _Draws(log_density, draws.next_proposal(), max(num_draws, min(enough, most)))
-    found = draws.estimate(calls)
-    for _ in range(_MOST_PATCHES):
-        if found.trusted:
-            break
-        draws = _Draws(log_density, draws.patched(), max(num_draws, most))
-        found = draws.estimate(found.num_evaluations)
-    return found
+    return Adaptation(log_density, loc, covariance, num_draws=num_draws).integral()
+
+
+class Adaptation:
+    """
+    A proposal that has been adapted to a density, as far as that goes without patches, and what is made of it.
+
+    :param log_density: with ``loc``, ``covariance`` and ``num_draws`` as for :func:`log_integral`.
+    """
+
+    def __init__(
+        self, log_density: LogDensity, loc: Tensor, covariance: Tensor, *, num_draws: int | None = None
+    ) -> None:
+        dim = loc.shape[-1]
+        self._log_density, self._most = log_density, num_draws or _ENOUGH_DRAWS
+        self._num_draws = num_draws or max(2000, 200 * (dim + 5))
+        self._draws, self._calls = None, 0
+        if dim:
+            self._draws, self._calls = _adapted(log_density, _around(loc, covariance), self._num_draws)
+
+    @property
+    def share(self) -> float:
+        """The share of draws that count."""
+        return 1.0 if self._draws is None else self._draws.share
+
+    @property
+    def is_even(self) -> bool:
+        """Whether so many draws count that the proposal needs no patches."""
+        return self.share >= _PATCH_BELOW
+
+    def integral(self) -> LogIntegral:
+        """The integral, by draws of their own; patched, where few draws count."""
+        draws, calls = self._draws, self._calls
+        if draws is None:
+            nowhere = torch.zeros(1, 0)
+            return LogIntegral(float(self._log_density(nowhere)), 0.0, -math.inf, 1.0, 1, nowhere, torch.zeros(1))
+        if not self.is_even:
+            patched, more = _adapted(self._log_density, draws.patched(), self._num_draws)
+            draws, calls = max((draws, patched), key=lambda some: some.share), calls + more
+        enough = math.ceil((1 / draws.share - 1) / _STANDARD_ERROR**2)
+        draws = _Draws(self._log_density, draws.next_proposal(), max(self._num_draws, min(enough, self._most)))
+        found = draws.estimate(calls)
+        for _ in range(_MOST_PATCHES):
+            if found.trusted:
+                break
+            draws = _Draws(self._log_density, draws.patched(), max(self._num_draws, self._most))
+            found = draws.estimate(found.num_evaluations)
+        return found
 
 
 def effective_share(log_density: LogDensity, loc: Tensor, covariance: Tensor, *, num_draws: int = 1000) -> float:

@@ -74,12 +74,13 @@ class Modes:
     unseen: float
 
 
-def find_modes(log_density: Climbable, begins: Sequence[tuple[Tensor, Tensor]]) -> Modes:
+def find_modes(log_density: Climbable, begins: Sequence[tuple[Tensor, Tensor]], *, is_blind: bool = True) -> Modes:
     """
     The modes of a density.
 
     :param log_density: with its derivatives.
-    :param begins: means and covariances around which to begin, beside the prior; the spread of the first is the unit.
+    :param begins: means and covariances around which to begin; the spread of the first is the unit.
+    :param is_blind: whether to begin from the prior and far around the first, too.
     :return: those that matter; none where no climb came to a top.
 
     Example::
@@ -101,7 +102,8 @@ def find_modes(log_density: Climbable, begins: Sequence[tuple[Tensor, Tensor]]) 
     tops = _climb(log_density, torch.stack([mean.double() for mean, _ in begins]), root, _MOST_STEPS)
     # What is begun at says nothing of what there is besides.
     num_known = len(tops.points)
-    for _ in range(_MOST_SEARCHES):
+    modes = _modes(tops, num_known)
+    for _ in range(_MOST_SEARCHES if is_blind else 0):
         around = loc + _BREADTH * torch.randn(num_starts, dim, dtype=torch.float64) @ root.mT
         starts = torch.cat([around, log_density.prior_points(num_starts).double()])
         tops = tops.and_those(_climb(log_density, starts, root, _MOST_BLIND_STEPS))

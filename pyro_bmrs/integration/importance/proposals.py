@@ -57,8 +57,9 @@ class StudentMixture:
         part = torch.searchsorted(ends, middles.to(ends)).clamp(max=len(ends) - 1)
         component, df = part // len(self.df), self.df[part % len(self.df)]
         precision = torch.distributions.Gamma(df / 2, df / 2).sample()
-        normal = torch.randn(num_samples, self.loc.shape[1], dtype=self.loc.dtype, device=self.loc.device)
-        standard = normal / precision.sqrt().unsqueeze(-1)
+        # In single precision, which takes a quarter of the time: draws need not be exact, their densities are.
+        normal = torch.randn(num_samples, self.loc.shape[1], dtype=torch.float32, device=self.loc.device)
+        standard = normal.to(self.loc.dtype) / precision.sqrt().unsqueeze(-1)
         parts = [
             loc + standard[component == place] @ scale_tril.mT
             for place, (loc, scale_tril) in enumerate(zip(self.loc, self.scale_tril))
