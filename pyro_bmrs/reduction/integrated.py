@@ -116,9 +116,9 @@ class IntegratedReduction(Estimated):
 def reduced_draws(reduction: Any, progress: bool) -> Values:
     """Draws from the reduced posterior that was read off, by site, along the first dimension."""
     fitted, posterior = reduction.fitted, reduction.posterior
-    if reduction.method == "quadrature" and fitted.latent <= posterior.keys():
+    if reduction.method == "quadrature" and fitted.sites <= posterior.keys():
         # Quantiles by quadrature are quick together and slow one by one, and marginals are as good to begin at.
-        return {name: posterior[name].sample(torch.Size([NUM_STARTS])) for name in fitted.latent}
+        return {name: posterior[name].sample(torch.Size([NUM_STARTS])) for name in fitted.sites}
     guide = reduction.new_guide()
     if isinstance(guide, DrawsGuide):
         return guide.resample(NUM_STARTS)

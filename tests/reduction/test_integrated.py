@@ -9,10 +9,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from scipy import stats
 
 from pyro_bmrs import ReductionWarning, reduce_model
 from pyro_bmrs.arviz_adapter import to_arviz
+from pyro_bmrs.reduction import integrated
+from pyro_bmrs.reduction.integrated import reduced_draws
 from tests import conjugate
 
 X, Y = conjugate.data()
@@ -121,3 +126,24 @@ def test_a_point_where_the_prior_depends_on_another_site():
     found = reduce_model(guide, {"slopes": dist.Delta(x.new_tensor(0.0))}, args=(x, Y))
     assert found.method == "integration"
     assert float(found.delta_evidence) == pytest.approx(reduced - full, abs=max(0.1, 3 * float(found.standard_error)))
+
+
+def test_reduced_draws_by_quadrature_are_made_together_where_sites_are_summed_out(monkeypatch):
+    y = torch.tensor([-1.2, -0.8, 1.4, 1.6, 1.5])
+
+    @config_enumerate
+    def model():
+        share = pyro.sample("share", dist.Beta(2.0, 2.0))
+        with pyro.plate("data", len(y)):
+            which = pyro.sample("which", dist.Bernoulli(share)).long()
+            pyro.sample("y", dist.Normal(torch.tensor([-1.0, 1.5])[which], 0.5), obs=y)
+
+    guide = AutoNormal(poutine.block(model, hide=["which"]))
+    guide()
+    reduction = reduce_model(guide, {"share": dist.Beta(50.0, 50.0)}, model=model)
+    assert reduction.method == "quadrature"
+    # One by one is by runs of the reduced guide, each of which solves for its quantile anew.
+    monkeypatch.setattr(integrated, "read_guide", None)
+    draws = reduced_draws(reduction, False)["share"]
+    together = reduction.posterior["share"].sample(torch.Size([4000]))
+    assert stats.ks_2samp(draws.numpy(), together.numpy()).pvalue > 1e-3
