@@ -193,6 +193,21 @@ def to_arviz(groups: Mapping[str, Mapping[str, np.ndarray]], labels: Mapping[str
     return arviz.from_dict(nested, **named)
 
 
+def compare(data: Mapping[str, Any], method: str) -> Any:
+    """
+    Models by their expected log predictive density, leaving one observation out: ``arviz.compare``.
+
+    :param data: of each model, an ArviZ object with a posterior and the log likelihood of each observation.
+    :param method: how the weights are had.
+    :return: a data frame, the best model first.
+    """
+    arviz = _arviz()
+    try:
+        return arviz.compare(dict(data), method=method)
+    except ValueError as error:
+        raise ReductionError(f"ArviZ cannot compare these models by {method!r}: {error}") from error
+
+
 @dataclass(frozen=True)
 class Drawn:
     """

@@ -20,16 +20,16 @@ from tqdm.auto import tqdm
 from pyro_bmrs.arviz_adapter import to_arviz
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.integration.fits import full_evidence
-from pyro_bmrs.integration.log_joint import LogJoint
 from pyro_bmrs.plotting import plot_model_space
 from pyro_bmrs.reduction.check import Check
 from pyro_bmrs.reduction.reduce_model import reduce_posterior
 from pyro_bmrs.reduction.reduction import Reduction
-from pyro_bmrs.search.averaging.model_average import AveragedPosterior, ModelAverage, NormalPosterior
-from pyro_bmrs.search.averaging.refinement import refine
+from pyro_bmrs.search.averaging.comparison import compare_predictions
+from pyro_bmrs.search.averaging.model_average import AveragedPosterior, ModelAverage
+from pyro_bmrs.search.averaging.refinement import refine_models
 from pyro_bmrs.search.checks import columns_of, problems
 from pyro_bmrs.search.groups import Candidates, Groups
-from pyro_bmrs.search.models import ListedModels, ModelPosterior, Models
+from pyro_bmrs.search.models import ModelPosterior, Models
 from pyro_bmrs.structure.copies import detached
 from pyro_bmrs.structure.mixtures import mix
 from pyro_bmrs.structure.vectorised import TURN
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_NAMED = 8
-_MOST_REFINED = 2**16
 
 
 class ModelSpace:
@@ -238,23 +237,30 @@ class ModelSpace:
         :raises ReductionError: for a posterior that is not jointly normal in all latent sites, models that are not all
             counted through, or more than some 65,000 of them, and a model whose density is not at hand.
         """
-        posterior, models = self._posterior, self._models
-        is_whole = isinstance(models, ListedModels) and models.num_models == 2 ** len(self.groups) <= _MOST_REFINED
-        if not isinstance(posterior, NormalPosterior) or not isinstance(models, ListedModels) or not is_whole:
-            raise ReductionError(
-                f"the evidence of models is refined where a jointly normal posterior is counted through, of at most "
-                f"{_MOST_REFINED:,} models; this is {self._size()}. Take fewer groups, or check() the best models"
-            )
-        fitted = self._fitted
-        if missing := sorted(fitted.latent - {block.name for block in posterior.space.blocks}):
-            raise ReductionError(f"the sites {missing} are not in the joint normal; check() the best models instead")
         with TURN, torch.no_grad():
-            nodes: Any = fitted.trace.nodes
-            example = {name: nodes[name]["value"].detach() for name in fitted.latent}
-            joint = LogJoint(fitted.model, fitted.args, fitted.kwargs, example=example)
-            refined = refine(posterior.space, models, lambda values: joint(joint.coordinates(values)), posterior.dtype)
-        candidates = Candidates(fitted, self._priors, self._reduced_priors)
-        return type(self)(candidates, self._groups, refined, posterior, "refined")
+            refined = refine_models(self._fitted, self._posterior, self._models, self._size())
+        candidates = Candidates(self._fitted, self._priors, self._reduced_priors)
+        return type(self)(candidates, self._groups, refined, self._posterior, "refined")
+
+    def compare(self, num_models: int = 5, *, num_samples: int = 1000, method: str = "stacking") -> pd.DataFrame:
+        """
+        The most probable models, by how well they predict each observation without it: the table of ``arviz.compare``.
+
+        ``weight`` is that of a model in predictions: evidence says which model is true, if one is; stacking says how
+        to mix their predictions, if none is (Yao, Vehtari, Simpson and Gelman 2018, https://doi.org/10.1214/17-BA1091).
+
+        :param num_models: how many, at least two.
+        :param num_samples: draws from the reduced posterior of each.
+        :param method: of the weights: ``"stacking"``, ``"BB-pseudo-BMA"`` or ``"pseudo-BMA"``.
+        :raises ReductionError: for models without observed sites, and fewer than two models.
+        :warns ReductionWarning: where Pareto k is too large for the estimate of a model to be trusted.
+        """
+        reduced = self.top(num_models).reduced
+        if len(reduced) < 2:
+            raise ReductionError(f"there is nothing to compare {len(reduced)} models with; ask for at least two")
+        with TURN:
+            names = [f"{rank}: without {self._name(row)}" for rank, row in enumerate(reduced, 1)]
+            return compare_predictions(dict(zip(names, map(self.reduction, reduced))), num_samples, method)
 
     def _check(self, reduced: Tensor, progress: bool) -> Check:
         if reduced.any():
