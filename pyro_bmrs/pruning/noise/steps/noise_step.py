@@ -51,8 +51,8 @@ _ROOT_HALF = math.sqrt(0.5)
 _FAR = 30.0
 # How far probabilities are from 0 and 1, by rounding.
 _EDGE = 2.0**-53
-# Beyond so many e-folds below the mode a density is 0.
-_NUM_FOLDS = 40.0
+# Beyond so many e-folds below the mode a density is 0, and so many nodes integrate it, in single precision and double.
+_SINGLE, _DOUBLE = (24.0, 24), (40.0, 48)
 # So many draws are computed at a time that what is computed of them stays in the cache.
 _NUM_TOGETHER = 8192
 
@@ -83,9 +83,10 @@ class LogUniforms(NamedTuple):
         :param dtype: that of the parameters.
         """
         log_ends = log_ends.double()
-        nodes, weights = log_ends.new_tensor(gauss_legendre(26 if torch.finfo(dtype).bits <= 32 else 48))
+        num_folds, num_nodes = _SINGLE if torch.finfo(dtype).bits <= 32 else _DOUBLE
+        nodes, weights = log_ends.new_tensor(gauss_legendre(num_nodes))
         nodes = 0.5 * (nodes - nodes.flip(0))
-        moments, reach = torch.stack([weights, weights * nodes], -1), log_ends.new_tensor(math.sqrt(2 * _NUM_FOLDS))
+        moments, reach = torch.stack([weights, weights * nodes]), log_ends.new_tensor(math.sqrt(2 * num_folds))
         rounded = (log_ends[1] - log_ends[0]).log(), nodes, moments, reach
         tables = ends.double(), log_ends, log_ends.new_tensor([[0.0], [1.0]]), *(table.to(dtype) for table in rounded)
         return cls(*(table.numpy() if _is_numpys(table.device, dtype) else table for table in tables))
@@ -227,10 +228,14 @@ def _cast(array: Any, like: Any) -> Any:
     return array.to(like.dtype) if isinstance(array, Tensor) else array.astype(like.dtype, copy=False)
 
 
+def _empty(shape: tuple[int, ...], like: Any) -> Any:
+    """An array in the precision of another."""
+    return like.new_empty(shape) if isinstance(like, Tensor) else np.empty(shape, like.dtype)
+
+
 def _pair(first: Any, second: Any, like: Any) -> Any:
     """Two arrays below each other, in the precision of another; what stacking costs several times more for."""
-    shape = 2, *first.shape
-    pair = like.new_empty(shape) if isinstance(like, Tensor) else np.empty(shape, like.dtype)
+    pair = _empty((2, *first.shape), like)
     pair[0], pair[1] = first, second
     return pair
 
@@ -305,19 +310,26 @@ def _divergence(xp: Any, law: _Law, parameters: Any, priors: LogUniforms) -> tup
     """The divergence and the log normaliser, and their derivatives in the location and the log of the scale."""
     start, length, scale = _cast(law.start, parameters), _cast(law.length, parameters), _cast(law.scale, parameters)
     mode = xp.where(start > 0, start, 0.0)
-    # Where the density has fallen far enough: the root of mode t + t²/2 = folds.
-    reach = 2 * _NUM_FOLDS / (mode + xp.hypot(mode, priors.reach))
+    # Where the density has fallen far enough: the root of mode t + t²/2 = reach²/2.
+    reach = priors.reach * priors.reach / (mode + xp.hypot(mode, priors.reach))
     below = mode - start
     below, above = xp.minimum(below, reach), xp.minimum(length - below, reach)
     width, middle = below + above, 0.5 * (above - below)
-    t = width[:, None] * priors.nodes + middle[:, None]
-    height = t * (-mode[:, None] - 0.5 * t)
-    density = xp.exp(height)
-    weighted = density * height
-    # The integrals of 1 and of the node, of -e and -e times the node, and of e².
-    mass, node = (density @ priors.moments).T
-    square, _ = (weighted * height @ priors.moments).T
-    height, cross = (weighted @ priors.moments).T
+    # The density, times -e, and times e² at the nodes, in one block, the units in a row: an operation costs as much as
+    # its memory is far.
+    block = _empty((3, len(priors.nodes), len(width)), parameters)
+    density, weighted, squared = block
+    t = priors.nodes[:, None] * width
+    t += middle
+    height = xp.multiply(t, -0.5, out=weighted)
+    height -= mode
+    height *= t
+    xp.exp(height, out=density)
+    xp.multiply(height, height, out=squared)
+    squared *= density
+    weighted *= density
+    # The integrals of each, and of each times the node.
+    (mass, node), (height, cross), (square, _) = priors.moments @ block
     height, node = height / mass, node / mass
     log_normaliser = xp.log(mass * width) + parameters[1]
     divergence = priors.log_width - log_normaliser + height
