@@ -77,6 +77,11 @@ class Plan(NamedTuple):
         """Of all of them together, at most."""
         return self.whole + _NUM_STEPS * self.step + (math.ceil(math.log2(_NUM_STEPS + 1)) + 1) * self.end
 
+    @property
+    def seen(self) -> int:
+        """Of those that the network has seen that is taken, at most."""
+        return self.whole + _NUM_STEPS * self.step + 2 * self.end
+
 
 def compress(
     net: nn.Module,
@@ -189,7 +194,7 @@ def compress(
                 chosen = run.bisect(steps, _smallest_near_whole)
                 rule = "the smallest within one standard error of the whole"
             run.finish(steps, chosen)
-    return Compression(steps, chosen, rule)
+    return Compression(steps, chosen, rule if limit is not None else _with_end(rule, chosen, len(steps)))
 
 
 class _Run:
@@ -344,6 +349,13 @@ def _smallest_of_accuracy(steps: Sequence[PathStep], loss: float) -> int:
     accuracies = [step.held_out.accuracy for step in steps]
     near = [number for number, accuracy in enumerate(accuracies) if accuracy >= accuracies[0] - loss]
     return min(near, key=lambda number: (steps[number].parameters, -accuracies[number]))
+
+
+def _with_end(rule: str, chosen: int, num_steps: int) -> str:
+    """A rule, and whether the path was too short for it."""
+    if not 0 < chosen == num_steps - 1:
+        return rule
+    return f"{rule}, at the end of the path: compress it again, with is_trained=True, to see whether a smaller one does"
 
 
 def _guess(targets: Tensor) -> MakeLikelihood:

@@ -85,6 +85,7 @@ def test_the_path_is_a_table(compressed):
         fewer = path["accuracy"][0] - path["accuracy"][number]
         assert lost > path["error"][0] or fewer > labels.std() / math.sqrt(len(labels))
     assert set(result.decisions.scores) == set(result.prices.units) == {"0", "2"}
+    assert ("again" in result.rule) == (result.chosen == len(path) - 1)
 
 
 def test_real_numbers_and_a_budget(digits):
