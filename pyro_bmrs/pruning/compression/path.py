@@ -17,7 +17,7 @@ _LOW, _HIGH = 2.0**-2, 2.0**4
 FIRST = 2.0**-4
 # How fast temperatures rise where nothing happens in a step; where something does, to less than this share of the
 # parameters and units; and where it does to more.
-_FASTEST, _FAST, _SLOW, _FEW = 4.0, 2.0, 2.0**0.5, 0.1
+_FASTEST, _FAST, _SLOW, _FEW = 4.0, 2.0, math.sqrt(2), 0.1
 
 
 def temperatures(num_steps: int, first: float = _LOW, last: float = _HIGH) -> list[float]:
