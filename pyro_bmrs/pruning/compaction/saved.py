@@ -28,6 +28,7 @@ from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled, scales_o
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
 from pyro_bmrs.pruning.compaction.report import CompactionReport, compaction_report
 from pyro_bmrs.pruning.layers import layer_kind, num_channels, num_groups, weight_rows
+from pyro_bmrs.pruning.streams.norms import UnevenGroupNorm
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -190,6 +191,8 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
         return {"scaled": new.when, "dim": new.scale.dim, "module": describe(old, new.module)}
     if isinstance(new, GatedNorm) and not isinstance(old, GatedNorm):
         return {"gated_norm": new.dim, "module": describe(old, new.module)}
+    if isinstance(new, UnevenGroupNorm) and not isinstance(old, UnevenGroupNorm):
+        return {"uneven_groups": list(new.sizes), "eps": new.eps, "affine": new.affine}
     if isinstance(new, Scale) and not isinstance(old, Scale):
         return {"scale": True, "dim": new.dim}
     if isinstance(new, Attention) and isinstance(old, nn.MultiheadAttention):
@@ -232,6 +235,9 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
         return Scaled(rebuild(module, description["module"]), scale, description["scaled"])
     if "gated_norm" in description:
         return GatedNorm(rebuild(module, description["module"]), torch.ones(1), description["gated_norm"])
+    if "uneven_groups" in description:
+        uneven = UnevenGroupNorm(tuple(description["uneven_groups"]), description["eps"], description["affine"])
+        return uneven.to(next(module.parameters(), torch.ones(1)))
     if "scale" in description:
         return Scale(torch.ones(1), description["dim"])
     if "zeros" in description or "identity" in description:

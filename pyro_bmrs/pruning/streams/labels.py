@@ -27,7 +27,7 @@ _MOVES = frozenset(
 )
 _PLACES = frozenset("index indices".split())
 _COPIES = frozenset("clone _to_copy copy native_dropout contiguous lift_fresh".split())
-_REDUCTIONS = frozenset("mean sum amax amin avg_pool2d _adaptive_avg_pool2d".split())
+_REDUCTIONS = frozenset("mean sum amax amin avg_pool2d _adaptive_avg_pool2d max_pool2d_with_indices".split())
 # Functions that are 0 at 0, or multiply: what is left out stays 0.
 _KEEP_ZERO = frozenset("mul div neg gelu silu relu tanh clone _to_copy copy native_dropout contiguous abs".split())
 
@@ -159,7 +159,10 @@ class Labels(Carried[Tensor]):
     def _reduced(self, operation: Operation, of: Callable[[Tensor], Tensor]) -> Tensor:
         """Elements are put together of one channel alone."""
         labels = of(operation.tensors[0]).contiguous().double()
-        if "pool" in operation.name:
+        if "max_pool" in operation.name:
+            mean, most = operation.on(lambda _, tensor: labels)[0], operation.on(lambda _, tensor: -labels)[0]
+            is_one = torch.equal(mean, -most)
+        elif "pool" in operation.name:
             mean = operation.on(lambda _, tensor: labels)
             is_one = (operation.on(lambda _, tensor: labels.square()) - mean.square()).abs().max() < 1e-6
         else:

@@ -12,6 +12,46 @@ import torch
 from torch import Tensor, nn
 
 
+class UnevenGroupNorm(nn.Module):
+    """
+    A group norm whose groups have different numbers of channels, as where some of a ``GroupNorm`` are taken out.
+
+    :param sizes: how many channels each group has.
+    :param eps: what is added to the variance.
+    :param affine: whether there are a weight and a bias.
+
+    Example::
+
+        >>> import torch
+        >>> UnevenGroupNorm((2, 3))(torch.tensor([[1.0, 3.0, 4.0, 4.0, 10.0]])).round()
+        tensor([[-1.,  1., -1., -1.,  1.]], grad_fn=<RoundBackward0>)
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, sizes: tuple[int, ...], eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__()
+        self.sizes, self.eps, self.affine = tuple(sizes), eps, affine
+        self.num_channels = sum(sizes)
+        for name, fill in (("weight", torch.ones), ("bias", torch.zeros)):
+            self.register_parameter(name, nn.Parameter(fill(self.num_channels)) if affine else None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        shape = [1, -1, *[1] * (input.dim() - 2)]
+        parts = [self._normalised(part) for part in input.split(self.sizes, 1)]
+        output = torch.cat(parts, 1)
+        if self.weight is None or self.bias is None:
+            return output
+        return output * self.weight.reshape(shape) + self.bias.reshape(shape)
+
+    def _normalised(self, part: Tensor) -> Tensor:
+        return nn.functional.group_norm(part, 1, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.sizes}, eps={self.eps}"
+
+
 def narrowed(norm: nn.Module, kept: Tensor) -> nn.Module:
     """
     A norm like another, over some of its channels, whose parameters are those of the other, indexed.
@@ -20,6 +60,8 @@ def narrowed(norm: nn.Module, kept: Tensor) -> nn.Module:
     :param kept: numbers of the channels, ascending.
     """
     narrow: Any = copy.copy(norm)
+    if isinstance(norm, nn.GroupNorm | UnevenGroupNorm):
+        narrow = _with_groups(norm, kept)
     shape = vars(norm).get("normalized_shape")
     if shape is not None:
         narrow.normalized_shape = type(shape)([len(kept)]) if isinstance(shape, tuple | list) else len(kept)
@@ -29,6 +71,24 @@ def narrowed(norm: nn.Module, kept: Tensor) -> nn.Module:
         vars(narrow)[name] = parameter.index_select(0, kept)
     result: nn.Module = narrow
     return result
+
+
+def _with_groups(norm: nn.GroupNorm | UnevenGroupNorm, kept: Tensor) -> Any:
+    """A norm over what is left of each group, if anything is."""
+    if isinstance(norm, UnevenGroupNorm):
+        sizes = norm.sizes
+    else:
+        sizes = (norm.num_channels // norm.num_groups,) * norm.num_groups
+    group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(kept.device)
+    left = tuple(size for size in torch.bincount(group[kept]).tolist() if size)
+    narrow: Any
+    if len(set(left)) == 1:
+        narrow = copy.copy(norm) if isinstance(norm, nn.GroupNorm) else nn.GroupNorm(1, 1, norm.eps, norm.affine)
+        narrow.num_groups, narrow.num_channels = len(left), len(kept)
+    else:
+        narrow = UnevenGroupNorm(left, norm.eps, norm.affine)
+    narrow.training = norm.training
+    return narrow
 
 
 def forward_of(norm: Any, input: Tensor) -> Tensor:
@@ -59,35 +119,41 @@ def normalise_kept(norm: nn.Module, input: Tensor, kept: Tensor, dim: int) -> Te
     return torch.zeros_like(input, dtype=output.dtype).index_copy(dim, kept, output)
 
 
-def narrow(norm: nn.Module, kept: Tensor, factors: Tensor, dim: int) -> bool:
+def narrow(norm: nn.Module, kept: Tensor, factors: Tensor, dim: int) -> nn.Module | None:
     """
-    Takes channels out of a norm, in place, and multiplies what it puts out.
+    A norm of its own, over some of the channels of another, that multiplies what it puts out.
 
-    :param norm: the norm.
+    :param norm: the other; left as it is.
     :param kept: numbers of the channels that are kept, ascending.
     :param factors: what each of these is multiplied by.
     :param dim: the dimension of what it is given that has the channels, counted from the end.
-    :return: whether its parameters could take the factors over; if not, it is as it was.
+    :return: the norm; None if its parameters cannot take the factors over.
     """
     small: Any = narrowed(norm, kept)
     generator = torch.Generator().manual_seed(0)
     shape = [4, len(kept), *[1] * (-1 - dim)]
+    shape[2:] = [3] * len(shape[2:])
     example = torch.randn(shape, generator=generator, dtype=torch.float64).to(factors)
     values = {name: vars(small)[name].detach() for name, _ in norm.named_parameters(recurse=False)}
     for folded in _folded(values, factors) if values else ():
         other: Any = copy.copy(small)
         vars(other).update(folded)
         with torch.no_grad():
-            expected = forward_of(small, example) * factors.reshape(shape[1:])
+            expected = forward_of(small, example) * factors.reshape(-1, *[1] * (-1 - dim))
             is_same = torch.allclose(forward_of(other, example), expected, rtol=1e-4, atol=1e-5)
         if is_same:
-            for name, value in folded.items():
-                requires_grad = getattr(norm, name).requires_grad
-                setattr(norm, name, nn.Parameter(value.clone(), requires_grad))
-            if "normalized_shape" in vars(small):
-                vars(norm)["normalized_shape"] = small.normalized_shape
-            return True
-    return False
+            return _with_parameters(small, norm, folded)
+    return None
+
+
+def _with_parameters(small: Any, norm: nn.Module, values: dict[str, Tensor]) -> nn.Module:
+    """A narrowed norm that holds parameters of its own."""
+    result: nn.Module = copy.copy(small)
+    vars(result)["_parameters"] = dict(vars(small)["_parameters"])
+    for name, value in values.items():
+        del vars(result)[name]
+        result.register_parameter(name, nn.Parameter(value.clone(), getattr(norm, name).requires_grad))
+    return result
 
 
 def _folded(values: dict[str, Tensor], factors: Tensor) -> list[dict[str, Tensor]]:

@@ -36,6 +36,7 @@ from pyro_bmrs.pruning.layers import (
     num_groups,
 )
 from pyro_bmrs.pruning.streams.labels import Labels
+from pyro_bmrs.pruning.streams.norms import UnevenGroupNorm
 
 # Loose parameters with more numbers than this are not followed.
 _MOST_LOOSE = 4_000_000
@@ -289,7 +290,7 @@ def _along_one(units: Tensor) -> tuple[int, Tensor] | None:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return normalised_width(module) > 0 and not isinstance(module, nn.GroupNorm)
+    return normalised_width(module) > 0
 
 
 def _is_closed(module: nn.Module) -> bool:
@@ -305,6 +306,8 @@ def _is_through(module: nn.Module) -> bool:
 def _norm_dim(norm: nn.Module, given: Tensor) -> int:
     """The dimension that a norm is over: the last, or that of the channels of images."""
     width = normalised_width(norm)
+    if isinstance(norm, nn.GroupNorm | UnevenGroupNorm):
+        return 1
     channels_first = given.dim() > 2 and given.shape[1] == width
     says_first = "2d" in type(norm).__name__ or getattr(norm, "data_format", "") == "channels_first"
     return 1 if channels_first and (says_first or given.shape[-1] != width) else given.dim() - 1

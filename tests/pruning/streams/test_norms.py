@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_bmrs.pruning.streams.norms import narrow, normalise_kept
+from pyro_bmrs.pruning.streams.norms import UnevenGroupNorm, narrow, normalise_kept
 
 KEPT = torch.tensor([0, 2, 3])
 
@@ -51,6 +51,7 @@ NORMS = {
     "root mean square": lambda: nn.RMSNorm(4),
     "beside 1": lambda: Beside(4),
     "images": lambda: Images(4),
+    "groups": lambda: nn.GroupNorm(2, 4),
 }
 
 
@@ -60,12 +61,17 @@ def example(kind: str) -> tuple[nn.Module, Tensor, int]:
     with torch.no_grad():
         for parameter in norm.parameters():
             parameter.normal_()
-    shape = (2, 4, 3, 3) if kind == "images" else (2, 5, 4)
-    return norm, torch.randn(shape).double(), 1 if kind == "images" else -1
+    is_image = kind in ("images", "groups")
+    return norm, torch.randn((2, 4, 3, 3) if is_image else (2, 5, 4)).double(), 1 if is_image else -1
 
 
 def by_hand(kind: str, norm: nn.Module, input: Tensor, dim: int) -> Tensor:
     """The formula of the norm over the channels that are kept."""
+    if kind == "groups":  # The first alone, then two together.
+        parts = [input[:, :1], input[:, 2:]]
+        centred = [part - part.mean((1, 2, 3), keepdim=True) for part in parts]
+        scaled = [part / (part.square().mean((1, 2, 3), keepdim=True) + 1e-5).sqrt() for part in centred]
+        return torch.cat(scaled, 1) * norm.weight[KEPT, None, None] + norm.bias[KEPT, None, None]
     values = input.movedim(dim, -1)[..., KEPT]
     weight = norm.weight[KEPT]
     if kind in ("root mean square", "beside 1"):
@@ -91,11 +97,30 @@ def test_the_mean_and_variance_are_of_what_is_kept(kind: str) -> None:
 def test_what_is_left_is_a_norm_of_its_class(kind: str) -> None:
     norm, input, dim = example(kind)
     factors = torch.tensor([0.5, 0.7, 0.9]).double()
-    shape = [-1, 1, 1] if kind == "images" else [-1]
-    expected = by_hand(kind, norm, input, dim) * factors.reshape(shape)
-    assert narrow(norm, KEPT, factors, -3 if kind == "images" else -1)
-    torch.testing.assert_close(norm(input.index_select(dim, KEPT)), expected, rtol=1e-12, atol=1e-12)
-    assert type(norm) is type(NORMS[kind]()) and all(parameter.shape == (3,) for parameter in norm.parameters())
+    expected = by_hand(kind, norm, input, dim) * factors.reshape([-1, 1, 1] if dim == 1 else [-1])
+    small = narrow(norm, KEPT, factors, -3 if dim == 1 else -1)
+    torch.testing.assert_close(small(input.index_select(dim, KEPT)), expected, rtol=1e-12, atol=1e-12)
+    assert type(small) is (UnevenGroupNorm if kind == "groups" else type(norm))
+    assert {name: part.shape for name, part in small.named_parameters()} == {
+        name: (3,) for name, _ in norm.named_parameters()
+    }
+    assert set(map(id, small.parameters())).isdisjoint(map(id, norm.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("kept", "groups"), [([0, 2], 2), ([1, 3], 2), ([2, 3], 1), ([0], 1), ([0, 1, 3], (2, 1)), ([1, 2, 3], (1, 2))]
+)
+def test_what_is_left_of_groups(kept: list[int], groups: int | tuple[int, ...]) -> None:
+    small = narrow(nn.GroupNorm(2, 4), torch.tensor(kept), torch.ones(len(kept)), -3)
+    if isinstance(groups, int):
+        assert type(small) is nn.GroupNorm and (small.num_groups, small.num_channels) == (groups, len(kept))
+    else:
+        assert small.sizes == groups
+        # Once more.
+        again = narrow(small, torch.tensor([0, 2]), torch.ones(2), -3)
+        assert type(again) is nn.GroupNorm and again.num_groups == 2
+        input = torch.randn(2, 2, 3, 3)
+        torch.testing.assert_close(again(input), nn.GroupNorm(2, 2)(input))
 
 
 def test_none_kept() -> None:
@@ -105,5 +130,5 @@ def test_none_kept() -> None:
 @pytest.mark.parametrize("norm", [Bounded(4), nn.LayerNorm(4, elementwise_affine=False)])
 def test_what_cannot_take_factors_over_is_left(norm: nn.Module) -> None:
     before = copy.deepcopy(norm)
-    assert not narrow(norm, KEPT, torch.tensor([0.5, 0.7, 0.9]), -1)
+    assert narrow(norm, KEPT, torch.tensor([0.5, 0.7, 0.9]), -1) is None
     torch.testing.assert_close(norm(torch.ones(2, 4)), before(torch.ones(2, 4)), rtol=0, atol=0)

@@ -102,9 +102,17 @@ def test_stages_of_images() -> None:
     assert Side("1.depthwise", "through", 0) in stream.units and stream.writers == ["0", "1.down"]
 
 
-def test_grouped_convolutions_and_group_norms_stand_in_the_way() -> None:
-    for module in (nn.Conv2d(4, 4, 1, groups=2), nn.GroupNorm(2, 4)):
-        net = nn.Sequential(nn.Conv2d(1, 4, 1), module, nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten())
-        net = nn.Sequential(net[0], nn.ReLU(), net[1], *net[2:], nn.LayerNorm(4), nn.Linear(4, 2))
-        streams = find_streams(net, torch.randn(2, 1, 3, 3))
-        assert all("0" not in stream.writers for stream in streams)
+def images(module: nn.Module) -> nn.Module:
+    pooled = nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten()
+    return nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), module, *pooled, nn.LayerNorm(4), nn.Linear(4, 2))
+
+
+def test_grouped_convolutions_stand_in_the_way() -> None:
+    streams = find_streams(images(nn.Conv2d(4, 4, 1, groups=2)), torch.randn(2, 1, 3, 3))
+    assert all("0" not in stream.writers for stream in streams)
+
+
+@pytest.mark.parametrize("pooling", [nn.Identity(), nn.MaxPool2d(2)])
+def test_group_norms_are_norms(pooling: nn.Module) -> None:
+    stream = only(images(nn.Sequential(nn.GroupNorm(2, 4), pooling)), torch.randn(2, 1, 4, 4))
+    assert [(norm.name, norm.dim) for norm in stream.norms] == [("2.0", -3), ("6", -1)]

@@ -120,8 +120,11 @@ def _remove(net: nn.Module, stream: Stream, gone: Tensor, gates: Tensor) -> None
         is_gone = gone[units] & (units >= 0)
         if side.side == "norm":
             kept = (~is_gone).nonzero().flatten()
-            if not narrow(net.get_submodule(side.name), kept, gates[units[kept]], side.dim):
+            norm = net.get_submodule(side.name)
+            small = narrow(norm, kept, gates[units[kept]], side.dim)
+            if small is None:
                 raise ReductionError(f"{side.name} cannot take factors of its channels over")
+            substitute(net, norm, small)
         elif is_gone.any():
             _take(net, side, is_gone.nonzero().flatten().tolist())
     for old, places in shared:
