@@ -114,9 +114,9 @@ def _in_its_place(function: Callable[[Any], Any], owned: Collection[Any]) -> Cal
 
 
 # What distributions fill with noise in place, and vmap refuses to where the empty tensor is one for all.
-_EMPTY = (torch.empty, torch.empty_like, torch.Tensor.new, torch.Tensor.new_empty)
+_EMPTY: tuple[Any, ...] = (torch.empty, torch.empty_like, torch.Tensor.new, torch.Tensor.new_empty)
 # What code fills in place, or sums into, besides. Not from the first, as most of it is only read, once for all inputs.
-_MADE = (
+_MADE: tuple[Any, ...] = (
     *_EMPTY,
     *(torch.zeros, torch.ones, torch.full, torch.eye, torch.arange, torch.tensor, torch.as_tensor),
     *(torch.zeros_like, torch.ones_like, torch.full_like, torch.clone, torch.Tensor.clone),
