@@ -234,7 +234,8 @@ class _Run:
         steps = [self.course.measure(model, noisy.kept, is_trained=True)]
         done = self.checkpoint.load("noisy")
         if done is None:
-            done = {"number": 0, "steps": 1, "is_over": False, "temperature": FIRST, "parameters": steps[0].parameters}
+            done = {"number": 0, "steps": 1, "is_over": False, "parameters": steps[0].parameters}
+            done |= {"temperature": FIRST, "has_waited": False}
         prices = occam_prices(noisy.model, self.course.data.train)
         if done["number"]:
             noisy.elbo.load_state_dict(done["state"])
@@ -255,13 +256,14 @@ class _Run:
             if decisions is None or step.parameters < (1 - _LEAST_LOSS) * steps[-1].parameters:
                 self.checkpoint.save_step(len(steps), step)
                 steps.append(step)
+            went = 1 - step.parameters / done["parameters"]
+            temperature = next_temperature(done["temperature"], went, noisy.share_leaving, done["has_waited"])
             done = {
                 "number": number,
                 "steps": len(steps),
                 "parameters": step.parameters,
-                "temperature": next_temperature(
-                    done["temperature"], 1 - step.parameters / done["parameters"], noisy.share_leaving
-                ),
+                "temperature": temperature,
+                "has_waited": temperature == done["temperature"],
                 "is_over": is_last or all(kept.sum() <= 1 for kept in noisy.kept.values()),
                 "state": noisy.elbo.state_dict(),
             }

@@ -43,18 +43,20 @@ def temperatures(num_steps: int, first: float = _LOW, last: float = _HIGH) -> li
     return [first * ratio**step for step in range(num_steps)]
 
 
-def next_temperature(temperature: float, went: float, leaving: float) -> float:
+def next_temperature(temperature: float, went: float, leaving: float, has_waited: bool = False) -> float:
     """
     The temperature of the next step of a path, by how much of the network went in this one, and is about to go.
 
     What units cost compared with what they earn depends on the network and on how many examples there are. So the
     temperature rises fourfold while nothing happens, doubles while less than a tenth of the parameters go, and rises to
     the square root of 2 times itself else. It waits where more than a tenth of the units are about to go: what leaves
-    takes a few steps, and would be overtaken by what a higher temperature sends after it.
+    takes a few steps, and would be overtaken by what a higher temperature sends after it. It waits no longer where that
+    was in vain: what is tied to units that stay does not go.
 
     :param temperature: of this step.
     :param went: the share of the parameters that went in it.
     :param leaving: the share of the units left whose noise is louder than its signal.
+    :param has_waited: whether it was that of the step before, too.
 
     Example::
 
@@ -62,7 +64,7 @@ def next_temperature(temperature: float, went: float, leaving: float) -> float:
         >>> next_temperature(1.0, 0.0, 0.0), next_temperature(1.0, 0.01, 0.02), next_temperature(1.0, 0.5, 0.3)
         (4.0, 2.0, 1.0)
     """
-    if leaving > _FEW:
+    if leaving > _FEW and not (has_waited and went <= _FEW):
         return temperature
     if went > _FEW:
         return _SLOW * temperature

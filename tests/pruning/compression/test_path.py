@@ -73,19 +73,22 @@ def test_networks_that_give_an_example_no_chance():
 
 
 @pytest.mark.parametrize(
-    ("went", "leaving", "factor"),
+    ("went", "leaving", "has_waited", "factor"),
     [
-        (0.0, 0.0, 4.0),
-        (0.0, 0.09, 2.0),
-        (0.09, 0.0, 2.0),
-        (0.11, 0.0, math.sqrt(2)),
-        (0.11, 0.09, math.sqrt(2)),
-        (0.0, 0.11, 1.0),
-        (0.9, 0.11, 1.0),
+        (0.0, 0.0, True, 4.0),
+        (0.0, 0.09, False, 2.0),
+        (0.09, 0.0, False, 2.0),
+        (0.11, 0.0, True, math.sqrt(2)),
+        (0.11, 0.09, False, math.sqrt(2)),
+        (0.0, 0.11, False, 1.0),
+        (0.9, 0.11, False, 1.0),
+        (0.9, 0.11, True, 1.0),
+        (0.0, 0.11, True, 2.0),
+        (0.09, 0.9, True, 2.0),
     ],
 )
-def test_the_temperature_rises_by_what_went_and_waits_for_what_is_leaving(went, leaving, factor):
-    assert next_temperature(3.0, went, leaving) == pytest.approx(3 * factor)
+def test_the_temperature_rises_by_what_went_and_waits_for_what_is_leaving(went, leaving, has_waited, factor):
+    assert next_temperature(3.0, went, leaving, has_waited) == pytest.approx(3 * factor)
 
 
 def test_too_few_examples():
