@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyro
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -232,6 +233,7 @@ def _signature(task: Task, first: State, space: ModelSpace) -> dict[str, Any]:
         **task.schedule.signature(),
         "groups": list(task.groups.names),
         "prior log odds": task.log_odds,
+        "bmrs_automatic_check": bool(pyro.settings.get("bmrs_automatic_check")),
         "model, guide or reduced priors": torch.cat(changes),
         "model, guide or arguments": torch.from_numpy(first.current.elbos(2)),
     }

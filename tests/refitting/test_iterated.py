@@ -257,7 +257,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monke
 def test_a_killed_process_can_be_resumed(tmp_path, uninterrupted):
     path = tmp_path / "state.pt"
     script = f"""
-import os, signal
+import os, signal, pyro
 from pyro_bmrs.refitting.iterated import reduce_iteratively
 from pyro_bmrs.refitting.training import Training
 from tests.refitting.sparse_regression import QUICK, ZERO, fitted, model
@@ -271,6 +271,7 @@ def deadly(self):
     return advance(self)
 
 Training.advance = deadly
+pyro.settings.set(bmrs_automatic_check=False)  # as it is in this process
 reduce_iteratively(model, fitted(), ZERO, checkpoint={str(path)!r}, **QUICK)
 """
     root = Path(__file__).parents[2]
