@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,20 +17,23 @@ from torch.distributions import Distribution, TransformedDistribution
 
 from pyro_bmrs import evidence
 from pyro_bmrs.errors import ReductionError, ReductionWarning, naming
+from pyro_bmrs.evidence.dispatch import NUM_SAMPLES
 from pyro_bmrs.evidence.importance import LARGEST_K, importance_estimate
 from pyro_bmrs.integration.ends import LogEvidence
 from pyro_bmrs.posteriors.draws import Draws, log_density
+from pyro_bmrs.posteriors.factors import ReducedFactor
 from pyro_bmrs.posteriors.posterior import FactoredPosterior
 from pyro_bmrs.reduction.families.grid import Grid
 from pyro_bmrs.reduction.priors import ReducedPriors
 from pyro_bmrs.reduction.weighted import log_ratios, weight_efficiency
 from pyro_bmrs.structure.coordinates import elements, marginals, push_forward
-from pyro_bmrs.structure.layers import peel
+from pyro_bmrs.structure.layers import peel, to_event
 from pyro_bmrs.structure.mixtures import unmask
 from pyro_bmrs.tables import moments
 
 # Below this share of the model's draws, what they say of a prior is not to be trusted.
 _SMALLEST_SHARE = 0.05
+_FEW = 50  # draws, where only the method is asked for
 # So many of the model's draws tell a change to some hundredths of a nat.
 _MOST_DRAWS = 5000
 
@@ -79,47 +82,75 @@ class GuideCurve:
 
     def __init__(self, fitted: FactoredPosterior, site: str, element: int | None) -> None:
         self._site, self._element = site, element
-        self._posterior = fitted.factor_of[site].posterior(site)
+        self._factor = fitted.factor_of[site]
+        self._posterior = self._factor.posterior(site)
         self._prior = fitted.prior(site)
 
     def is_exact(self, reduced_prior: Distribution) -> bool:
         """Whether there is a rule or a quadrature for a prior, so that nothing is drawn."""
+        return self._has_rule(reduced_prior) or (
+            self._element is None and self._is_quiet(lambda: self._in_coordinates(reduced_prior, _FEW).method)
+        )
+
+    def _has_rule(self, reduced_prior: Distribution) -> bool:
+        """Whether that is so in the coordinates of the site, in which many priors are taken at once."""
         triple = self._triple(reduced_prior)
-        if triple is None:
-            return False
+        return triple is not None and self._is_quiet(lambda: evidence.reduce(*triple, num_samples=_FEW).method)
+
+    def _is_quiet(self, method: Callable[[], str]) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ReductionWarning)
             try:
                 # The choice of a method does not hang on how many draws there would be.
-                return evidence.reduce(*triple, num_samples=50).method != "importance"
+                return method() != "importance"
             except ReductionError:
                 return True  # it says so again where the curve is computed
 
+    def _bare(self, reduced_prior: Distribution) -> tuple[Distribution, Distribution]:
+        """Prior and reduced prior without a mask of the posterior's."""
+        pair = self._prior, reduced_prior
+        return unmask(*pair) if peel(self._posterior).mask is True else pair
+
     def _triple(self, reduced_prior: Distribution) -> tuple[Distribution, Distribution, Distribution] | None:
-        q, p, r = self._posterior, self._prior, reduced_prior
-        if peel(q).mask is True:
-            p, r = unmask(p, r)
-        if self._element is None:
-            return q, p, r
-        parts = _marginals(q), elements(p), elements(r)
-        if any(part is None for part in parts):
+        q, (p, r) = self._posterior, self._bare(reduced_prior)
+        if self._element is not None:
+            parts = _marginals(q), elements(p), elements(r)
+            if any(part is None for part in parts) or parts[0].batch_shape != parts[1].batch_shape:  # type: ignore[union-attr]
+                return None
+            return parts  # type: ignore[return-value]
+        # A joint normal has a whole plate in one event, whose elements the priors have side by side.
+        dims = len(q.event_shape) - len(p.event_shape)
+        if not 0 <= dims <= len(p.batch_shape) or q.batch_shape + q.event_shape != p.batch_shape + p.event_shape:
             return None
-        return parts  # type: ignore[return-value]
+        return q, to_event(p, dims), to_event(r, dims)
 
     def __call__(self, grid: Grid, values: Tensor | None = None) -> Curve:
-        batch = grid.batch(values)
+        priors = grid.priors(values)
+        batch = grid.batch(values) if self._has_rule(priors[0]) else None
         if batch is not None:
             try:
                 return self._at(batch)
             except ReductionError:
                 pass  # of one of them, and the others have an answer
-        return _joined([self._alone(prior) for prior in grid.priors(values)])
+        return _joined([self._alone(prior) for prior in priors])
 
     def _alone(self, reduced_prior: Distribution) -> Curve | ReductionError:
         try:
-            return self._at(reduced_prior.expand(torch.Size([1, *reduced_prior.batch_shape])))
+            if self._element is not None:
+                return self._at(reduced_prior.expand(torch.Size([1, *reduced_prior.batch_shape])))
+            reduced = self._in_coordinates(reduced_prior)
         except ReductionError as error:
             return error
+        shape = self._prior.batch_shape + self._prior.event_shape
+        mean, sd = (m.detach().unsqueeze(0) for m in moments(reduced.posteriors[self._site], shape))
+        change = reduced.delta_evidence.detach().reshape(1)
+        return Curve(change, mean, sd, reduced.method, trusted=torch.ones(1, dtype=torch.bool))
+
+    def _in_coordinates(self, reduced_prior: Distribution, num_samples: int = NUM_SAMPLES) -> ReducedFactor:
+        """In the coordinates that the guide draws in, as :func:`~pyro_bmrs.reduce_model` does."""
+        p, r = self._bare(reduced_prior)
+        how = {"method": "auto", "num_samples": num_samples}
+        return self._factor.reduce({self._site: p}, {self._site: r}, how)
 
     def _at(self, reduced_priors: Distribution) -> Curve:
         triple = self._triple(reduced_priors)

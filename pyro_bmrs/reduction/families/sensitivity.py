@@ -249,11 +249,14 @@ class PriorSensitivity:
         }
 
     def __repr__(self) -> str:
-        return f"PriorSensitivity({self.site}, {len(self.places)} priors, {self.method}): {self.decision}"
+        return f"PriorSensitivity({self.site}, {self._count()}, {self.method}): {self.decision}"
+
+    def _count(self) -> str:
+        return "1 prior" if len(self.places) == 1 else f"{len(self.places)} priors"
 
     def _repr_html_(self) -> str:
         return (
-            f"<p><b>PriorSensitivity</b> of <code>{html.escape(self.site)}</code>, {len(self.places)} priors, "
+            f"<p><b>PriorSensitivity</b> of <code>{html.escape(self.site)}</code>, {self._count()}, "
             f"{self.method}: {html.escape(self.decision)}</p>{self.summary().to_html(max_rows=10)}"
         )
 

@@ -14,8 +14,9 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 
-from pyro_bmrs import ReductionError, ReductionWarning, prior_sensitivity
+from pyro_bmrs import ReductionError, ReductionWarning, prior_sensitivity, reduce_model
 from pyro_bmrs.arviz_adapter import to_arviz
 from tests import conjugate
 
@@ -44,6 +45,39 @@ def test_a_joint_normal_is_exact_under_narrower_and_broader_priors(exact_guide, 
         torch.testing.assert_close(found.mean[place], posterior.mean[:2], atol=1e-8, rtol=1e-8)
         torch.testing.assert_close(found.sd[place], posterior.stddev[:2], atol=1e-8, rtol=1e-8)
     assert found.method == "exact" and found.standard_error is None
+
+
+@pytest.mark.parametrize("kind", [AutoMultivariateNormal, AutoDiagonalNormal, AutoNormal])
+def test_all_elements_of_a_plate(exact_guide, kind):
+    """A guide draws them in one event or side by side; each is exact for the posterior that it is."""
+    guide, x, y = exact_guide(kind)
+    found = prior_sensitivity(guide, "rest", "scale", SCALES, args=(x, y))
+    for place, number in enumerate(SCALES):
+        same = reduce_model(guide, {"rest": dist.Normal(0.2, number)}, args=(x, y))
+        assert found.delta_evidence[place].item() == pytest.approx(same.delta_evidence.item(), abs=1e-9)
+        torch.testing.assert_close(found.mean[place], same.posterior["rest"].mean)
+        if kind is AutoMultivariateNormal:
+            change, _ = exact(x, y, slice(2, 4), scale=number)
+            assert found.delta_evidence[place].item() == pytest.approx(change.item(), abs=1e-8)
+    assert found.method == "exact"
+
+
+@pytest.mark.parametrize("kind", [AutoMultivariateNormal, AutoNormal])
+@pytest.mark.parametrize("shape, event_dim", [((2, 3), 0), ((2, 3), 1), ((2, 3), 2), ((1,), 1), ((), 0)])
+def test_sites_of_all_shapes_in_other_coordinates(kind, shape, event_dim):
+    """Positive, so that guides draw their logarithms."""
+
+    def model():
+        with pyro.plate_stack("plates", shape[: len(shape) - event_dim]):
+            pyro.sample("z", dist.LogNormal(0.0, 1.0).expand(shape[len(shape) - event_dim :]).to_event(event_dim))
+
+    guide = kind(model, init_scale=0.3)
+    guide()
+    found = prior_sensitivity(guide, "z", "scale", [0.5, 2.0])
+    for place, scale in enumerate([0.5, 2.0]):
+        same = reduce_model(guide, {"z": dist.LogNormal(0.0, scale)})
+        assert found.delta_evidence[place].item() == pytest.approx(same.delta_evidence.item(), abs=1e-8)
+    assert found.method == "exact" and found.mean.shape == (2, *shape)
 
 
 @pytest.mark.parametrize("element", [1, -1, "rest[1]"])
