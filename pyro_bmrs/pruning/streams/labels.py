@@ -31,6 +31,8 @@ _REDUCTIONS = frozenset("mean sum amax amin avg_pool2d _adaptive_avg_pool2d max_
 # Functions that are 0 at 0, or multiply: what is left out stays 0.
 _KEEP_ZERO = frozenset("mul div neg gelu silu relu tanh clone _to_copy copy native_dropout contiguous abs".split())
 
+_MOST_LABELS = 2**31
+
 
 class Labels(Carried[Tensor]):
     """
@@ -145,8 +147,10 @@ class Labels(Carried[Tensor]):
         one, other = torch.broadcast_tensors(one, other)
         both = (one != 0) & (other != 0) & (one.abs() != other.abs())
         if both.any():
-            pairs = torch.stack([one[both].abs(), other[both].abs()]).unique(dim=1)
-            self.ties.update((min(pair), max(pair)) for pair in zip(*pairs.tolist()))
+            # Pairs as single numbers, which are sorted sooner.
+            pairs = (one[both].abs() * _MOST_LABELS + other[both].abs()).unique()
+            first, second = (pairs // _MOST_LABELS).tolist(), (pairs % _MOST_LABELS).tolist()
+            self.ties.update((min(pair), max(pair)) for pair in zip(first, second))
 
     def _moved(self, operation: Operation, of: Callable[[Tensor], Tensor]) -> Tensor:
         """The operation does to the labels what it does to the elements."""
