@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -57,6 +58,30 @@ def evaluation(net: nn.Module, *, fused: bool = False) -> Iterator[nn.Module]:
         torch.backends.mha.set_fastpath_enabled(allowed)
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def paths_of_training(net: nn.Module) -> Iterator[nn.Module]:
+    """
+    The network in evaluation mode, but that it calls what it calls in training, such as auxiliary classifiers.
+
+    Those modules that are made of others are in training mode, and layers are not: nothing is dropped or counted.
+    """
+    with evaluation(net):
+        for module in net.modules():
+            module.training = any(True for _ in module.children())
+        yield net
+
+
+def runs_as_in_training(net: nn.Module, example_inputs: Any) -> bool:
+    """Whether what a network calls in training runs on the inputs, which may be too small, or want labels."""
+    try:
+        with paths_of_training(net), torch.no_grad():
+            call(net, example_inputs)
+    # Whatever it lacks, it is said where the network is called for its own sake.
+    except Exception:
+        return False
+    return True
 
 
 def run(net: nn.Module, example_inputs: Any, hooks: Mapping[nn.Module, Callable[..., Any]] | None = None) -> Any:
@@ -111,6 +136,20 @@ def check_example_inputs(net: nn.Module, example_inputs: Any) -> None:
             f"the network returns {type(output).__name__}, in which there is no tensor to compare; wrap it in a module "
             "that returns tensors, or tuples, lists or mappings of them"
         )
+
+
+def copy_network(net: nn.Module) -> nn.Module:
+    """
+    A copy of a network; tensors that were computed, as old norms of weights keep them, are copied too.
+
+    :raises ReductionError: if it cannot be copied.
+    """
+    computed = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    try:
+        return deepcopy(net, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
+    # Whatever stands in the way of a copy says so in its own way.
+    except Exception as error:
+        raise ReductionError(f"{type(net).__name__} cannot be copied, and stays as it is: {error}") from error
 
 
 class Outputs:

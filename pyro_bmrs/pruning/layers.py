@@ -110,7 +110,7 @@ _EMBEDDING_BAG = LayerKind((nn.EmbeddingBag,), None, "embedding_dim", is_transpo
 # Norms over examples, images or both.
 _NORM = LayerKind((_NormBase,), "num_features", "num_features", sides=("through",), has_units=False)
 # Its one weight may be that of all channels.
-_PRELU = LayerKind((nn.PReLU,), sides=("through",), has_units=False)
+_PRELU = LayerKind((nn.PReLU,), "num_parameters", "num_parameters", sides=("through",), has_units=False)
 
 # Later rows come first.
 _TABLE = [_LINEAR, _CONVOLUTION, _TRANSPOSED_CONVOLUTION, _EMBEDDING, _EMBEDDING_BAG, _NORM, _PRELU]
@@ -200,6 +200,9 @@ def unit_dim(layer: Any) -> int:
 
 def channel_dim(layer: Any, input: Tensor) -> int:
     """The dimension of a layer's input or output, with or without a batch, that counts its channels."""
+    # Norms and PReLUs have the channels behind the examples, whatever comes after.
+    if isinstance(layer, _NormBase | nn.PReLU):
+        return min(1, input.dim() - 1)
     return input.dim() - 1 - kernel_dims(layer)
 
 
@@ -297,20 +300,25 @@ def take_out(layer: Any, side: str, channels: Collection[int]) -> None:
     if kind is None or size is None:
         raise ReductionError(f"no channels can be taken out of a {type(layer).__name__}: nothing says how many it has")
     kept = torch.tensor([channel for channel in range(size) if channel not in set(channels)])
-    for name, dim in _channel_dims(layer, kind, side, size).items():
+    for name, dim in channel_dims(layer, side, size).items():
         tensor = getattr(layer, name)
         # Where a dimension counts the channels of one group, the first group stands for all.
         values = tensor.index_select(dim, kept[kept < tensor.shape[dim]].to(tensor.device))
         is_parameter = isinstance(tensor, nn.Parameter)
         setattr(layer, name, nn.Parameter(values, tensor.requires_grad) if is_parameter else values)
-    counts = {"in": {kind.inputs}, "out": {kind.outputs}, "through": {kind.inputs, kind.outputs}}[side]
+    # A convolution through which channels go has a group for each.
+    of_all = {kind.inputs, kind.outputs, kind.groups}
+    counts = {"in": {kind.inputs}, "out": {kind.outputs}, "through": of_all}[side]
     # A count that is computed, from the weight perhaps, follows by itself.
     for attribute in counts & vars(layer).keys():
         setattr(layer, str(attribute), len(kept))
 
 
-def _channel_dims(layer: Any, kind: LayerKind, side: str, size: int) -> dict[str, int]:
+def channel_dims(layer: Any, side: str, size: int) -> dict[str, int]:
     """For the tensors of a layer that have its channels on a side, the dimension that counts them."""
+    kind = layer_kind(layer)
+    if kind is None:
+        return {}
     if side == "through":
         tensors = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
         return {name: 0 for name, tensor in tensors if tensor.shape[:1] == (size,)}

@@ -32,7 +32,7 @@ from pyro_bmrs.pruning.compaction.surgery.folding import fold
 from pyro_bmrs.pruning.compaction.surgery.heads import HeadPlace, remove_heads
 from pyro_bmrs.pruning.compaction.surgery.removal import remove_channels
 from pyro_bmrs.pruning.compaction.surgery.width import gate_norms, remove_width
-from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, run
+from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, copy_network, run, runs_as_in_training
 from pyro_bmrs.pruning.noise.attachment import KINDS, NoiseSite, detach_noise, noise_sites
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.noise.hooks import noise_hooks_in
@@ -53,9 +53,14 @@ def compact(
 
     It computes what the network does with the noise at its posterior mean, and at 0 for pruned units, to rounding; that
     is checked on the example inputs. The means of the units that are left are folded into the weights beside them.
-    Pruned units are taken out with torch-pruning (G. Fang et al. (2023), https://arxiv.org/abs/2301.12900) where only
-    a constant comes from them, which the next biases take over. Channels that the network ties together go when all of
-    them can. What cannot be taken out is left, as weights or factors of 0, and the report names it.
+    Pruned units are taken out where only a constant comes from them, which the next biases take over. Channels that the
+    network ties together go when all of them can: which these are is seen by following each through the network,
+    whatever it does with them, and through what it calls in training alone, such as auxiliary classifiers. Sizes by
+    which a module splits channels are changed where it holds them as attributes. What cannot be taken out is left, as
+    weights or factors of 0, and the report names it, with the module in the way.
+
+    Weights that are computed, as by norms of weights or by a convolution's own forward, are in the result as they come
+    out in evaluation, and what computed them is not.
 
     An ``nn.MultiheadAttention`` is replaced by an :class:`~pyro_bmrs.pruning.Attention`, which can have fewer heads; an
     attention written as projections loses heads if it holds their number, and their width, as attributes.
@@ -75,7 +80,6 @@ def compact(
     :raises ReductionError: for a guide of another network, or one that is not fitted; weights or posterior means that
         are NaN or infinite; example inputs that do not fit the network; a network whose output is random; a
         ``delta_evidence`` that is not of its sites.
-    :raises ImportError: without torch-pruning.
 
     Example::
 
@@ -132,9 +136,8 @@ def compact_gated(
     :return: the smaller network; :func:`~pyro_bmrs.pruning.compaction_report` tells what became of each unit.
     :raises ReductionError: for gates that do not fit the sites, weights or gates that are NaN or infinite, example
         inputs that do not fit the network, or a network whose output is random.
-    :raises ImportError: without torch-pruning.
     """
-    original = deepcopy(net)
+    original = copy_network(net)
     if any(noise_hooks_in(original)):
         detach_noise(original)
     gates = _checked_gates(original, gates, sites)
@@ -282,7 +285,14 @@ def _check_called(net: nn.Module, scales: Mapping[str, Scale], example_inputs: A
     def note(name: str, *_: Any) -> None:
         called.add(name)
 
-    run(net, example_inputs, {scale: partial(note, name) for name, scale in scales.items()})
+    hooks = [scale.register_forward_hook(partial(note, name)) for name, scale in scales.items()]
+    try:
+        run(net, example_inputs)
+        if scales.keys() - called:
+            runs_as_in_training(net, example_inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
     missing = sorted(scales.keys() - called)
     if missing:
         raise ReductionError(

@@ -9,24 +9,23 @@ Nothing in a file is code, and loading one runs none.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.archive import read_archive, write_archive
 from pyro_bmrs.pruning.compaction.modules.attention import Attention
 from pyro_bmrs.pruning.compaction.modules.bypass import Bypass, Zeros
 from pyro_bmrs.pruning.compaction.modules.gated_norm import GatedNorm
-from pyro_bmrs.pruning.compaction.modules.plain import remove_parametrizations
+from pyro_bmrs.pruning.compaction.modules.plain import fix_weights, has_computed_weights
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled, scales_of
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
 from pyro_bmrs.pruning.compaction.report import CompactionReport, compaction_report
+from pyro_bmrs.pruning.examples import copy_network
 from pyro_bmrs.pruning.layers import layer_kind, num_channels, num_groups, weight_rows
 from pyro_bmrs.pruning.streams.norms import UnevenGroupNorm
 
@@ -90,7 +89,7 @@ def load_compact(path: str | PathLike[str], net: nn.Module | Callable[[], nn.Mod
         )
     """
     tensors, description = read_archive(path)
-    fresh = copy.deepcopy(net) if isinstance(net, nn.Module) else net()
+    fresh = copy_network(net) if isinstance(net, nn.Module) else net()
     try:
         return _restored(fresh, tensors, description)
     except ReductionError as error:
@@ -204,8 +203,7 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
         return {"zeros": True} if isinstance(new, Zeros) else {"identity": True}
     if isinstance(new, Bypass):
         return {"bypass": [new.num_results, new.batch_first]}
-    # A parametrized module has a class of its own.
-    was_parametrized = parametrize.is_parametrized(old) and not parametrize.is_parametrized(new)
+    had_computed_weights = has_computed_weights(old) and not has_computed_weights(new)
     attributes = {
         name: value
         for name, value in vars(new).items()
@@ -213,7 +211,7 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
     }
     children = {name: describe(old.get_submodule(name), child) for name, child in new.named_children()}
     changed = {name: description for name, description in children.items() if description}
-    parts = {"was_parametrized": was_parametrized, "attributes": attributes, "children": changed}
+    parts = {"had_computed_weights": had_computed_weights, "attributes": attributes, "children": changed}
     return {name: part for name, part in parts.items() if part}
 
 
@@ -254,8 +252,8 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
                 f"the compact network had an attention with a shared bias, not a {type(module).__name__}"
             )
         module = SharedPositions.of(module)
-    if "was_parametrized" in description:
-        remove_parametrizations(module)
+    if "had_computed_weights" in description:
+        fix_weights(module)
     for name, value in description.get("attributes", {}).items():
         present = vars(module).get(name, ...)
         if name.startswith("_") or not _is_plain(present) or not _is_plain(value):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import partial
 from numbers import Integral
 from os import PathLike
@@ -29,6 +28,7 @@ from pyro_bmrs.pruning.compression.path import FIRST, next_temperature, one_stan
 from pyro_bmrs.pruning.compression.prices import Occam, occam_prices
 from pyro_bmrs.pruning.compression.result import Compression, PathStep
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
+from pyro_bmrs.pruning.examples import copy_network
 from pyro_bmrs.pruning.noise.attachment import attach_noise, noise_sites
 from pyro_bmrs.pruning.selection.prune import PruningResult
 from pyro_bmrs.pruning.training.batches import pair_of
@@ -136,7 +136,6 @@ def compress(
     :return: the :class:`Compression`.
     :raises ReductionError: for data, targets, a budget, odds or a loss of accuracy that make no sense; for a network to
         which no noise can be attached; for training that diverges.
-    :raises ImportError: without torch-pruning.
 
     Example::
 
@@ -176,8 +175,8 @@ def compress(
             course = Course(data, likelihood or _guess(pair_of(first_batch)[1]), make_optimizer, seed, bar.update)
             run = _Run(course, plan, BMRS_N(prior_log_odds), attach, Checkpoint.at(checkpoint, settings))
             # What cannot be done with this network, or told from these data, shows before the training, not after it.
-            _check_odds(attach(deepcopy(net)), prior_log_odds)
-            model = course.model_of(deepcopy(net))
+            _check_odds(attach(copy_network(net)), prior_log_odds)
+            model = course.model_of(copy_network(net))
             first = held_out(model, [first_batch])
             if accuracy_loss is not None and first.right is None:
                 raise ReductionError(
@@ -228,7 +227,7 @@ class _Run:
         """
         self._train_whole(model)
         net: Any = model.net
-        noisy = NoisyCourse(self.course, self.course.model_of(self.attach(deepcopy(net)), model), self.criterion)
+        noisy = NoisyCourse(self.course, self.course.model_of(self.attach(copy_network(net)), model), self.criterion)
         example = self.course.example_on(net)
         target = math.nan if budget is None else budget.target(budget.cost(net, example))
         steps = [self.course.measure(model, noisy.kept, is_trained=True)]

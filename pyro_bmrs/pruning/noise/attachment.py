@@ -20,9 +20,8 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.examples import check_example_inputs
+from pyro_bmrs.pruning.examples import check_example_inputs, copy_network
 from pyro_bmrs.pruning.layers import ATTENTION, has_channels_in_columns, linear_width
-from pyro_bmrs.pruning.noise.graph import copy_to_trace
 from pyro_bmrs.pruning.noise.hooks import (
     AttentionHook,
     ConvolutionHook,
@@ -145,7 +144,7 @@ def attach_noise(
     if "width" in kinds:
         if example_inputs is None:
             raise ReductionError('kinds has "width", which is found by calling the network: pass example_inputs')
-        check_example_inputs(copy_to_trace(net), example_inputs)
+        check_example_inputs(copy_network(net), example_inputs)
     found = find_placements(net, kinds, heads, example_inputs)
     chosen = _choose(net, found, modules, list(kinds))
     layers = dict(net.named_modules())

@@ -9,14 +9,12 @@ A network whose forward cannot be traced (:mod:`torch.fx`) is read part by part.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.layers import (
     ATTENTION,
     TRANSFORMER_LAYERS,
@@ -39,38 +37,28 @@ class _Tracer(fx.Tracer):
         return m in self.leaves or is_step or super().is_leaf_module(m, module_qualified_name)
 
 
-def copy_to_trace(net: nn.Module) -> nn.Module:
-    """
-    A copy of a network, since what its forward stores in it is something symbolic while it is traced.
-
-    :param net: the network.
-    :raises ReductionError: if it cannot be copied.
-    """
-    # Tensors that are computed, as old weight norms keep them, are the only ones that cannot be copied.
-    computed = [value for module in net.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    try:
-        return copy.deepcopy(net, {id(value): value for value in computed if not value.is_leaf})
-    # Whatever stands in the way of a copy says so in its own way.
-    except Exception as error:
-        raise ReductionError(
-            f"{type(net).__name__} cannot be copied, and is not traced itself, which could leave marks in it: {error}"
-        ) from error
-
-
 def _trace(module: nn.Module, leaves: Collection[nn.Module]) -> fx.Graph | None:
-    try:
-        # Tracing changes what modules do everywhere while it lasts.
-        with TURN:
-            return _Tracer(leaves).trace(module)
-    # A forward may fail on a symbolic input in whatever way it likes; that it cannot be traced is the answer.
-    except Exception:
-        return None
+    # In training more may be called, as auxiliary classifiers are, than in evaluation; it may want more, too.
+    for training in (True, False):
+        module.train(training)
+        try:
+            # Tracing changes what modules do everywhere while it lasts.
+            with TURN:
+                return _Tracer(leaves).trace(module)
+        # A forward may fail on a symbolic input in whatever way it likes; that it cannot be traced is the answer.
+        except Exception:
+            continue
+    return None
 
 
 def graphs(
     module: nn.Module, attentions: Collection[nn.Module], prefix: str = ""
 ) -> Iterator[tuple[str, nn.Module, fx.Graph]]:
-    """The graph of a module, or of those parts of it that can be traced; attentions are one step if they have to be."""
+    """
+    The graph of a module, or of those parts of it that can be traced; attentions are one step if they have to be.
+
+    Its training mode is not kept.
+    """
     if layer_units(module) is not None or isinstance(module, (ATTENTION, *TRANSFORMER_LAYERS)):
         return
     graph = _trace(module, ())

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from pyro_bmrs.pruning.examples import copy_network
 from pyro_bmrs.pruning.layers import (
     ACTIVATION_NAMES,
     ATTENTION,
@@ -34,12 +35,18 @@ from pyro_bmrs.pruning.layers import (
     normalised_width,
     unit_dim,
 )
-from pyro_bmrs.pruning.noise.graph import Flow, called_name, copy_to_trace, graphs, is_flattening
+from pyro_bmrs.pruning.noise.graph import Flow, called_name, graphs, is_flattening
 from pyro_bmrs.pruning.noise.recognition.activations import is_activation
 from pyro_bmrs.pruning.noise.recognition.attentions import Heads, attention_of, recognised_heads
 from pyro_bmrs.pruning.streams.streams import NormPlace, Stream, find_streams
 
 _SUMS = (operator.add, operator.iadd, torch.add)
+# What moves channels, or combines them one by one, so that those of a convolution can be followed through it.
+_FOLLOWED = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.GLU, nn.Unflatten)
+_FOLLOWED_NAMES = frozenset(
+    "add sub mul cat concat concatenate chunk split tensor_split getitem glu pixel_shuffle pixel_unshuffle "
+    "channel_shuffle".split()
+)
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,9 @@ def find_placements(
     :param heads: for output projections of attentions that are not recognised, the number of heads.
     :param example_inputs: what the network is called with, to follow its streams.
     """
-    streams = find_streams(copy_to_trace(net), example_inputs) if "width" in kinds else []
-    net = copy_to_trace(net)
+    streams = find_streams(copy_network(net), example_inputs) if "width" in kinds else []
+    # What its forward stores in it is something symbolic while it is traced.
+    net = copy_network(net)
     modules = dict(net.named_modules())
     recognised = [attention for attention in recognised_heads(modules) if attention.output not in heads]
     flows = [Flow(*part) for part in graphs(net, [modules[attention.attention] for attention in recognised])]
@@ -173,8 +181,8 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
             following = _at_input(own, module, flow.name(step), flattened) if is_next else None
             return (own, at) if following is None else (following, step)
         elif not isinstance(module, PASSIVE) and called not in PASSIVE_NAMES:
-            is_sum = step.target in _SUMS or called == "add"
-            return replace(own, is_default=activated or own.place != name or (is_image and is_sum)), at
+            is_followed = step.target in _SUMS or called in _FOLLOWED_NAMES or isinstance(module, _FOLLOWED)
+            return replace(own, is_default=activated or own.place != name or (is_image and is_followed)), at
     # A stage of images that a norm over channels comes to keeps its width, whatever is between them.
     reaches_norm = units in flow.normalised_widths
     return replace(own, is_default=activated or own.place != name or (is_image and not reaches_norm)), at

@@ -112,7 +112,7 @@ def prune(
         default the criterion decides.
     :param example_inputs: what the network is called with. Where they are given, units that the network ties together
         (residual sums, grouped convolutions) go together, by the sum of what speaks for it (the mean, if the
-        criterion's scores only rank); this needs torch-pruning.
+        criterion's scores only rank).
     :return: the :class:`PruningResult`.
     :raises ReductionError: for a guide of another network or one that is not fitted, scores that are NaN, a criterion
         without a threshold and no ``fraction``, or one that is not between 0 and 1. Nothing is pruned then.

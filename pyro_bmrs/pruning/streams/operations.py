@@ -68,6 +68,12 @@ class Operation:
         namespace, _, name = self.overload._schema.name.partition("::")
         return name.rstrip("_") if namespace == "aten" else ""
 
+    @property
+    def is_view(self) -> bool:
+        """Whether its results are other looks at memory that is there."""
+        results = self.overload._schema.returns
+        return bool(results) and all(r.alias_info is not None and not r.alias_info.is_write for r in results)
+
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that it reads."""

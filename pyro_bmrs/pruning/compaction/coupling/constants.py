@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from pyro_bmrs.pruning.compaction.coupling.dependence import Dependence
-from pyro_bmrs.pruning.examples import call, evaluation
+from pyro_bmrs.pruning.examples import call, evaluation, paths_of_training, runs_as_in_training
 from pyro_bmrs.pruning.layers import channel_dim
 
 
@@ -46,20 +47,31 @@ def constant_inputs(net: nn.Module, readers: Collection[str], example_inputs: An
     seen: dict[str, list[Tensor]] = {}
 
     def note(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            given = torch.where(dependence.of(args[0]), torch.nan, args[0])
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            values = next(leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf))
+            given = torch.where(marks[-1].of(values), torch.nan, values)
             seen.setdefault(name, []).append(given.movedim(channel_dim(module, given), 0).flatten(1))
 
         return hook
 
-    # Attention as products of matrices, whichever other kernels there are.
-    with evaluation(net), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), ExitStack() as stack:
-        dependence = stack.enter_context(Dependence())
-        for tensor in _tensors(example_inputs):
-            dependence.mark(tensor)
-        for name in readers:
-            stack.callback(net.get_submodule(name).register_forward_pre_hook(note(name)).remove)
-        call(net, example_inputs)
+    marks: list[Dependence] = []
+
+    def look() -> None:
+        # Attention as products of matrices, whichever other kernels there are.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), ExitStack() as stack:
+            marks.append(stack.enter_context(Dependence()))
+            for tensor in _tensors(example_inputs):
+                marks[-1].mark(tensor)
+            for name in readers:
+                hook = net.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True)
+                stack.callback(hook.remove)
+            call(net, example_inputs)
+
+    with evaluation(net):
+        look()
+    if set(readers) - seen.keys() and runs_as_in_training(net, example_inputs):
+        with paths_of_training(net):
+            look()
     return {name: _constant(torch.cat(channels, -1)) for name, channels in seen.items()}
 
 

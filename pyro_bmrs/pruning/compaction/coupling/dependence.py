@@ -155,11 +155,11 @@ def _moved(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
 
     The operation does to the marks, as numbers of 0 and 1, what it does to the elements.
     """
-    places = [argument for name, argument in operation.arguments.items() if name in _PLACES]
+    places = [argument for name, argument in operation.arguments.items() if name in PLACES]
     if any(of(leaf).any() for leaf in tree_leaves(places) if torch.is_tensor(leaf)):
         return _of_anything(operation, of)
     marks = operation.on(
-        lambda name, tensor: tensor if name in _PLACES else of(tensor).float(),
+        lambda name, tensor: tensor if name in PLACES else of(tensor).float(),
         **{name: 0 for name in ("value", "fill_value") if not torch.is_tensor(operation.arguments.get(name))},
     )
     return (marks if torch.is_tensor(marks) else marks[0]) > 0
@@ -220,7 +220,7 @@ def _convolved(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
 
 def _multiplied(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
     """Each element of a product of matrices is of a row of one and a column of the other, and of what is added."""
-    first, second = _MATRICES[operation.name]
+    first, second = MATRICES[operation.name]
     one, other = operation.arguments[first], operation.arguments[second]
     marks = of(one).any(-1, keepdim=True) | of(other).any(-2, keepdim=True)
     added = [tensor for tensor in operation.tensors if tensor is not one and tensor is not other]
@@ -233,14 +233,14 @@ SHAPED = frozenset(
     "new_ones new_full".split()
 )
 # Arguments that say where elements are, and are none of them.
-_PLACES = frozenset("index indices mask repeats".split())
-_MATRICES = {
+PLACES = frozenset("index indices mask repeats".split())
+MATRICES = {
     "mm": ("self", "mat2"),
     "bmm": ("self", "mat2"),
     "addmm": ("mat1", "mat2"),
     "baddbmm": ("batch1", "batch2"),
 }
-_POOLINGS = [
+POOLINGS = [
     *(f"{kind}_pool{n}d" for kind in ("avg", "_adaptive_avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)),
     *(f"max_pool{n}d_with_indices" for n in (2, 3)),
     *(f"upsample_{kind}" for kind in "nearest1d nearest2d nearest3d linear1d bilinear2d trilinear3d".split()),
@@ -260,7 +260,7 @@ _RULES: dict[str, Rule] = {
         "pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im cumsum "
         + " ".join(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3))
         + " "
-        + " ".join(_POOLINGS),
+        + " ".join(POOLINGS),
         _looked_up: "embedding",
         _reduced: "sum mean amax amin max min prod var std var_mean std_mean logsumexp norm linalg_vector_norm any all "
         "argmax argmin count_nonzero nansum aminmax median",
@@ -268,7 +268,7 @@ _RULES: dict[str, Rule] = {
         _normalised: "native_layer_norm native_group_norm native_batch_norm _native_batch_norm_legit cudnn_batch_norm "
         "_native_batch_norm_legit_no_training miopen_batch_norm _fused_rms_norm",
         _convolved: "convolution _convolution convolution_overrideable",
-        _multiplied: " ".join(_MATRICES),
+        _multiplied: " ".join(MATRICES),
     }.items()
     for name in names.split()
 }

@@ -5,26 +5,35 @@
 Channels that a network ties together, so that they go together or not at all.
 
 A residual sum ties the channels of its summands, a flattening ties the pixels of a channel, and a grouped convolution
-ties the channels at the same place of each of its groups. The ties come from the dependency graph of torch-pruning
-(G. Fang et al. (2023), *DepGraph: towards any structural pruning*, https://arxiv.org/abs/2301.12900).
+ties the channels at the same place of each of its groups. What has to go together is a graph of dependencies, as in
+G. Fang et al. (2023), *DepGraph: towards any structural pruning*, https://arxiv.org/abs/2301.12900. Here it is of
+single channels, found by following the elements of tensors, so that it holds of whatever a network does with them: it
+may split, shuffle, reshape and join them.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.compaction.coupling.dependency import dependency_graph, pruning_group
+from pyro_bmrs.pruning.compaction.coupling.flow import ChannelFlow
 from pyro_bmrs.pruning.compaction.modules.plain import make_plain
-from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scale_network, scales_of
-from pyro_bmrs.pruning.examples import check_example_inputs
-from pyro_bmrs.pruning.layers import can_lose_channels, num_channels, num_groups
+from pyro_bmrs.pruning.compaction.modules.scaling import scale_network, scales_of
+from pyro_bmrs.pruning.examples import (
+    check_example_inputs,
+    copy_network,
+    evaluation,
+    paths_of_training,
+    runs_as_in_training,
+)
+from pyro_bmrs.pruning.layers import channel_dims, num_groups
 from pyro_bmrs.pruning.noise.attachment import detach_noise, noise_sites
 from pyro_bmrs.pruning.noise.hooks import noise_hooks_in
 
@@ -34,29 +43,14 @@ class Channel(NamedTuple):
     One channel of a module or of a loose parameter.
 
     :param module: its name.
-    :param side: ``"in"``, ``"out"``, or ``"through"`` for a module that treats each channel by itself.
+    :param side: ``"in"``, ``"out"``, or ``"through"`` for a module that treats each channel by itself; of a parameter
+        the dimension.
     :param position: which.
     """
 
     module: str
     side: str
     position: int
-
-
-class _Dependent(NamedTuple):
-    """
-    What has channels that go with elements of a multiplication.
-
-    :param name: its name; empty for the network's output.
-    :param target: the module, parameter or output.
-    :param side: the side of it that the channels are on.
-    :param pairs: the channel and the element that go together.
-    """
-
-    name: str
-    target: Any
-    side: str
-    pairs: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -80,6 +74,19 @@ class TiedChannels:
         return dict(positions)
 
 
+@dataclass(frozen=True)
+class ChannelTies:
+    """
+    The ties in a network.
+
+    :param tied: all channels that pass through its multiplications.
+    :param divisions: where channels are divided into parts, in the forward of which module, and the channels of each.
+    """
+
+    tied: list[TiedChannels]
+    divisions: list[tuple[str, list[list[Channel]]]]
+
+
 def coupled_units(net: nn.Module, example_inputs: Any) -> list[list[tuple[str, int]]]:
     """
     Units of a network's noise that can only be taken out together.
@@ -89,8 +96,7 @@ def coupled_units(net: nn.Module, example_inputs: Any) -> list[list[tuple[str, i
         arguments.
     :return: groups of two units or more, each unit as the name of its site and its number. A unit in no group is tied
         to none. Heads and blocks are in no group.
-    :raises ReductionError: for example inputs that do not fit the network, or one that torch-pruning cannot follow.
-    :raises ImportError: without torch-pruning.
+    :raises ReductionError: for example inputs that do not fit the network.
 
     Example::
 
@@ -102,7 +108,7 @@ def coupled_units(net: nn.Module, example_inputs: Any) -> list[list[tuple[str, i
         [[('0', 0), ('0', 2)], [('0', 1), ('0', 3)]]
     """
     sites = {name: site for name, site in noise_sites(net).items() if site.kind == "units"}
-    plain = deepcopy(net)
+    plain = copy_network(net)
     if any(noise_hooks_in(plain)):
         detach_noise(plain)
     check_example_inputs(plain, example_inputs)
@@ -111,8 +117,8 @@ def coupled_units(net: nn.Module, example_inputs: Any) -> list[list[tuple[str, i
     scales = scale_network(plain, {name: like.new_ones(site.noise.num_units) for name, site in sites.items()}, sites)
     places = {module: name for name, module in plain.named_modules()}
     site_at = {places[scale]: name for name, scale in scales.items()}
-    ties = _Ties()
-    for tied in tied_channels(plain, example_inputs):
+    ties: _Sets[Channel] = _Sets()
+    for tied in channel_ties(plain, example_inputs).tied:
         units = [
             Channel(
                 site_at[channel.module], "through", channel.position // sites[site_at[channel.module]].noise.unit_size
@@ -126,123 +132,115 @@ def coupled_units(net: nn.Module, example_inputs: Any) -> list[list[tuple[str, i
     return [group for group in groups if len(group) > 1]
 
 
-def tied_channels(net: nn.Module, example_inputs: Any) -> list[TiedChannels]:
+def channel_ties(net: nn.Module, example_inputs: Any) -> ChannelTies:
     """
-    All channels that pass through the multiplications of a network, by their ties.
+    Which channels a network ties.
 
     :param net: the network; left as it is.
     :param example_inputs: what it is called with.
-    :raises ReductionError: for a network that torch-pruning cannot follow.
     """
     net = deepcopy(net)
-    graph = dependency_graph(net, example_inputs)
-    modules: dict[str, nn.Module] = dict(net.named_modules())
-    ties = _Ties()
-    obstacles: dict[Channel, str] = {}
-    for scale_name, scale in scales_of(net).items():
-        if scale.dim is None or scale not in graph.module2node:
-            continue
-        dependents, failure = _known_dependents(graph, net, scale)
-        for element in range(len(scale.factor)) if failure else ():
-            channel = Channel(scale_name, "through", element)
-            ties.tie(channel, channel)
-            obstacles[channel] = f"torch-pruning cannot follow them: {failure}"
-        for name, target, side, pairs in dependents:
-            for index, element in pairs:
-                channel = Channel(name, side, index)
-                ties.tie(Channel(scale_name, "through", element), channel)
-                if not _can_lose_channels(target, side):
-                    obstacles[channel] = f"{name or 'the output'} ({type(target).__name__}) needs all its channels"
-    for channel in list(ties.members):
-        layer = modules.get(channel.module)
-        width, groups = num_channels(layer, channel.side), num_groups(layer)
-        if width is not None and groups > 1 and channel.side != "through":
-            size = width // groups
-            for first in range(0, width, size):
-                ties.tie(channel, channel._replace(position=first + channel.position % size))
-    return [
-        TiedChannels(frozenset(channels), next((obstacles[c] for c in sorted(channels) if c in obstacles), None))
-        for channels in ties.groups()
+    flow = ChannelFlow(net)
+    with evaluation(net):
+        flow.follow(example_inputs)
+    if flow.missed and runs_as_in_training(net, example_inputs):
+        with paths_of_training(net):
+            flow.follow(example_inputs)
+    sets: _Sets[int] = _Sets()
+    for number in range(flow.size):
+        sets.tie(number, number)
+    for pairs in [*flow.pairs, *_groups(flow, net), *_shared(flow, net)]:
+        for one, other in pairs.tolist():
+            sets.tie(one, other)
+    for one, other in _divided(flow, sets):
+        sets.tie(one, other)
+    begins = sorted((begin, *place) for place, (begin, _) in flow.begins.items())
+    firsts = [begin for begin, _, _ in begins]
+
+    def channel(number: int) -> Channel:
+        begin, name, side = begins[bisect_right(firsts, number) - 1]
+        return Channel(name, side, number - begin)
+
+    scales = scales_of(net)
+    tied = []
+    for group in sets.groups():
+        channels = frozenset(map(channel, group))
+        if any(channel.module in scales for channel in channels):
+            obstacle = next((flow.obstacles[number] for number in sorted(group) if number in flow.obstacles), None)
+            tied.append(TiedChannels(channels, obstacle))
+    divisions = [
+        (module, [[channel(number) for number in part if number >= 0] for part in parts])
+        for module, parts in flow.divisions
     ]
+    return ChannelTies(tied, divisions)
 
 
-def _can_lose_channels(target: Any, side: str) -> bool:
-    # torch-pruning takes a convolution for a depthwise one by the number of its outputs alone; it is asked for here.
-    is_other = isinstance(target, nn.Parameter) if side == "out" else isinstance(target, nn.Parameter | Scale)
-    return can_lose_channels(target, side) or (is_other and side != "in")
+def _groups(flow: ChannelFlow, net: nn.Module) -> Iterator[Tensor]:
+    """Ties of the channels at the same place of each group of a layer."""
+    for (name, side), (begin, size) in flow.begins.items():
+        groups = num_groups(net.get_submodule(name)) if side in ("in", "out") else 1
+        numbers = torch.arange(begin, begin + size).reshape(groups, -1)
+        yield from (torch.stack([numbers[0], other], 1) for other in numbers[1:])
 
 
-def _known_dependents(graph: Any, net: nn.Module, scale: Scale) -> tuple[list[_Dependent], str]:
-    """What has channels that go with elements of a multiplication; none, and why, if torch-pruning loses its way."""
-    try:
-        dependents = list(_dependents(graph, net, scale))
-    except ReductionError as error:
-        return [], str(error)
-    except Exception as error:  # of torch-pruning, on operations that it does not know
-        return [], repr(error)
-    for name, target, side, pairs in dependents:
-        size, last = _num_channels(target, side), max((index for index, _ in pairs), default=0)
-        if size is not None and last >= size:
-            return [], f"it counts {last + 1} channels of {name}, which has {size}"
-    return dependents, ""
+def _shared(flow: ChannelFlow, net: nn.Module) -> Iterator[Tensor]:
+    """Ties of the channels of layers that share a parameter, which is an embedding's and the last layer's, say."""
+    first: dict[tuple[int, int], Tensor] = {}
+    for (name, side), (begin, size) in flow.begins.items():
+        numbers = torch.arange(begin, begin + size)
+        for parameter, dim in _counted(net, name, side, size):
+            other = first.setdefault((id(parameter), dim), numbers)
+            if other is not numbers and len(other) == size:
+                yield torch.stack([other, numbers], 1)
 
 
-def _num_channels(target: Any, side: str) -> int | None:
-    if isinstance(target, Scale):
-        return None if target.dim is None else len(target.factor)
-    return num_channels(target, side)
+def _counted(net: nn.Module, name: str, side: str, size: int) -> Iterable[tuple[nn.Parameter, int]]:
+    """The parameters of a layer one of whose dimensions counts its channels on a side, and which does."""
+    if side.isdigit():
+        return [(net.get_parameter(name), int(side))]
+    layer = net.get_submodule(name)
+    dims = channel_dims(layer, side, size)
+    parameters = dict(layer.named_parameters(recurse=False))
+    return [(parameters[key], dim) for key, dim in dims.items() if key in parameters]
 
 
-def _dependents(graph: Any, net: nn.Module, scale: Scale) -> Iterator[_Dependent]:
-    names: dict[Any, str] = {module: name for name, module in net.named_modules()}
-    names.update((parameter, name) for name, parameter in net.named_parameters())
-    left = set(range(len(scale.factor)))
-    while left:
-        group = _complete_group(graph, scale, sorted(left))
-        for item in group:
-            target = item.dep.target.module
-            if target in names or type(target).__name__ == "_OutputOp":
-                out = graph.is_out_channel_pruning_fn(item.dep.handler)
-                into = graph.is_in_channel_pruning_fn(item.dep.handler)
-                side = "through" if out and into else "in" if into else "out"
-                yield _Dependent(names.get(target, ""), target, side, list(zip(item.idxs, item.root_idxs)))
-            if target is scale:
-                left -= set(item.idxs)
-
-
-def _complete_group(graph: Any, scale: Scale, elements: list[int]) -> Any:
+def _divided(flow: ChannelFlow, sets: _Sets[int]) -> Iterator[tuple[int, int]]:
     """
-    What goes with some of a multiplication's elements, each of them listed with all that goes with it.
+    Ties of channels that are divided into parts of one size.
 
-    torch-pruning lists a channel with only the first of the elements that it goes with: begin with those alone.
+    Where each part is of channels that go together, it can go as a whole. Otherwise the same goes of each part, which
+    leaves parts of one size.
     """
-    while True:
-        group = pruning_group(graph, scale, elements)
-        first = min((set(item.root_idxs) for item in group), key=len)
-        if len(first) == len(elements):
-            return group
-        elements = sorted(first)
+    for _, rows in flow.divisions:
+        is_even = len({len(row) for row in rows}) == 1 and all(number >= 0 for row in rows for number in row)
+        if not is_even or all(len({sets.representative(number) for number in row}) == 1 for row in rows):
+            continue
+        for row in rows[1:]:
+            yield from zip(rows[0], row)
 
 
-class _Ties:
+Member = TypeVar("Member", bound=Hashable)
+
+
+class _Sets(Generic[Member]):
     """Disjoint sets, grown by ties."""
 
     def __init__(self) -> None:
-        self.members: dict[Channel, Channel] = {}
+        self._parents: dict[Member, Member] = {}
 
-    def _representative(self, channel: Channel) -> Channel:
-        parent = self.members.setdefault(channel, channel)
-        while parent != channel:
-            grandparent = self.members[parent]
-            self.members[channel] = grandparent
-            channel, parent = parent, grandparent
-        return channel
+    def representative(self, member: Member) -> Member:
+        parent = self._parents.setdefault(member, member)
+        while parent != member:
+            grandparent = self._parents[parent]
+            self._parents[member] = grandparent
+            member, parent = parent, grandparent
+        return member
 
-    def tie(self, channel: Channel, other: Channel) -> None:
-        self.members[self._representative(other)] = self._representative(channel)
+    def tie(self, member: Member, other: Member) -> None:
+        self._parents[self.representative(other)] = self.representative(member)
 
-    def groups(self) -> list[set[Channel]]:
-        groups = defaultdict(set)
-        for channel in self.members:
-            groups[self._representative(channel)].add(channel)
+    def groups(self) -> list[list[Member]]:
+        groups: dict[Member, list[Member]] = defaultdict(list)
+        for member in self._parents:
+            groups[self.representative(member)].append(member)
         return list(groups.values())

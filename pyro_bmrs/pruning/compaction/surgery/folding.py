@@ -101,6 +101,7 @@ class _Flow(TorchFunctionMode):
         # By the identity of a tensor: the layer that it is of, through steps that commute with multiplications.
         self._sources: dict[int, _Source] = {}
         self._obstacles: dict[Scale, str] = {}
+        self._begun: set[Scale] = set()
         self._columns: dict[Scale, list[tuple[nn.Parameter, Callable[[Tensor], Tensor], Tensor]]] = defaultdict(list)
         self._sources_of: dict[Scale, _Source] = {}
         # A layer of a registered kind is followed as one step, whatever functions it calls.
@@ -121,6 +122,8 @@ class _Flow(TorchFunctionMode):
 
     def obstacle(self, scale: Scale) -> str | None:
         """Why a multiplication cannot be folded, if it cannot."""
+        if scale not in self._begun:
+            return "it is called in training alone"
         if self._has_own_weights(scale):
             return None
         shared = any(self._uses[id(weight)] > 1 for weight, _, _ in self._columns[scale])
@@ -147,6 +150,7 @@ class _Flow(TorchFunctionMode):
         return all(self._uses[key] == 1 for key in used)
 
     def _begin(self, scale: Scale, args: Any, output: Tensor) -> None:
+        self._begun.add(scale)
         indices = torch.arange(len(scale.factor), device=output.device)
         self._follow(output, scale, scale.along(indices, output).expand(output.shape))
         source = self._sources.get(id(args[0]))

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_bmrs.pruning.compaction.coupling.dependency import torch_pruning
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel
 from pyro_bmrs.pruning.compaction.modules.attention import Attention
 from pyro_bmrs.pruning.compaction.modules.scaling import Scaled, scales_of
@@ -84,7 +83,6 @@ def remove_heads(
             gone[name] = zero
     if not gone:
         return net, left
-    torch_pruning()  # Whether it is asked for depends on the network; that it is missing is said for each.
     parts = _parts_of_heads(net, {name: places[name] for name in gone}, example_inputs)
 
     def remove(net: nn.Module, names: Sequence[str], with_width: bool) -> tuple[nn.Module, dict[str, str]]:

@@ -6,21 +6,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.coupling.constants import constant_inputs
-from pyro_bmrs.pruning.compaction.coupling.dependency import dependency_graph, pruning_group
-from pyro_bmrs.pruning.compaction.coupling.ties import Channel, TiedChannels, tied_channels
+from pyro_bmrs.pruning.compaction.coupling.ties import Channel, ChannelTies, TiedChannels, channel_ties
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scales_of
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
+from pyro_bmrs.pruning.compaction.surgery.divisions import divided_by, resize_divisions
 from pyro_bmrs.pruning.examples import Outputs
-from pyro_bmrs.pruning.layers import absorb, can_absorb, num_channels
+from pyro_bmrs.pruning.layers import absorb, can_absorb, num_channels, take_out
 
 LAST = "a layer that would vanish keeps its best unit"
 
@@ -50,10 +51,8 @@ def remove_channels(
     }
     if not zeros:
         return net, {}
-    try:
-        ties = [tie for tie in tied_channels(net, example_inputs) if tie.channels & zeros]
-    except ReductionError as error:
-        return net, dict.fromkeys(zeros, str(error))
+    all_ties = channel_ties(net, example_inputs)
+    ties = [tie for tie in all_ties.tied if tie.channels & zeros]
     constants = constant_inputs(net, {name for tie in ties for name in tie.of("in")}, example_inputs)
     obstacles = {tie: tie.obstacle or _obstacle(net, scales, tie, constants) for tie in ties}
     removable = [tie for tie, obstacle in obstacles.items() if obstacle is None]
@@ -65,16 +64,46 @@ def remove_channels(
     for tie, obstacle in obstacles.items():
         if obstacle is None:
             bundles[frozenset(channel.module for channel in tie.channels)].append(tie)
-
-    def removed(chosen: Iterable[Sequence[TiedChannels]]) -> nn.Module:
-        return _without(net, [tie for bundle in chosen for tie in bundle], constants, example_inputs)
-
-    smaller, failed = most_that_work(list(bundles.values()), removed, outputs)
-    obstacles.update((tie, failed[place]) for place in failed for tie in list(bundles.values())[place])
+    smaller, failed = _most_removed(net, list(bundles.values()), all_ties, constants, outputs)
+    obstacles.update(failed)
     present = {tie: obstacle for tie, obstacle in obstacles.items() if obstacle is not None}
     reasons = {channel: obstacle for tie, obstacle in present.items() for channel in tie.channels & zeros}
     seen = frozenset().union(*(tie.channels for tie in ties))
     return smaller, {**dict.fromkeys(zeros - seen, "no channels are known that belong to them"), **reasons}
+
+
+def _most_removed(
+    net: nn.Module,
+    bundles: Sequence[Sequence[TiedChannels]],
+    ties: ChannelTies,
+    constants: Mapping[str, Tensor],
+    outputs: Outputs,
+) -> tuple[nn.Module, dict[TiedChannels, str]]:
+    """The network without as many bundles of channels as can go, and why each of the others cannot."""
+
+    def removed(chosen: Iterable[Sequence[TiedChannels]], resized: Iterable[Sequence[TiedChannels]] = ()) -> nn.Module:
+        together = [*_channels(chosen), *_channels(resized)]
+        smaller = _without(net, together, constants)
+        resize_divisions(smaller, ties.divisions, set(together), set(_channels(resized)))
+        return smaller
+
+    smaller, failed = most_that_work(bundles, removed, outputs)
+    gone = [bundle for place, bundle in enumerate(bundles) if place not in failed]
+    # Some modules hold the sizes of the parts that they divide channels into: tried where the channels alone do not do.
+    divided = {channel for _, parts in ties.divisions for part in parts for channel in part}
+    again = [place for place in failed if divided.intersection(_channels([bundles[place]]))]
+    if again:
+        smaller, failed_again = most_that_work([bundles[place] for place in again], partial(removed, gone), outputs)
+        failed = {
+            place: f"{reason}{divided_by(ties.divisions, bundles[place])}"
+            for place, reason in failed.items()
+            if place not in again or again.index(place) in failed_again
+        }
+    return smaller, {tie: reason for place, reason in failed.items() for tie in bundles[place]}
+
+
+def _channels(bundles: Iterable[Sequence[TiedChannels]]) -> list[Channel]:
+    return [channel for bundle in bundles for tie in bundle for channel in tie.channels]
 
 
 def _obstacle(
@@ -125,37 +154,49 @@ def _width(net: nn.Module, name: str, side: str) -> int | None:
     return num_channels(layer, side)
 
 
-def _without(
-    net: nn.Module, ties: Collection[TiedChannels], constants: Mapping[str, Tensor], example_inputs: Any
-) -> nn.Module:
+def _without(net: nn.Module, channels: Iterable[Channel], constants: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the network without the channels."""
     net = deepcopy(net)
-    if not ties:
-        return net
-    absorbed: dict[str, list[int]] = defaultdict(list)
-    for tie in ties:
-        for name, channels in tie.of("in").items():
-            absorbed[name] += channels
-    for name, channels in absorbed.items():
+    gone: dict[str, dict[str, list[int]]] = {side: defaultdict(list) for side in ("in", "out", "through")}
+    for channel in channels:
+        gone.setdefault(channel.side, defaultdict(list))[channel.module].append(channel.position)
+    for name, places in gone["in"].items():
         reader: Any = net.get_submodule(name)
-        absorb(reader, channels, constants[name])
-
-    # Each of the ties goes with the first of its multiplications. Elements move up as those before them go.
-    scales = scales_of(net)
-    elements = {scale: torch.arange(len(scale.factor)) for scale in scales.values()}
-    roots: dict[Scale, list[int]] = defaultdict(list)
-    for tie in ties:
-        name, channels = min((name, channels) for name, channels in tie.of("through").items() if name in scales)
-        roots[scales[name]] += channels
-    graph = dependency_graph(net, example_inputs)
-    for scale, channels in roots.items():
-        places = torch.searchsorted(elements[scale], torch.tensor(sorted(channels))).tolist()
-        group = pruning_group(graph, scale, places)
-        for dependency, indices in group:
-            other = dependency.target.module
-            if isinstance(other, Scale) and other.dim is not None:
-                kept = torch.ones_like(elements[other], dtype=torch.bool)
-                kept[indices] = False
-                elements[other] = elements[other][kept]
-        group.prune()
+        absorb(reader, places, constants[name])
+    with _shared_parameters(net):
+        for side, by_name in gone.items():
+            for name, places in by_name.items():
+                _take_out(net, name, side, places)
     return net
+
+
+def _take_out(net: nn.Module, name: str, side: str, channels: list[int]) -> None:
+    parent, _, attribute = name.rpartition(".")
+    owner = net.get_submodule(parent)
+    target: Any = getattr(owner, attribute)
+    if isinstance(target, Scale):
+        target.factor = _rest(target.factor, 0, channels)
+    elif isinstance(target, nn.Parameter):
+        setattr(owner, attribute, nn.Parameter(_rest(target.detach(), int(side), channels), target.requires_grad))
+    else:
+        take_out(target, side, channels)
+
+
+def _rest(values: Tensor, dim: int, gone: list[int]) -> Tensor:
+    kept = torch.ones(values.shape[dim], dtype=torch.bool)
+    kept[gone] = False
+    return values.index_select(dim, kept.nonzero().flatten().to(values.device))
+
+
+@contextmanager
+def _shared_parameters(net: nn.Module) -> Iterator[None]:
+    """Parameters that several modules share when it begins, they share when it ends, whatever became of each."""
+    places: dict[int, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for module in net.modules():
+        for name, parameter in module._parameters.items():
+            places[id(parameter)].append((module, name))
+    yield
+    for (module, name), *others in places.values():
+        for other, other_name in others:
+            if module._parameters[name] is not None:
+                setattr(other, other_name, module._parameters[name])
