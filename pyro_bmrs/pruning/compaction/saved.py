@@ -113,8 +113,13 @@ def _restored(fresh: nn.Module, tensors: Mapping[str, Tensor], description: Mapp
     for scale in scales_of(compact).values():
         scale.to(like.device, like.dtype)
     fit_shapes(compact, tensors)
+    # Some modules ask of which version their state is: that of the network is in what it would save.
+    state = compact.state_dict()
+    for name in [*state]:
+        del state[name]
+    state.update(tensors, **description["extra"])
     try:
-        compact.load_state_dict({**tensors, **description["extra"]})
+        compact.load_state_dict(state)
     except RuntimeError as error:
         raise ReductionError(str(error)) from error
     _check_counts(compact)

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_bmrs.pruning import noise_sites
+from pyro_bmrs.pruning.examples import copy_network
 
 
 def random_gates(net: nn.Module, seed: int, pruned: float = 0.5) -> dict[str, Tensor]:
@@ -28,7 +27,7 @@ def random_gates(net: nn.Module, seed: int, pruned: float = 0.5) -> dict[str, Te
 @torch.no_grad()
 def with_noise_at(net: nn.Module, gates: dict[str, Tensor], *inputs: Tensor) -> Tensor:
     """What the network with noise computes, where its noise has given values."""
-    net = copy.deepcopy(net).eval()
+    net = copy_network(net).eval()
     for name, site in noise_sites(net).items():
         site.noise.kept.copy_(gates[name] > 0)
     like = next(net.parameters())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -516,14 +515,6 @@ class TestBadInput:
         net = attach_noise(Noisy())
         with pytest.raises(ReductionError, match="random"):
             compact_gated(net, random_gates(net, 0), noise_sites(net), torch.ones(2, 5))
-
-    @pytest.mark.parametrize("name, kind", [("mlp-tanh", "units"), ("vit", "heads")])
-    def test_without_torch_pruning(self, name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        net, inputs = make(name)
-        attach_noise(net, kinds=(kind,))
-        monkeypatch.setitem(sys.modules, "torch_pruning", None)
-        with pytest.raises(ImportError, match=r"pyro_bmrs\[pruning\]"):
-            compact_gated(net, random_gates(net, 0), noise_sites(net), inputs)
 
     def test_noise_on_what_is_not_called(self) -> None:
         class Spare(nn.Module):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
@@ -37,7 +36,6 @@ def test_every_unit_stands_alone_where_nothing_says_that_it_is_tied() -> None:
 
 
 def test_units_that_a_grouped_convolution_ties_are_one_group() -> None:
-    pytest.importorskip("torch_pruning")
     net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1, groups=2), nn.ReLU(), nn.Conv2d(4, 3, 1))
     groups = unit_groups(attach_noise(net, "0"), torch.ones(1, 1, 2, 2))
     assert groups == [[("0", 0), ("0", 2)], [("0", 1), ("0", 3)]]

@@ -78,7 +78,6 @@ def test_a_fraction_goes_in_the_order_of_the_criterion():
 
 
 def test_units_that_a_sum_ties_go_together():
-    pytest.importorskip("torch_pruning")
     net = Residual().eval()
     guide = AutoTruncatedLogNormal(attach_noise(net))
     assert set(guide.noise) == {"stem", "conv"}
@@ -95,7 +94,6 @@ def test_units_that_a_sum_ties_go_together():
 
 def test_a_fraction_does_not_spare_units_for_being_tied():
     """The lone unit of the branch's inside is worth twice what each of the tied ones is."""
-    pytest.importorskip("torch_pruning")
     net = Residual().eval()
     guide = AutoTruncatedLogNormal(attach_noise(net))
     with torch.no_grad():

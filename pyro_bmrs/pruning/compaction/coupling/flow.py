@@ -163,7 +163,7 @@ class ChannelFlow(Carried[Tensor | None]):
             return None
         if operation.name in _RESHAPES | _SPLITS:
             self._look_at_division(operation)
-        if operation.is_view:
+        if operation.is_view or operation.name in _RESHAPES:
             return None
         if any(memory_of(tensor) in self._loose for tensor in followed):
             self._turn_parameters(followed)
@@ -249,7 +249,7 @@ class ChannelFlow(Carried[Tensor | None]):
             parts = 1
             for size in sizes[:-1] if len(along) > 1 else ():
                 parts *= size
-                self.divide(along.reshape(parts, -1))
+                self.divide(along.reshape(parts, -1).unbind())
 
     # Layers.
 
@@ -275,7 +275,7 @@ class ChannelFlow(Carried[Tensor | None]):
 
     def _pass_step(self, module: Any, given: Tensor, output: Tensor) -> None:
         name = self._names[module]
-        if isinstance(module, Scale):
+        if isinstance(module, Scale) and module.dim is not None:
             return self._pass_by(name, given, output, module.dim % given.dim())
         if can_lose_channels(module, "through") and num_channels(module, "in") is not None:
             return self._pass_by(name, given, output, self._dim_by(module, given))

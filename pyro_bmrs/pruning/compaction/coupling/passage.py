@@ -173,6 +173,18 @@ def _gated(operation: Operation, book: Book) -> Tensor | None:
     return book.tied(compressed(one), compressed(other))
 
 
+def _into_pixels(operation: Operation, book: Book) -> Tensor | None:
+    """As many channels as a channel has pixels become one."""
+    channels, factor = book.of(operation.arguments["self"]), operation.arguments["upscale_factor"]
+    by_pixel = channels.unflatten(-3, (-1, factor**2))
+    together = same_along(by_pixel, [by_pixel.dim() - 3], book).expand_as(by_pixel)
+    return (
+        together.reshape(channels.shape)
+        .repeat_interleave(factor, -1)
+        .repeat_interleave(factor, -2)[..., :: factor**2, :, :]
+    )
+
+
 def _product(operation: Operation, book: Book) -> Tensor | None:
     """Each result is of a row of one matrix and a column of the other, whose elements are multiplied and added up."""
     names = MATRICES[operation.name]
@@ -216,13 +228,14 @@ _RULES: dict[str, Rule] = {
         _of_source: "copy fill",
         _moved: "cat stack index_select gather take index index_put _index_put_impl index_copy index_add index_fill "
         "scatter scatter_add slice_scatter select_scatter repeat flip roll tril triu diag_embed constant_pad_nd "
-        "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col",
+        "pixel_unshuffle channel_shuffle native_channel_shuffle im2col",
         _pooled: " ".join(POOLINGS),
         _reduced: "sum mean amax amin max min prod var std var_mean std_mean logsumexp norm linalg_vector_norm any all "
         "argmax argmin count_nonzero nansum aminmax median",
         _along: "_softmax _log_softmax _safe_softmax cumprod cummax cummin logcumsumexp sort argsort topk cumsum",
         _normalised: "native_layer_norm native_group_norm _fused_rms_norm",
         _gated: "glu",
+        _into_pixels: "pixel_shuffle",
         _product: " ".join(MATRICES),
     }.items()
     for name in names.split()

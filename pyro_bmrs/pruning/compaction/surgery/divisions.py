@@ -29,10 +29,10 @@ def resize_divisions(net: nn.Module, divisions: Divisions, gone: Set[Channel], l
     :param looked_at: of these, those whose divisions are to be told.
     """
     changes: dict[str, list[tuple[list[int], list[int]]]] = {}
-    for module, parts in divisions:
+    for place, parts in divisions:
         if any(channel in looked_at for part in parts for channel in part):
             before, after = [len(part) for part in parts], [sum(c not in gone for c in part) for part in parts]
-            changes.setdefault(module, []).append((before, after))
+            changes.setdefault(place, []).append((before, after))
     for name, sizes in changes.items():
         module = net.get_submodule(name)
         numbers = _numbers(sizes)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning import attach_noise, coupled_units, noise_sites
-from pyro_bmrs.pruning.compaction.coupling.ties import tied_channels
+from pyro_bmrs.pruning.compaction.coupling.ties import channel_ties
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale
 from tests.pruning.networks import make
 
@@ -45,7 +45,7 @@ def test_a_grouped_convolution_ties_the_channels_at_one_place() -> None:
 
 def test_a_flattening_ties_the_pixels_of_a_channel() -> None:
     net = nn.Sequential(nn.Conv2d(1, 3, 2), nn.Flatten(), Scale(torch.ones(12), 1), nn.Linear(12, 2))
-    ties = tied_channels(net, torch.ones(1, 1, 3, 3))
+    ties = channel_ties(net, torch.ones(1, 1, 3, 3)).tied
     assert sorted(sorted(tie.of("in")["3"]) for tie in ties) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert sorted(tie.of("out")["0"] for tie in ties) == [[0], [1], [2]]
 
@@ -117,22 +117,22 @@ class Rotated(nn.Module):
         return self.last(features * self.angles.cos() + turned * self.angles.sin())
 
 
-def test_a_walk_that_goes_round_in_circles_comes_to_an_end() -> None:
+def test_halves_that_are_turned_are_tied_by_pairs() -> None:
     net = nn.Sequential(Rotated(), Scale(torch.ones(2), -1), nn.Linear(2, 2))
     net[0].first = nn.Sequential(nn.Linear(5, 8), Scale(torch.ones(8), -1))
-    ties = tied_channels(net, torch.randn(2, 3, 5))
-    turned = [tie for tie in ties if "0.first.1" in tie.of("through")]
-    assert len(turned) == 8 and all("round in circles" in str(tie.obstacle) for tie in turned)
-    # The others are found as ever.
-    assert [tie.obstacle for tie in ties if tie not in turned] == [None, None]
+    ties = channel_ties(net, torch.randn(2, 3, 5)).tied
+    turned = sorted(tie.of("through")["0.first.1"] for tie in ties if "0.first.1" in tie.of("through"))
+    assert turned == [[unit, unit + 4] for unit in range(4)]
+    assert [tie.obstacle for tie in ties] == [None] * 6
 
 
-@pytest.mark.parametrize("kind, shape", [(Chunked, (2, 3, 4, 4)), (Unflattened, (2, 5))])
-def test_of_channels_of_which_torch_pruning_loses_count_none_is_tied(
-    kind: type[nn.Module], shape: tuple[int, ...]
-) -> None:
-    net = kind()
-    sites = noise_sites(attach_noise(net))
-    groups = coupled_units(net, torch.randn(shape))
-    assert all(unit < sites[name].noise.num_units for group in groups for name, unit in group)
-    assert not any(name == "first" for group in groups for name, _ in group)
+def test_what_is_divided_is_tied_by_its_places_or_goes_in_whole_parts() -> None:
+    assert [group for group in groups_of(Chunked(), (2, 3, 4, 4)) if group[0][0] == "first"] == [
+        [("first", unit), ("first", unit + 4)] for unit in range(4)
+    ]
+    # The next layer is given one of each part.
+    assert groups_of(Unflattened(), (2, 5)) == [[("first", unit + 4 * part) for part in range(4)] for unit in range(4)]
+
+
+def groups_of(net: nn.Module, shape: tuple[int, ...]) -> list[list[tuple[str, int]]]:
+    return sorted(coupled_units(attach_noise(net, "first"), torch.randn(shape)))

@@ -78,14 +78,17 @@ def test_the_best_of_a_layer_that_would_vanish_stays() -> None:
     assert left == {Channel("1", "through", 1): LAST}
 
 
-def test_what_torch_pruning_loses_count_of_is_left_and_named() -> None:
-    net = nn.Sequential(
-        nn.Linear(3, 6), gated(0.0, 1.0, 1.0, 0.0, 1.0, 1.0), nn.Unflatten(1, (2, 3)), nn.Linear(3, 2), nn.Flatten()
-    )
-    smaller, left = without(net, 4, 3)
+def test_parts_lose_the_same_of_each_or_nothing() -> None:
+    def net(*factors: float) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 6), gated(*factors), nn.Unflatten(1, (2, 3)), nn.Linear(3, 2), nn.Flatten())
+
+    smaller, left = without(net(0.0, 1.0, 1.0, 0.0, 1.0, 1.0), 4, 3)
+    assert (smaller[0].out_features, smaller[2].unflattened_size, smaller[3].in_features) == (4, (2, 2), 2)
+    assert left == {}
+    smaller, left = without(net(0.0, 1.0, 1.0, 1.0, 0.0, 1.0), 4, 3)
     assert smaller[0].out_features == 6
-    assert left.keys() == {Channel("1", "through", 0), Channel("1", "through", 3)}
-    assert all("torch-pruning cannot follow them" in reason for reason in left.values())
+    reason = "they are tied to channels that are kept"
+    assert left == {Channel("1", "through", 0): reason, Channel("1", "through", 4): reason}
 
 
 def test_without_zeros_it_is_the_same_network() -> None:
