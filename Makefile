@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 # The tensors are small: more threads than one only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test truth coverage paper-quick paper lint docs bench dev clean
+.PHONY: help quickstart test truth test-networks coverage paper-quick paper lint docs bench dev clean
 
 help:
 	@echo 'make quickstart   fit a model to real data, reduce it, save the figure quickstart.png'
 	@echo 'make test         the tests and the examples of the docstrings, and what they cover'
 	@echo 'make truth        published models against exact answers; build/truth.csv is the table'
+	@echo 'make test-networks networks of torchvision, timm and transformers; build/networks.csv is the table: hours'
 	@echo 'make paper-quick  the program of the paper'"'"'s experiments, on scikit-learn'"'"'s digits, in minutes'
 	@echo 'make paper        the paper'"'"'s experiments: weeks on a small machine; what is done is not done again'
 	@echo 'make lint         ruff and mypy'
@@ -43,6 +44,11 @@ TRUTH_TABLE ?= build/truth.csv
 truth: $(VENV)/installed-test
 	@mkdir -p build
 	TRUTH_TABLE=$(TRUTH_TABLE) $(BIN)/python -m pytest tests/truth/whole_truth.py $(ARGS)
+
+# What is in the table is not done again. NETWORKS=resnet,vit are those whose names hold one of these.
+NETWORKS_TABLE ?= build/networks.csv
+test-networks: $(VENV)/installed-networks
+	NETWORKS_TABLE=$(NETWORKS_TABLE) NETWORKS=$(NETWORKS) $(BIN)/python -m pytest tests/networks/whole_table.py $(ARGS)
 
 # What is done is skipped: the results are kept, and go into the report.
 paper-quick: $(VENV)/installed-paper

@@ -4,7 +4,8 @@
 """
 Networks of other libraries, with random weights, and small inputs for them.
 
-They are named after where they are from: ``torchvision/resnet18``, ``timm/vit_tiny_patch16_224``, ``transformers/llama``.
+They are named after where they are from: ``torchvision/resnet18``, ``timm/vit_tiny_patch16_224``,
+``transformers/llama``.
 """
 
 from __future__ import annotations
@@ -35,24 +36,26 @@ class Entry:
     inputs: Callable[[], Any]
 
 
-# Left out: what detects, whose outputs are boxes that an operator for CUDA chooses; what is quantised; and of each family
-# the largest, which say nothing that the smaller do not.
+# Left out: what detects, whose outputs are boxes that an operator for CUDA chooses; what is quantised; and of each
+# family the largest, which say nothing that the smaller do not.
 TORCHVISION = """
-alexnet convnext_tiny convnext_small convnext_base deeplabv3_mobilenet_v3_large deeplabv3_resnet50 densenet121 densenet161
-densenet169 densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_v2_s
-fcn_resnet50 fcn_resnet101 googlenet inception_v3 lraspp_mobilenet_v3_large maxvit_t mc3_18 mnasnet0_5 mnasnet0_75
-mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small mvit_v1_b mvit_v2_s r2plus1d_18 r3d_18 raft_small
-raft_large regnet_x_16gf regnet_x_1_6gf regnet_x_3_2gf regnet_x_400mf regnet_x_800mf regnet_x_8gf regnet_y_1_6gf
-regnet_y_3_2gf regnet_y_400mf regnet_y_800mf regnet_y_8gf resnet101 resnet152 resnet18 resnet34 resnet50 resnext50_32x4d
-resnext101_32x8d s3d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0 squeezenet1_0
-squeezenet1_1 swin3d_t swin3d_s swin_t swin_s swin_b swin_v2_t swin_v2_s vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19
-vgg19_bn vit_b_16 vit_b_32 wide_resnet50_2 wide_resnet101_2 vit_l_32 regnet_y_16gf
+alexnet convnext_tiny convnext_small convnext_base deeplabv3_mobilenet_v3_large deeplabv3_resnet50 densenet121
+densenet161 densenet169 densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4
+efficientnet_v2_s fcn_resnet50 fcn_resnet101 googlenet inception_v3 lraspp_mobilenet_v3_large maxvit_t mc3_18
+mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small mvit_v1_b mvit_v2_s
+r2plus1d_18 r3d_18 raft_small raft_large regnet_x_16gf regnet_x_1_6gf regnet_x_3_2gf regnet_x_400mf regnet_x_800mf
+regnet_x_8gf regnet_y_1_6gf regnet_y_3_2gf regnet_y_400mf regnet_y_800mf regnet_y_8gf resnet101 resnet152 resnet18
+resnet34 resnet50 resnext50_32x4d resnext101_32x8d s3d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5
+shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin3d_t swin3d_s swin_t swin_s swin_b swin_v2_t swin_v2_s vgg11
+vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 wide_resnet50_2 wide_resnet101_2 vit_l_32
+regnet_y_16gf
 """.split()
 TIMM = """
 resnet26d resnetv2_50x1_bit ecaresnet26t res2net50_26w_4s dla34 efficientnet_lite0 regnetx_002 repvgg_a0 gernet_s
-mobilenetv4_conv_small ghostnet_100 tf_efficientnet_b0 nfnet_f0 dm_nfnet_f0 cspresnet50 selecsls42b hardcorenas_a lcnet_050
-convnextv2_atto vit_tiny_patch16_224 deit_tiny_patch16_224 beit_base_patch16_224 eva02_tiny_patch14_224 pvt_v2_b0
-mobilevit_xxs cait_xxs24_224 mixer_s32_224 resmlp_12_224 poolformer_s12 edgenext_xx_small mobileone_s0 fastvit_t8
+mobilenetv4_conv_small ghostnet_100 tf_efficientnet_b0 nfnet_f0 dm_nfnet_f0 cspresnet50 selecsls42b hardcorenas_a
+lcnet_050 convnextv2_atto vit_tiny_patch16_224 deit_tiny_patch16_224 beit_base_patch16_224 eva02_tiny_patch14_224
+pvt_v2_b0 mobilevit_xxs cait_xxs24_224 mixer_s32_224 resmlp_12_224 poolformer_s12 edgenext_xx_small mobileone_s0
+fastvit_t8
 """.split()
 
 # Sizes of square images, where those of the others, 64, are not enough or not allowed.

@@ -4,8 +4,8 @@
 """
 What becomes of a network half of whose units are pruned: one row of the table.
 
-Every second unit of each site is given a posterior far below 1, so that :func:`pyro_bmrs.pruning.prune` lets it go, with
-all that the network ties to it.
+Every second unit of each site is given a posterior far below 1, so that :func:`pyro_bmrs.pruning.prune` lets it go,
+with all that the network ties to it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ from pyro_bmrs.pruning import (
 from pyro_bmrs.pruning.examples import call
 from tests.networks.catalogue import Entry
 
+COLUMNS = (
+    *("network", "parameters", "sites", "units", "pruned", "removed", "prunable", "left", "left_by_torch_pruning"),
+    *("float32", "float64", "export", "onnx", "trains", "saved", "seconds_to_prune", "seconds"),
+    *("attaches", "compacts", "masked_since"),
+)
 # What a column says where the original cannot do it either.
 NOT_THERE = "original does not"
 YES = "yes"
@@ -202,6 +207,12 @@ def _as_the_original(does: Callable[[nn.Module, Any], None], original: nn.Module
             does(copy.deepcopy(original), inputs)
             return str(row["small"])
     return NOT_THERE
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
 def _exports(net: nn.Module, inputs: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode, resolve_name
 
@@ -60,6 +60,10 @@ def fix_weights(module: nn.Module) -> None:
     for hook in _norm_hooks(module):
         remove: Callable[..., Any] = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
         remove(module, hook.name)
+        # torch does not find this one, which it wraps.
+        for key, loading in list(module._load_state_dict_pre_hooks.items()):
+            if isinstance(getattr(loading, "hook", loading), SpectralNormLoadStateDictPreHook):
+                del module._load_state_dict_pre_hooks[key]
     base = _base_with_other_forward(module)
     if base is not None:
         _take_computed_weight(module, base)
@@ -105,7 +109,7 @@ def _take_computed_weight(module: Any, base: type[Any]) -> None:
     finally:
         module.train(was_training)
     weight = calls.weight_of(given, output, module)
-    if weight is None:
+    if weight is None or weight is module.weight:
         return
     bias = module.bias
     for name in list(module._parameters):
