@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
-from pyro_bmrs.pruning.streams.operations import Carried, Operation, memory_of
 from pyro_bmrs.pruning.compaction.coupling.passage import NONE, compressed, pass_through, same_along
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale
 from pyro_bmrs.pruning.examples import call
@@ -34,6 +33,7 @@ from pyro_bmrs.pruning.layers import (
     num_channels,
     num_groups,
 )
+from pyro_bmrs.pruning.streams.operations import Carried, Operation, memory_of
 
 _RESHAPES = frozenset({"view", "_unsafe_view", "_reshape_alias"})
 _SPLITS = frozenset({"split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes"})

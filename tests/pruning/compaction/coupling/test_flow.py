@@ -19,7 +19,7 @@ from pyro_bmrs.pruning import (
 )
 from pyro_bmrs.pruning.compaction.compact import compact_gated
 from pyro_bmrs.pruning.compaction.coupling.flow import ChannelFlow
-from pyro_bmrs.pruning.compaction.coupling.operations import Operation
+from pyro_bmrs.pruning.streams.operations import Operation
 from tests.pruning.compaction.gated import difference, with_noise_at
 from tests.pruning.dividing import DIVIDING, Split
 
