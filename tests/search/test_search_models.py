@@ -183,7 +183,7 @@ def test_a_progress_bar_counts_the_models(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"strategy": "random"}, "strategy must be one of 'auto', 'exhaustive', 'greedy', not 'random'"),
+        ({"strategy": "random"}, "strategy must be one of 'auto', 'exhaustive', 'sample', 'greedy', not 'random'"),
         (
             {"strategy": "exhaustive", "max_models": 100},
             r"30 groups make 2\^30 = 1,073,741,824 models, more .*100",
@@ -282,3 +282,28 @@ def test_sites_of_different_kinds_are_searched_one_after_the_other():
         assert search_models(guide, {name: prior}).num_models in (2, 4)
     with pytest.raises(ReductionError, match="'rate' is no normal.*one after the other"):
         search_models(guide, priors)
+
+
+def test_groups_that_always_stay_are_in_no_model_reduced():
+    problem = regression(4)
+    point = {"weights": dist.Delta(ZERO)}
+    whole = search_models(problem.guide, point)
+    space = search_models(problem.guide, point, always=["weights[1]", "weights[3]"])
+    assert space.groups == ("weights[0]", "weights[2]") and space.num_models == 4
+    assert space.inclusion_probability["weights"][[1, 3]].tolist() == [1.0, 1.0]
+    top = whole.top(16)
+    stay = ~top.reduced[:, [1, 3]].any(-1)
+    expected = top.probability[stay] / top.probability[stay].sum()
+    torch.testing.assert_close(space.top(4).probability, expected)
+    with pytest.raises(ReductionError, match="always: the space has no group 'weights.4.'"):
+        search_models(problem.guide, point, always="weights[4]")
+    with pytest.raises(ReductionError, match="all groups always stay"):
+        search_models(problem.guide, point, groups="site", always="weights")
+
+
+def test_the_median_model_keeps_what_is_more_likely_in_than_out():
+    problem = regression(5)
+    space = search_models(problem.guide, {"weights": dist.Delta(ZERO)})
+    reduced = space.inclusion_probability["weights"] < 0.5
+    exact = problem.delta_evidence(reduced.numpy(), 0.0, 0.0)
+    assert space.median.delta_evidence.item() == pytest.approx(exact, abs=1e-8)
