@@ -21,7 +21,7 @@ from pyro_bmrs.posteriors.traces import masked_prior
 from pyro_bmrs.reduction.automatic import check_where_cheap, where_cheap
 from pyro_bmrs.reduction.families.curves import Curve, CurveOf, DrawsCurve, GuideCurve, ModelCurve
 from pyro_bmrs.reduction.families.grid import FamilyLike, Grid, read_grid
-from pyro_bmrs.reduction.families.sensitivity import PriorSensitivity
+from pyro_bmrs.reduction.families.sensitivity import PriorSensitivity, words
 from pyro_bmrs.reduction.priors import ReducedPriors, match_prior
 from pyro_bmrs.reduction.reduce_model import check_not_a_point, reduce_posterior, upstream_of
 from pyro_bmrs.reduction.reduction import Reduction
@@ -157,7 +157,8 @@ class _Question:
             set_seed(0)
             curve = curve_of(whole)
         other = None if against is None else self._reduce(against)
-        return PriorSensitivity(self._site, whole, curve, curve_of, other, threshold, self._labels)
+        called = "" if against is None else words(against)
+        return PriorSensitivity(self._site, whole, curve, curve_of, other, threshold, self._labels, called)
 
     def _curve_of(self, grid: Grid) -> CurveOf:
         factored, site = self._fitted.factored, self._site

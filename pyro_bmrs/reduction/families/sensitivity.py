@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_bmrs.plotting import plot_sensitivity
 from pyro_bmrs.reduction.check import RELATIVE_TOLERANCE, WORTH_A_WARNING
@@ -40,6 +41,8 @@ class PriorSensitivity:
     :param curve: what the posterior says of each.
     :param against: what each is compared with; None for the model's own prior.
     :param threshold: nats within which nothing is decided.
+    :param labels: names of the elements whose prior changes.
+    :param other: what ``against`` is called in a sentence.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class PriorSensitivity:
         against: Reduction | None,
         threshold: float,
         labels: list[str],
+        other: str = "",
     ) -> None:
         self.site, self.grid, self.curve, self.against, self.threshold = site, grid, curve, against, threshold
         self.labels = labels
@@ -59,7 +63,7 @@ class PriorSensitivity:
         """What the model says of each prior; None where it was not asked."""
         self.unchecked: str | None = None
         """Why the model was not asked, in words; None where it was."""
-        self._curve_of = curve_of
+        self._curve_of, self._other = curve_of, other
 
     @property
     def label(self) -> str:
@@ -161,7 +165,7 @@ class PriorSensitivity:
                 f"the data are most probable with {self.best:.3g} for the {along}, and within a nat of that {within}"
                 + (self._source())
             )
-        other = _words(self.against, self.site)
+        other = self._other
         verdicts = {1: "the prior", -1: other, 0: "neither", None: "what is not known"}
         if len(self.stretches) == 1:
             (only,) = self.stretches
@@ -185,7 +189,7 @@ class PriorSensitivity:
             return f"of the priors of {site} the data favour {self.best}; between the priors lie {spread:.2g} nats"
         over = [str(name) for name, value in zip(self.places, factors) if value > self.threshold]
         under = [str(name) for name, value in zip(self.places, factors) if value < -self.threshold]
-        other = _words(self.against, self.site)
+        other = self._other
         if not under or not over:
             same = len(over) == len(factors) or len(under) == len(factors)
             which = "the prior" if over else other if under else "neither"
@@ -269,12 +273,11 @@ def _range(stretch: Stretch) -> str:
     return f"from {stretch.low:.3g} to {stretch.high:.3g}"
 
 
-def _words(against: Reduction, site: str) -> str:
+def words(against: Distribution) -> str:
     """What a prior is called in a sentence."""
-    stated = against.reduced_priors.at(site, {})
-    point = as_point(stated)
+    point = as_point(against)
     if point is not None:
         values = point.v.unique()
         return f"the point {float(values):.3g}" if len(values) == 1 else "the point"
-    core = peel(stated).core
+    core = peel(against).core
     return type(core).__name__ if len(str(core)) > _LONGEST_WORDS else str(core)
