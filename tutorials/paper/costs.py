@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def compare_sizes(net: nn.Module, small: nn.Module, example: Tensor) -> dict[str
         costs = cost(measured, example[:1]).sum()
         sizes |= {f"parameters{suffix}": int(costs["parameters"]), f"macs{suffix}": int(costs["macs"])}
         with torch.no_grad():
-            sizes[f"milliseconds{suffix}"] = _milliseconds(lambda net=measured: net(batch))
+            sizes[f"milliseconds{suffix}"] = _milliseconds(partial(measured, batch))
     return sizes
 
 

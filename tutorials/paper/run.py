@@ -300,6 +300,8 @@ def run_default(
     Only the number of epochs is the trainer's; the network, the data and what is held out are as in other runs.
     """
     epochs = make_trainer("compress", None, []).max_epochs
+    if epochs is None:
+        raise ReductionError("a trainer without max_epochs goes on for ever: set --trainer.max_epochs")
     start, cpu_start = time.perf_counter(), time.process_time()
     plain = detach_noise(module.net)
     result = compress(

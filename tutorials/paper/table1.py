@@ -116,7 +116,7 @@ def paper_table(rows: Sequence[Row]) -> pd.DataFrame:
     lines = []
     for (data, network), published in PUBLISHED.items():
         for criterion in (*published, DEFAULT):
-            line = {"data": data, "network": network, "criterion": criterion, "seeds": 0}
+            line: dict[Any, Any] = {"data": data, "network": network, "criterion": criterion, "seeds": 0}
             line |= ours.get((data, network, criterion), {})
             lines.append(line | _beside(line, published.get(criterion)))
     theirs = [column for name in _MEASURES for column in (f"paper's {name}", f"paper's {name} sd")]
@@ -132,9 +132,13 @@ def _beside(line: dict[str, Any], published: Published | None) -> dict[str, Any]
     columns: dict[str, Any] = {}
     for name, (mean, deviation) in theirs.items():
         columns |= {f"paper's {name}": mean, f"paper's {name} sd": deviation}
-    known = [(line[name], *theirs[name]) for name in _MEASURES if name in line and theirs[name][1] is not None]
-    if len(known) == len(_MEASURES):
-        columns["agrees"] = all(abs(own - mean) <= _DEVIATIONS * deviation for own, mean, deviation in known)
+    known = [
+        abs(line[name] - mean) <= _DEVIATIONS * deviation
+        for name, (mean, deviation) in theirs.items()
+        if name in line and deviation is not None
+    ]
+    if len(known) == len(theirs):
+        columns["agrees"] = all(known)
     return columns
 
 
@@ -172,8 +176,8 @@ def domination_table(table: pd.DataFrame, num_test: int = 10_000) -> pd.DataFram
         default, papers = cell.loc[DEFAULT], cell.loc["BMRS_N"]
         if not (default["seeds"] and papers["seeds"]):
             continue
-        shares = [line["accuracy"] / 100 for line in (default, papers)]
-        error = 100 * math.sqrt(sum(share * (1 - share) / num_test for share in shares))
+        shares = [float(line["accuracy"]) / 100 for line in (default, papers)]
+        error = 100 * math.hypot(*(math.sqrt(share * (1 - share) / num_test) for share in shares))
         gains = {name: default[name] - papers[name] for name in _MEASURES}
         no_worse = gains["accuracy"] >= -error and gains[COUNT] >= 0
         better = gains["accuracy"] > error or gains[COUNT] > 0
