@@ -173,10 +173,10 @@ def domination_table(table: pd.DataFrame, num_test: int = 10_000) -> pd.DataFram
     lines = []
     for (data, network), part in table.groupby(["data", "network"], sort=False):
         cell = part.set_index("criterion")
-        default, papers = cell.loc[DEFAULT], cell.loc["BMRS_N"]
+        default, papers = (dict(cell.loc[name]) for name in (DEFAULT, "BMRS_N"))
         if not (default["seeds"] and papers["seeds"]):
             continue
-        shares = [float(line["accuracy"]) / 100 for line in (default, papers)]
+        shares = [line["accuracy"] / 100 for line in (default, papers)]
         error = 100 * math.hypot(*(math.sqrt(share * (1 - share) / num_test) for share in shares))
         gains = {name: default[name] - papers[name] for name in _MEASURES}
         no_worse = gains["accuracy"] >= -error and gains[COUNT] >= 0
