@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -199,11 +200,16 @@ def compare(data: Mapping[str, Any], method: str) -> Any:
 
     :param data: of each model, an ArviZ object with a posterior and the log likelihood of each observation.
     :param method: how the weights are had.
-    :return: a data frame, the best model first.
+    :return: a data frame, the best model first, with the columns that ArviZ 0.23 gives: ``elpd_loo``, ``p_loo``, and
+        ``warning``, for which version 1 has words.
     """
     arviz = _arviz()
+    whole = {"round_to": "none"} if "round_to" in signature(arviz.compare).parameters else {}  # version 1 rounds
     try:
-        return arviz.compare(dict(data), method=method)
+        table = arviz.compare(dict(data), method=method, **whole)
+        if "diag_elpd" in table:
+            table = table.rename(columns={"elpd": "elpd_loo", "p": "p_loo"}).assign(warning=table["diag_elpd"] != "")
+        return table
     except ValueError as error:
         raise ReductionError(f"ArviZ cannot compare these models by {method!r}: {error}") from error
 

@@ -75,14 +75,15 @@ DATA = to_arviz(
     {"posterior": {"weights": WEIGHTS, "names": np.full((2, 3), "a"), "ok": np.ones((2, 3), dtype=bool)}},
     {"weights": SiteLabels(("feature",), (("age", "bmi", "dose", "sex"),))},
 )
-ALONE = DATA.posterior[["weights"]].assign(constant=1.0)
+# A data set, or a node of a tree from version 1 on.
+POSTERIOR = DATA.posterior if isinstance(DATA.posterior, xarray.Dataset) else DATA.posterior.to_dataset()
 FORMS = {
     "data": DATA,
-    "posterior": DATA.posterior,
-    "tree": xarray.DataTree.from_dict({"posterior": DATA.posterior}),
-    "node": xarray.DataTree.from_dict({"posterior": DATA.posterior})["posterior"],
-    "variable": DATA.posterior["weights"],
-    "constants beside": ALONE,
+    "posterior": POSTERIOR,
+    "tree": xarray.DataTree.from_dict({"posterior": POSTERIOR}),
+    "node": xarray.DataTree.from_dict({"posterior": POSTERIOR})["posterior"],
+    "variable": POSTERIOR["weights"],
+    "constants beside": POSTERIOR[["weights"]].assign(constant=1.0),
     "extract": arviz.extract(DATA),
     "extract without an index": arviz.extract(DATA).reset_index("sample"),
     "extract a variable": arviz.extract(DATA, var_names="weights"),

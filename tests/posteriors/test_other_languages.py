@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import arviz
@@ -45,11 +46,13 @@ def read(language: str) -> xarray.Dataset:
     return xarray.load_dataset(FILES / f"{language}.nc", engine="scipy")
 
 
-FORMS = {
-    "InferenceData": lambda posterior: arviz.InferenceData(posterior=posterior),
-    "DataTree": lambda posterior: xarray.DataTree.from_dict({"posterior": posterior}),
-    "extract": lambda posterior: arviz.extract(arviz.InferenceData(posterior=posterior)),
-}
+def tree_of(posterior: xarray.Dataset) -> xarray.DataTree:
+    return xarray.DataTree.from_dict({"posterior": posterior})
+
+
+# What ArviZ holds data in, which was its own before version 1.
+data_of = tree_of if version("arviz") >= "1" else lambda posterior: arviz.InferenceData(posterior=posterior)
+FORMS = {"data": data_of, "tree": tree_of, "extract": lambda posterior: arviz.extract(data_of(posterior))}
 
 
 @pytest.mark.parametrize("form", FORMS)
