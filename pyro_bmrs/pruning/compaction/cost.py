@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,7 +44,12 @@ def cost(net: nn.Module, example_inputs: Any) -> pd.DataFrame:
     import pandas as pd
 
     # Attention is counted where it is done by products of matrices, as not all its fused kernels are known there.
-    with evaluation(net), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with (
+        evaluation(net),
+        _without_gradients(net),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         call(net, example_inputs)
     root = type(net).__name__
     counts = {
@@ -66,6 +73,25 @@ def cost(net: nn.Module, example_inputs: Any) -> pd.DataFrame:
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["parameters", "macs"], dtype=int)
     table.index.name = "layer"
     return table
+
+
+@contextmanager
+def _without_gradients(net: nn.Module) -> Iterator[None]:
+    """
+    The network with parameters that require no gradients, for as long as they are not computed.
+
+    Under ``no_grad`` alone, views of a parameter, as a class token that is expanded, require one that has no function:
+    the counter does not run on modules that are given these.
+    """
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def compare_costs(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:

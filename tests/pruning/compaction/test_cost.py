@@ -52,6 +52,23 @@ def test_a_module_is_counted_without_those_in_it() -> None:
     assert table.index.tolist() == ["0", "0.inner"]
 
 
+def test_a_view_of_a_parameter_as_what_a_module_is_given() -> None:
+    class Token(nn.Module):
+        """A class token, of which a layer is given as many as there are examples."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.frozen = nn.Parameter(torch.ones(1, 3)), nn.Parameter(torch.ones(2), requires_grad=False)
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.layer(self.token.expand(len(inputs), -1)) + inputs
+
+    net = Token()
+    assert cost(net, torch.ones(5, 2, requires_grad=True)).loc["layer", "macs"] == 5 * 3 * 2
+    assert [parameter.requires_grad for parameter in net.parameters()] == [True, False, True, True]
+
+
 def test_side_by_side() -> None:
     before = cost(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), torch.ones(1, 4))
     after = cost(nn.Sequential(nn.Linear(4, 2), nn.Identity(), nn.Linear(2, 1)), torch.ones(1, 4))
