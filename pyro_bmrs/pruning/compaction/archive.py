@@ -11,6 +11,7 @@ checksum of all that is in the file.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -46,7 +47,8 @@ def write_archive(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], d
         "checksum": _checksum(values, text),
     }
     place = Path(path).resolve()
-    part = place.with_name(f".{place.name}.{os.getpid()}.part")
+    _remove_left_over_parts(place)
+    part = _part(place, os.getpid())
     try:
         with open(part, "wb") as file:
             file.write(save(values, metadata))
@@ -55,6 +57,31 @@ def write_archive(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], d
         os.replace(part, place)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _part(place: Path, process: int) -> Path:
+    """Where a process writes what is to stand at a place."""
+    return place.with_name(f".{place.name}.{process}.part")
+
+
+def _remove_left_over_parts(place: Path) -> None:
+    """Removes what processes that were killed while they wrote have left beside a place."""
+    if os.name != "posix":  # Elsewhere the question whether a process runs would end it.
+        return
+    for part in place.parent.glob(f".{glob.escape(place.name)}.*.part"):
+        process = part.name.removeprefix(f".{place.name}.").removesuffix(".part")
+        if process.isdecimal() and part == _part(place, int(process)) and not _is_running(int(process)):
+            part.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
@@ -81,7 +108,11 @@ def read_archive(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
     text = metadata.get("description", "")
     if metadata.get("checksum") != _checksum(tensors, text):
         raise _foreign(path, "what is in it does not have the checksum that it had")
-    return tensors, _decode(json.loads(text))
+    try:
+        return tensors, _decode(json.loads(text))
+    # Anyone can write a checksum: the text may be whatever, and nested however deep.
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _foreign(path, f"its description is not one ({type(error).__name__})") from error
 
 
 def _foreign(path: str | os.PathLike[str], why: str) -> ReductionError:

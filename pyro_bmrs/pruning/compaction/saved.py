@@ -239,7 +239,8 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
     if "gated_norm" in description:
         return GatedNorm(rebuild(module, description["module"]), torch.ones(1), description["gated_norm"])
     if "uneven_groups" in description:
-        uneven = UnevenGroupNorm(tuple(description["uneven_groups"]), description["eps"], description["affine"])
+        sizes = _group_sizes(module, description["uneven_groups"])
+        uneven = UnevenGroupNorm(sizes, description["eps"], description["affine"])
         return uneven.to(next(module.parameters(), torch.ones(1)))
     if "scale" in description:
         return Scale(torch.ones(1), description["dim"])
@@ -270,6 +271,25 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
             raise ReductionError(f"the compact network had a module {name!r}; this {type(module).__name__} has none")
         module._modules[name] = rebuild(part, child)
     return module
+
+
+def _group_sizes(norm: nn.Module, sizes: Any) -> tuple[int, ...]:
+    """
+    The sizes of groups that are left of a norm's, before there is memory for as many.
+
+    :raises ReductionError: for what can be none.
+    """
+    if not isinstance(norm, nn.GroupNorm):
+        raise ReductionError(f"the groups of {sizes} channels are no part of a {type(norm).__name__}")
+    if not (
+        isinstance(sizes, tuple | list)
+        and all(isinstance(size, int) and size > 0 for size in sizes)
+        and 0 < sum(sizes) <= norm.num_channels
+    ):
+        raise ReductionError(
+            f"the groups of {sizes} channels are no part of those of a GroupNorm with {norm.num_channels} channels"
+        )
+    return tuple(sizes)
 
 
 def fit_shapes(net: nn.Module, state: Mapping[str, Tensor]) -> None:

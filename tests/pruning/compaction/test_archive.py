@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import pickle
@@ -96,6 +98,16 @@ def test_foreign_and_hostile_files(tmp_path, content):
     assert "weights_only" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["", "{", "{}", '{"mapping": 3}', '{"tuple": null}', "[" * 100_000, "9" * 5000])
+def test_descriptions_that_are_none(tmp_path, text):
+    """With a checksum that is right."""
+    metadata = {"format": "pyro_bmrs compact network", "version": "2", "description": text}
+    metadata["checksum"] = hashlib.sha256(text.encode()).hexdigest()
+    (tmp_path / "file").write_bytes(header(json.dumps({"__metadata__": metadata})))
+    with pytest.raises(ReductionError, match="its description is not one"):
+        read_archive(tmp_path / "file")
+
+
 def test_what_torch_saves_is_none(tmp_path):
     torch.save({"a": torch.ones(2), "code": Code()}, tmp_path / "file")
     with pytest.raises(ReductionError, match="no file that save_compact wrote") as caught:
@@ -130,6 +142,20 @@ def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path):
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
         found, description = read_archive(path)
         assert description["number"] == calls and (found["a"] == calls).all()
+        # What it left beside the file goes with the next that is written there.
+        assert len(os.listdir(tmp_path)) == 2
+        write_archive(path, found, description)
+        assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_others_write_beside_a_file_stays(file):
+    path, tensors = file
+    others = [f".file.{os.getppid()}.part", f".file.pt.{2**22 + 1}.part", ".file.old.part", f".file.{2**22 + 1}.parts"]
+    for name in others:
+        (path.parent / name).touch()
+    (path.parent / f".file.{2**22 + 1}.part").touch()
+    write_archive(path, tensors, {})
+    assert sorted(os.listdir(path.parent)) == sorted(["file", *others])
 
 
 def test_a_write_that_fails_leaves_the_file_and_nothing_beside(file):
