@@ -283,6 +283,11 @@ class MultiplicativeNoise(PyroModule):
         self.like = at_least_single(self.like)
         return module
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Loads what is kept; weights of a network without noise do not say, and what is kept stays."""
+        if f"{prefix}kept" in state_dict:
+            super()._load_from_state_dict(state_dict, prefix, *args)
+
     def extra_repr(self) -> str:
         """What :func:`repr` shows."""
         options = [f"{name}={value}" for name, value in (("unit_size", self.unit_size),) if value != 1]

@@ -73,6 +73,27 @@ def test_a_copy_has_noise_of_its_own(name):
     assert torch.equal(at(twin, {}, x), at(net, {}, x))
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_load_as_without_noise(name):
+    build, shape = NETWORKS[name]
+    trained, net, x = build().eval(), attach_noise(build()).eval(), torch.randn(shape)
+    site = next(iter(noise_sites(net).values()))
+    site.noise.kept[0] = False
+    net.load_state_dict(trained.state_dict())
+    # Weights do not say what is pruned.
+    assert not site.noise.kept[0]
+    site.noise.kept[0] = True
+    torch.testing.assert_close(at(net, {}, x), trained(x))
+    weights = trained.state_dict()
+    with pytest.raises(RuntimeError, match="(?s)Missing key.*" + weights.popitem()[0]):
+        net.load_state_dict(weights)
+    with pytest.raises(RuntimeError, match="(?s)Unexpected key.*other"):
+        net.load_state_dict(trained.state_dict() | {"other": x})
+    back = build().eval()
+    back.load_state_dict(detach_noise(net).state_dict())
+    assert torch.equal(back(x), trained(x))
+
+
 def test_noise_survives_transformers_fast_path():
     net = attach_noise(encoder()).eval()
     x = torch.randn(2, 5, 8)
