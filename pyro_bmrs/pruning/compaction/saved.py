@@ -10,6 +10,8 @@ Nothing in a file is code, and loading one runs none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import ismethod, isroutine
 from os import PathLike
 from typing import Any
 
@@ -67,7 +69,8 @@ def load_compact(path: str | PathLike[str], net: nn.Module | Callable[[], nn.Mod
         is left as it is.
     :return: the compact network.
     :raises ReductionError: for a file that is truncated, changed, or none of these, or a network of another
-        architecture: with other modules (as an activation of another kind, or with other settings), or other weights.
+        architecture: with other modules (as an activation of another kind, or with other settings), with other
+        functions as attributes of its modules, or other weights.
     :raises ImportError: without safetensors.
 
     Example::
@@ -150,8 +153,28 @@ def _check_counts(net: nn.Module) -> None:
 
 
 def _kinds(net: nn.Module) -> dict[str, Any]:
-    """The class of each module, and for torch's own the settings by which what they compute can differ."""
-    return {name: {"class": type(module).__name__, **_settings(module)} for name, module in net.named_modules()}
+    """
+    The class of each module, and the settings by which what it computes can differ: the functions that it keeps as
+    attributes, as an activation, and for torch's own modules plain data.
+    """
+    return {
+        name: {"class": type(module).__name__, **_functions(module), **_settings(module)}
+        for name, module in net.named_modules()
+    }
+
+
+def _functions(module: nn.Module) -> dict[str, Any]:
+    found = {name: _named(value) for name, value in vars(module).items() if not name.startswith("_")}
+    return {name: called for name, called in found.items() if called is not None and name != "forward"}
+
+
+def _named(function: Any) -> Any:
+    """A function as plain data; None for what is none, or has no name."""
+    if isinstance(function, partial):
+        given = (*function.args, *sorted(function.keywords.items()))
+        return (_named(function.func), *given) if _is_plain(given) else _named(function.func)
+    is_function = isroutine(function) and not ismethod(function)
+    return getattr(function, "__name__", None) if is_function else None
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
@@ -197,6 +220,8 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
         return {"gated_norm": new.dim, "module": describe(old, new.module)}
     if isinstance(new, UnevenGroupNorm) and not isinstance(old, UnevenGroupNorm):
         return {"uneven_groups": list(new.sizes), "eps": new.eps, "affine": new.affine}
+    if isinstance(new, nn.GroupNorm) and isinstance(old, UnevenGroupNorm):
+        return {"even_groups": True, **describe(_even(old), new)}
     if isinstance(new, Scale) and not isinstance(old, Scale):
         return {"scale": True, "dim": new.dim}
     if isinstance(new, Attention) and isinstance(old, nn.MultiheadAttention):
@@ -242,6 +267,10 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
         sizes = _group_sizes(module, description["uneven_groups"])
         uneven = UnevenGroupNorm(sizes, description["eps"], description["affine"])
         return uneven.to(next(module.parameters(), torch.ones(1)))
+    if "even_groups" in description:
+        if not isinstance(module, UnevenGroupNorm):
+            raise ReductionError(f"the compact network had a norm with uneven groups, not a {type(module).__name__}")
+        module = _even(module)
     if "scale" in description:
         return Scale(torch.ones(1), description["dim"])
     if "zeros" in description or "identity" in description:
@@ -271,6 +300,11 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
             raise ReductionError(f"the compact network had a module {name!r}; this {type(module).__name__} has none")
         module._modules[name] = rebuild(part, child)
     return module
+
+
+def _even(norm: UnevenGroupNorm) -> nn.GroupNorm:
+    """The norm of a single channel that becomes one with equal groups as its counts are set."""
+    return nn.GroupNorm(1, 1, norm.eps, norm.affine).to(next(norm.parameters(), torch.ones(1)))
 
 
 def _group_sizes(norm: nn.Module, sizes: Any) -> tuple[int, ...]:

@@ -111,6 +111,31 @@ def test_factors_that_are_left_and_biases_that_are_new(tmp_path: Path) -> None:
     assert torch.equal(load_compact(tmp_path / "again.pt", Parametrized)(inputs), small(inputs))
 
 
+def test_groups_that_become_uneven_and_even_again(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(2, 8, 1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 2, 1)).double()
+
+    net, inputs = build(), torch.randn(2, 2, 3, 3).double()
+    for kept in ([1, 1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]):
+        attach_noise(net, kinds=["width"], example_inputs=inputs)
+        net = compact_gated(net, {"0.width": torch.tensor(kept).double()}, noise_sites(net), inputs)
+    assert repr(net[1]) == repr(nn.GroupNorm(2, 4))
+    save_compact(net, tmp_path / "net.pt")
+    loaded = load_compact(tmp_path / "net.pt", build)
+    assert torch.equal(loaded(inputs), net(inputs))
+
+
+class Activated(nn.Module):
+    """A network that keeps its activation as a function."""
+
+    def __init__(self, activation: Any) -> None:
+        super().__init__()
+        self.first, self.last, self.activation = nn.Linear(3, 4), nn.Linear(4, 2), activation
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(self.activation(self.first(inputs)))
+
+
 class TestBadFiles:
     """Files that are no compact network, and networks that a file is not of."""
 
@@ -176,6 +201,19 @@ class TestBadFiles:
         load_compact(tmp_path / "net.pt", partial(mlp, partial(nn.LeakyReLU, 0.1, inplace=True)))
         with pytest.raises(ReductionError, match="'negative_slope': 0.1.*'negative_slope': 0.2"):
             load_compact(tmp_path / "net.pt", partial(mlp, partial(nn.LeakyReLU, 0.2)))
+
+    def test_another_function(self, tmp_path: Path) -> None:
+        functional = nn.functional
+        leaky = partial(functional.leaky_relu, negative_slope=0.1)
+        for activation, same, others in (
+            (functional.relu, torch.relu, (functional.gelu, torch.tanh, leaky)),
+            (leaky, copy.copy(leaky), (partial(functional.leaky_relu, negative_slope=0.2), functional.leaky_relu)),
+        ):
+            save_compact(compacted(Activated(activation), torch.randn(2, 3)), tmp_path / "net.pt")
+            load_compact(tmp_path / "net.pt", partial(Activated, same))
+            for other in others:
+                with pytest.raises(ReductionError, match="'activation'"):
+                    load_compact(tmp_path / "net.pt", partial(Activated, other))
 
     def test_a_state_that_is_no_plain_data(self, tmp_path: Path) -> None:
         class Stateful(nn.Linear):
