@@ -141,6 +141,7 @@ def read_task(
         groups=groups,
         strategy="greedy",
         prior_log_odds=prior_log_odds,
+        refine=False,
     )
     shapes = {name: delta.shape for name, delta in space.delta_evidence.items()}
     device = next(iter(space.delta_evidence.values())).device
@@ -170,6 +171,7 @@ def search(task: Task, state: State) -> ModelSpace | None:
         groups=Groups(task.names(~state.reduced), labels),
         strategy="greedy",
         prior_log_odds=task.log_odds[left],
+        refine=False,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,6 @@ class ModelSpace:
     :func:`search_models`.
 
     Of a sample, the models are those visited, with their part of the probability of all as the walks see it.
-
     After a greedy search, only the models around the best are known: all that the dozen least decided groups can form
     while the others stay as they are in the best. Probabilities are then relative to these, and the inclusion
     probability of any other group is the one that it has while the rest is as in the best model.
@@ -64,7 +64,8 @@ class ModelSpace:
         >>> guide = AutoMultivariateNormal(model, init_scale=0.1); _ = guide()
         >>> with torch.no_grad():
         ...     _ = guide.loc.copy_(torch.tensor([0.02, 0.2, 2.0]))
-        >>> space = search_models(guide, {"weights": dist.Normal(0., 0.01)}, groups={"tail": {"weights": [1, 2]}})
+        >>> reduced, tail = {"weights": dist.Normal(0., 0.01)}, {"tail": {"weights": [1, 2]}}
+        >>> space = search_models(guide, reduced, groups=tail, refine=False)  # the guide was not fitted to this model
         >>> space.table()[["reduced", "probability"]].round(3)
               reduced  probability
         rank
@@ -84,12 +85,14 @@ class ModelSpace:
         self._groups, self._models, self._posterior, self._strategy = groups, models, posterior, strategy
         self.checks: tuple[Check, ...] = ()
         """What :meth:`check` found of the most probable models, the first first; empty where it was not asked."""
+        self.unrefined: str | None = None
+        """Why :func:`search_models` did not :meth:`refine` by itself; None where it did, or was not to."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ModelSpace:
         """The same models, with a best one of its own. The fitted guide is not copied."""
         candidates = Candidates(self._fitted, self._priors, self._reduced_priors)
         twin = type(self)(candidates, self._groups, self._models, self._posterior, self._strategy)
-        twin.checks = self.checks
+        twin.checks, twin.unrefined = self.checks, self.unrefined
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -211,9 +214,11 @@ class ModelSpace:
         """
         if not isinstance(num_models, int) or num_models < 1:
             raise ReductionError(f"the number of models to check must be a positive integer, not {num_models!r}")
-        reduced = self.top(num_models).reduced
+        reduced, delta_evidence, _ = self.top(num_models)
         rows = tqdm(reduced, desc="models checked", disable=not progress, leave=False)
-        self.checks = tuple(self._check(row, progress) for row in rows)
+        checks = [self._check(row, progress) for row in rows]
+        # What is held against the model is what the table says: after refine(), not what the guide does.
+        self.checks = tuple(replace(found, read_off=float(own)) for found, own in zip(checks, delta_evidence))
         found = problems(self.checks, self._models.prior.log_prob(reduced))
         if found:
             warnings.warn(
@@ -230,8 +235,7 @@ class ModelSpace:
 
         What one fit says of a model far out in the tail of its posterior is off, of logistic regressions by some
         tenths of a nat, and inclusion probabilities with it. One evaluation of the density for each model mends most
-        of that. :attr:`delta_evidence`, :meth:`top`, :meth:`table` and all probabilities are by it; reductions, as
-        :attr:`best`, are of the guide as before.
+        of that, in all but reductions: :attr:`best` is of the guide as before.
 
         :return: a new space, whose ``strategy`` is ``"refined"``.
         :raises ReductionError: for a posterior that is not jointly normal in all latent sites, models that are not all
@@ -382,7 +386,8 @@ class ModelSpace:
     def _source(self) -> str:
         if self.strategy == "refined":
             return "by the model's density, at the mean of each"
-        return f"of {self._fitted.noun}, not checked against the model"
+        why = f"; inclusion probabilities may be off: not refined, as {self.unrefined}" if self.unrefined else ""
+        return f"of {self._fitted.noun}, not checked against the model{why}"
 
     def _repr_html_(self) -> str:
         return (

@@ -23,10 +23,12 @@ from pyro_bmrs.posteriors.guides.of_draws import normal_of_draws
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import name_elements, read_posterior
 from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, match_prior, read_reduced_priors
-from pyro_bmrs.search.averaging.model_average import NormalPosterior, SwitchingPosterior
+from pyro_bmrs.search.averaging.model_average import AveragedPosterior, NormalPosterior, SwitchingPosterior
+from pyro_bmrs.search.averaging.refinement import refine_where_cheap
 from pyro_bmrs.search.groups import Candidates, Groups, GroupsLike, read_groups, without
 from pyro_bmrs.search.model_prior import BetaBinomial, ModelPrior, read_model_prior
 from pyro_bmrs.search.model_space import ModelSpace
+from pyro_bmrs.search.models import ModelPosterior
 from pyro_bmrs.search.observations import is_joint, read_normal_space
 from pyro_bmrs.search.strategies.independent_search import search_independent
 from pyro_bmrs.search.strategies.normal_search import MAX_MODELS, STRATEGIES, search_normal
@@ -52,6 +54,7 @@ def search_models(
     max_models: int = MAX_MODELS,
     num_steps: int = NUM_STEPS,
     check: int = 0,
+    refine: bool | str = "auto",
     labels: LabelsLike | None = None,
     progress: bool = False,
 ) -> ModelSpace:
@@ -90,6 +93,11 @@ def search_models(
     :param max_models: how many models may be counted through.
     :param num_steps: of each of the sixteen walks by which models are drawn.
     :param check: how many of the most probable models to hold against the model; see :meth:`ModelSpace.check`.
+    :param refine: whether to take the evidence of each model from the model's own density, as
+        :meth:`ModelSpace.refine` does. ``"auto"`` does where that costs less than fitting did, as with ``check`` of
+        :func:`~pyro_bmrs.reduce_model`: a joint normal of all sites whose models are counted through, and a small
+        model. ``repr()`` and ``unrefined`` say where that is not so. ``True`` insists.
+        ``pyro.settings.set(bmrs_automatic_check=False)`` makes False of it.
     :param labels: names of a site's elements, as for :func:`~pyro_bmrs.reduce_model`.
     :param progress: whether to show a progress bar.
     :return: the :class:`ModelSpace`.
@@ -115,7 +123,7 @@ def search_models(
         >>> space
         ModelSpace(3 groups, 8 models, factorised):
         the best reduces weights[0], weights[1]; ΔF = 2.59 nats, probability 0.522 (of the guide, not checked against
-        the model)
+        the model; inclusion probabilities may be off: not refined, as the posterior is not jointly normal)
         >>> space.inclusion_probability["weights"]
         tensor([0.0926, 0.4249, 1.0000], dtype=torch.float64)
     """
@@ -125,11 +133,16 @@ def search_models(
         raise ReductionError(f"num_steps must be how many steps a walk takes, at least 2, not {num_steps!r}")
     if not isinstance(check, int) or check < 0:
         raise ReductionError(f"check must be how many of the models to hold against the model, not {check!r}")
+    if refine not in (True, False, "auto"):
+        raise ReductionError(f"refine must be 'auto', True or False, not {refine!r}")
     prior = _StatedPrior(always, prior_log_odds, model_prior, heredity)
     how = _How(strategy, max_models, num_steps, progress)
     with TURN:
         fitted = name_elements(read_posterior(guide, model, args, kwargs), labels)
-        space = _search(fitted, reduced_prior, groups, prior, how)
+        found = _search(fitted, reduced_prior, groups, prior, how)
+        space = found.refined() if refine == "auto" else found.space()
+        if refine is True:
+            space = space.refine()
         if check:
             space.check(check, progress=progress)
     return space
@@ -163,9 +176,32 @@ class _How(NamedTuple):
     progress: bool
 
 
+class _Found(NamedTuple):
+    """What a search has found: what a :class:`ModelSpace` is made of."""
+
+    candidates: Candidates
+    groups: Groups
+    models: ModelPosterior
+    posterior: AveragedPosterior
+    strategy: str
+
+    def space(self) -> ModelSpace:
+        """With the evidence that the posterior gives."""
+        return ModelSpace(*self)
+
+    @torch.no_grad()
+    def refined(self) -> ModelSpace:
+        """With the evidence of the model's density, where that is cheap; else it says why not."""
+        fitted, _, reduced_priors = self.candidates
+        models, why_not = refine_where_cheap(fitted, self.posterior, self.models, reduced_priors.values())
+        space = self.space() if models is None else self._replace(models=models, strategy="refined").space()
+        space.unrefined = why_not
+        return space
+
+
 def _search(
     posterior: Posterior, reduced_prior: ReducedPriorLike, groups: GroupsLike, prior: _StatedPrior, how: _How
-) -> ModelSpace:
+) -> _Found:
     with torch.no_grad():
         stated = read_reduced_priors(reduced_prior, posterior.latent, posterior.args, posterior.kwargs)
         fitted: Any = normal_of_draws(posterior, stated.sites) if isinstance(posterior, FittedDraws) else posterior
@@ -179,7 +215,7 @@ def _search(
         return _factorise(candidates, groups, prior, how)
 
 
-def _search_joint(candidates: Candidates, groups: GroupsLike, stated: _StatedPrior, how: _How) -> ModelSpace:
+def _search_joint(candidates: Candidates, groups: GroupsLike, stated: _StatedPrior, how: _How) -> _Found:
     fitted, priors, reduced_priors = candidates
     shapes = {name: prior.batch_shape + prior.event_shape for name, prior in priors.items()}
     chosen = stated.groups(groups, shapes, candidates)
@@ -187,10 +223,10 @@ def _search_joint(candidates: Candidates, groups: GroupsLike, stated: _StatedPri
     space = read_normal_space(factors, priors, reduced_priors, chosen)
     prior = stated.read(chosen, space.constants)
     models, strategy = search_normal(space, prior, how.strategy, how.max_models, how.progress, how.num_steps)
-    return ModelSpace(candidates, chosen, models, NormalPosterior(space, candidates.example.dtype), strategy)
+    return _Found(candidates, chosen, models, NormalPosterior(space, candidates.example.dtype), strategy)
 
 
-def _factorise(candidates: Candidates, groups: GroupsLike, stated: _StatedPrior, how: _How) -> ModelSpace:
+def _factorise(candidates: Candidates, groups: GroupsLike, stated: _StatedPrior, how: _How) -> _Found:
     fitted, priors, reduced_priors = candidates
     switched = {
         name: _switched(name, fitted.factor_of[name].posterior(name), prior, reduced_priors[name])
@@ -203,7 +239,7 @@ def _factorise(candidates: Candidates, groups: GroupsLike, stated: _StatedPrior,
     prior = stated.read(chosen, alone)
     models, strategy = search_independent(alone, prior, how.strategy, how.max_models, how.progress, how.num_steps)
     sides = {name: (full, reduced.posterior) for name, (full, reduced) in switched.items()}
-    return ModelSpace(candidates, chosen, models, SwitchingPosterior(sides, chosen), strategy)
+    return _Found(candidates, chosen, models, SwitchingPosterior(sides, chosen), strategy)
 
 
 def _check_searchable(fitted: FittedGuide, stated: ReducedPriors) -> None:

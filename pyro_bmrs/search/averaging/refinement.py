@@ -15,16 +15,20 @@ from the full posterior as a normal.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.integration.fits import fit_of
 from pyro_bmrs.integration.log_joint import LogJoint
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.reduction.automatic import where_cheap
 from pyro_bmrs.search.averaging.conditioning import reduced_normals
 from pyro_bmrs.search.averaging.model_average import AveragedPosterior, NormalPosterior
 from pyro_bmrs.search.models import ListedModels, ModelPosterior
@@ -44,21 +48,53 @@ def refine_models(fitted: FittedGuide, posterior: AveragedPosterior, models: Mod
     :raises ReductionError: for a posterior that is not jointly normal in all latent sites, models that are not all
         counted through, or too many, and a model whose density is not at hand.
     """
-    if (
-        not isinstance(posterior, NormalPosterior)
-        or not isinstance(models, ListedModels)
-        or not models.num_models == 2 ** len(models.alone) <= MOST_MODELS
-    ):
+    if (why_not := objection(fitted, posterior, models)) is not None:
         raise ReductionError(
-            f"the evidence of models is refined where a jointly normal posterior is counted through, of at most "
-            f"{MOST_MODELS:,} models; this is {what}. Take fewer groups, or check() the best models"
+            f"the evidence of models is refined where a joint normal of all sites is counted through, of at most "
+            f"{MOST_MODELS:,} models; this is {what}: {why_not}. Take fewer groups, or check() the best models"
         )
-    if missing := sorted(fitted.latent - {block.name for block in posterior.space.blocks}):
-        raise ReductionError(f"the sites {missing} are not in the joint normal; check() the best models instead")
+    assert isinstance(posterior, NormalPosterior) and isinstance(models, ListedModels)  # else there is an objection
     nodes: Any = fitted.trace.nodes
     example = {name: nodes[name]["value"].detach() for name in fitted.latent}
     joint = LogJoint(fitted.model, fitted.args, fitted.kwargs, example=example)
     return refine(posterior.space, models, lambda values: joint(joint.coordinates(values)), posterior.dtype)
+
+
+def refine_where_cheap(
+    fitted: FittedGuide, posterior: AveragedPosterior, models: ModelPosterior, reduced_priors: Iterable[Distribution]
+) -> tuple[ListedModels | None, str | None]:
+    """
+    All models of a space, refined if that costs less than fitting the model did.
+
+    :param fitted: the fitted guide.
+    :param posterior: of the space.
+    :param models: of the space.
+    :param reduced_priors: of the sites that may be reduced.
+    :return: the models, or None and why they are not refined; None and None where nothing is to be checked unasked.
+    """
+
+    def refined() -> ListedModels:
+        found = refine_models(fitted, posterior, models, "")
+        fit_of(fitted).num_evaluations += found.num_models
+        return found
+
+    if not pyro.settings.get("bmrs_automatic_check"):
+        return None, None
+    if (why_not := objection(fitted, posterior, models)) is not None:
+        return None, why_not
+    return where_cheap(fitted, lambda _: list(reduced_priors), refined)
+
+
+def objection(fitted: FittedGuide, posterior: AveragedPosterior, models: ModelPosterior) -> str | None:
+    """Why the models of a space cannot be refined, as far as that is told without running the model."""
+    if not isinstance(posterior, NormalPosterior):
+        return "the posterior is not jointly normal"
+    if not isinstance(models, ListedModels) or models.num_models < 2 ** len(models.alone):
+        return "the models are not all counted through"
+    if models.num_models > MOST_MODELS:
+        return f"there are {models.num_models:,} models"
+    missing = sorted(fitted.latent - {block.name for block in posterior.space.blocks})
+    return f"the sites {missing} are not in the joint normal" if missing else None
 
 
 def refine(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pyro
@@ -17,6 +18,8 @@ from pyro_bmrs import ReductionError, search_models
 from tests.exact_guides import put_posterior
 
 pytestmark = pytest.mark.usefixtures("double")
+
+ZERO = dist.Delta(torch.tensor(0.0, dtype=torch.double))
 
 
 @pytest.mark.parametrize("reduced", [dist.Normal(0.1, 0.3), dist.Delta(torch.tensor(0.1).double())])
@@ -57,10 +60,58 @@ def test_a_point_in_other_coordinates_is_nearly_the_ratio_of_evidences():
 
 
 def test_what_cannot_be_refined_is_told(exact_guide):
-    point = dist.Delta(torch.tensor(0.0).double())
     guide, *data = exact_guide(AutoNormal)
     with pytest.raises(ReductionError, match="this is 2 groups, 4 models, factorised"):
-        search_models(guide, {"first": point}, args=tuple(data)).refine()
+        search_models(guide, {"first": ZERO}, args=tuple(data)).refine()
     guide, *data = exact_guide(AutoMultivariateNormal)
     with pytest.raises(ReductionError, match="this is 2 groups, .* sample"):
-        search_models(guide, {"first": point}, args=tuple(data), strategy="sample", num_steps=4).refine()
+        search_models(guide, {"first": ZERO}, args=tuple(data), strategy="sample", num_steps=4).refine()
+
+
+def test_what_is_cheap_is_refined_by_itself(exact_guide):
+    guide, *data = exact_guide(AutoMultivariateNormal)
+    priors = {"first": ZERO, "rest": ZERO}
+    by_hand = search_models(guide, priors, args=tuple(data)).refine()
+    assert search_models(guide, priors, args=tuple(data)).strategy == "exhaustive"  # switched off by the setting
+    assert search_models(guide, priors, args=tuple(data), refine=True).strategy == "refined"
+    with pyro.settings.context(bmrs_automatic_check=True):
+        space = search_models(guide, priors, args=tuple(data), check=2)
+        left = search_models(guide, priors, args=tuple(data), refine=False)
+    assert (space.strategy, space.unrefined) == ("refined", None) and copy.deepcopy(space).strategy == "refined"
+    assert left.strategy == "exhaustive" and "not refined" not in repr(left)
+    for found, expected in zip(space.top(16), by_hand.top(16)):
+        torch.testing.assert_close(found, expected)
+    # What a check holds against the model is what the table says.
+    assert [check.read_off for check in space.checks] == space.table(2)["delta_evidence"].tolist()
+    with pytest.raises(ReductionError, match="refine must be 'auto', True or False, not 'always'"):
+        search_models(guide, priors, args=tuple(data), refine="always")
+
+
+@pytest.mark.parametrize(
+    ("guide_type", "options", "why"),
+    [
+        (AutoNormal, {}, "the posterior is not jointly normal"),
+        (AutoMultivariateNormal, {"strategy": "sample", "num_steps": 4}, "the models are not all counted through"),
+    ],
+)
+def test_a_space_that_is_not_refined_says_why(exact_guide, guide_type, options, why):
+    guide, *data = exact_guide(guide_type)
+    with pyro.settings.context(bmrs_automatic_check=True):
+        space = search_models(guide, {"first": ZERO}, args=tuple(data), **options)
+    assert space.unrefined == why and copy.deepcopy(space).unrefined == why
+    assert f"inclusion probabilities may be off: not refined, as {why}" in repr(space)
+    with pytest.raises(ReductionError, match=why):
+        search_models(guide, {"first": ZERO}, args=tuple(data), refine=True, **options)
+
+
+def test_a_model_that_is_not_small_is_not_refined_unasked():
+    def many():
+        effects = pyro.sample("effects", dist.Normal(torch.zeros(21), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(effects.sum(), 1.0), obs=torch.tensor(1.0))
+
+    guide = put_posterior(AutoMultivariateNormal(many), dist.MultivariateNormal(torch.zeros(21), torch.eye(21)))
+    groups = {"head": {"effects": [0, 1]}, "tail": {"effects": slice(2, None)}}
+    with pyro.settings.context(bmrs_automatic_check=True):
+        space = search_models(guide, {"effects": ZERO}, groups=groups)
+    assert space.unrefined == "it has 21 coordinates" and space.strategy == "exhaustive"
+    assert search_models(guide, {"effects": ZERO}, groups=groups, refine=True).strategy == "refined"
