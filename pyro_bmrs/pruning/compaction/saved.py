@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import ismethod, isroutine
+from inspect import iscode, isfunction, ismethod, isroutine, unwrap
 from os import PathLike
 from typing import Any
 
@@ -32,6 +32,10 @@ from pyro_bmrs.pruning.layers import layer_kind, num_channels, num_groups, weigh
 from pyro_bmrs.pruning.streams.norms import UnevenGroupNorm
 
 _PLAIN = (bool, int, float, str, type(None))
+# Without those of attentions, which move between functions as libraries change, and compute the same.
+_ACTIVATIONS = frozenset(
+    name for name in map(str.lower, nn.modules.activation.__all__) if "softm" not in name and "attention" not in name
+)
 
 
 def save_compact(net: nn.Module, path: str | PathLike[str]) -> None:
@@ -61,8 +65,8 @@ def load_compact(path: str | PathLike[str], net: nn.Module | Callable[[], nn.Mod
     """
     Loads a compact network.
 
-    Nothing in a file is code. What a network's own forward computes between its modules is not in the file, and cannot
-    be compared.
+    Nothing in a file is code. Of what a network's own forward computes between its modules, the names of activations
+    are compared, and nothing else can be.
 
     :param path: a file that :func:`save_compact` wrote.
     :param net: the network that was compacted, without noise and with any weights, or what makes one; a given network
@@ -70,7 +74,7 @@ def load_compact(path: str | PathLike[str], net: nn.Module | Callable[[], nn.Mod
     :return: the compact network.
     :raises ReductionError: for a file that is truncated, changed, or none of these, or a network of another
         architecture: with other modules (as an activation of another kind, or with other settings), with other
-        functions as attributes of its modules, or other weights.
+        functions as attributes of its modules or activations in their code, or other weights.
     :raises ImportError: without safetensors.
 
     Example::
@@ -154,13 +158,35 @@ def _check_counts(net: nn.Module) -> None:
 
 def _kinds(net: nn.Module) -> dict[str, Any]:
     """
-    The class of each module, and the settings by which what it computes can differ: the functions that it keeps as
-    attributes, as an activation, and for torch's own modules plain data.
+    The class of each module, and the settings by which what it computes can differ: the activations that its code
+    names, the functions that it keeps as attributes, and for torch's own modules plain data.
     """
     return {
-        name: {"class": type(module).__name__, **_functions(module), **_settings(module)}
+        name: {
+            "class": type(module).__name__,
+            "activations in its code": _activations(type(module)),
+            **_functions(module),
+            **_settings(module),
+        }
         for name, module in net.named_modules()
     }
+
+
+def _activations(kind: type[nn.Module]) -> list[str]:
+    """The activations that methods of the user's own modules name, in place or not."""
+    methods = [
+        method
+        for base in kind.__mro__
+        if issubclass(base, nn.Module) and not base.__module__.startswith(("torch.", "pyro_bmrs."))
+        for name, method in vars(base).items()
+        if isfunction(method) and name != "__init__"
+    ]
+    written = [getattr(unwrap(method), "__code__", None) for method in methods]
+    codes, named = [code for code in written if code is not None], set[str]()
+    for code in codes:
+        named.update(name.replace("_", "").lower() for name in code.co_names)
+        codes.extend(inner for inner in code.co_consts if iscode(inner))
+    return sorted(named & _ACTIVATIONS)
 
 
 def _functions(module: nn.Module) -> dict[str, Any]:

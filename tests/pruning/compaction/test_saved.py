@@ -215,6 +215,19 @@ class TestBadFiles:
                 with pytest.raises(ReductionError, match="'activation'"):
                     load_compact(tmp_path / "net.pt", partial(Activated, other))
 
+    def test_another_activation_in_the_code(self, tmp_path: Path) -> None:
+        class Written(Activated):
+            def forward(self, inputs: Tensor) -> Tensor:
+                return self.last(nn.functional.leaky_relu(self.first(inputs)))
+
+        other, same = type("Written", (Activated,), {}), type("Written", (Activated,), {})
+        other.forward = lambda self, inputs: self.last(nn.functional.gelu(self.first(inputs)))
+        same.forward = lambda self, inputs: self.last(nn.functional.leaky_relu_(self.first(inputs)))
+        save_compact(compacted(Written(None), torch.randn(2, 3)), tmp_path / "net.pt")
+        load_compact(tmp_path / "net.pt", partial(same, None))
+        with pytest.raises(ReductionError, match=r"\['leakyrelu'\].*\['gelu'\]"):
+            load_compact(tmp_path / "net.pt", partial(other, None))
+
     def test_a_state_that_is_no_plain_data(self, tmp_path: Path) -> None:
         class Stateful(nn.Linear):
             def get_extra_state(self) -> Any:
