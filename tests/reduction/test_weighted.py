@@ -57,6 +57,18 @@ def test_draws_from_the_exact_posterior_agree_with_the_exact_evidence():
     assert 1 < reduction.effective_sample_size < 600
 
 
+def test_one_draw_is_no_estimate_and_says_so():
+    x, y = conjugate.data()
+    options = {"model": conjugate.model, "args": (x, y), "num_samples": 1}
+    with pytest.warns(ReductionWarning, match="not to be trusted"):
+        insisted = reduce_model(exact_guide, REDUCED, method="importance", **options)
+    assert insisted.standard_error == math.inf and "not to be trusted" in repr(insisted)
+    # Left to itself, it takes the integrals of the model's density, which need no draws.
+    reduction = reduce_model(exact_guide, REDUCED, **options)
+    assert reduction.method == "integration"
+    assert abs(reduction.delta_evidence.item() - exact_change(x, y)) < 4 * reduction.standard_error + 1e-6
+
+
 def test_standard_error_and_effective_sample_size_are_those_of_independent_weights():
     x, y = conjugate.data()
     reduction = reduce_model(exact_guide, REDUCED, model=conjugate.model, args=(x, y), num_samples=300)
