@@ -82,6 +82,10 @@ def refine_where_cheap(
         return None, None
     if (why_not := objection(fitted, posterior, models)) is not None:
         return None, why_not
+    # A model of priors alone beside draws from elsewhere: its density is not that of the posterior.
+    nodes: Any = fitted.trace.nodes
+    if not any(site["type"] == "sample" and site["is_observed"] for site in nodes.values()):
+        return None, "the model has no data"
     return where_cheap(fitted, lambda _: list(reduced_priors), refined)
 
 

@@ -115,3 +115,13 @@ def test_a_model_that_is_not_small_is_not_refined_unasked():
         space = search_models(guide, {"effects": ZERO}, groups=groups)
     assert space.unrefined == "it has 21 coordinates" and space.strategy == "exhaustive"
     assert search_models(guide, {"effects": ZERO}, groups=groups, refine=True).strategy == "refined"
+
+
+def test_a_model_of_priors_alone_is_not_asked():
+    def priors():
+        pyro.sample("weights", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    draws = {"weights": torch.tensor([0.0, 2.0]) + 0.1 * torch.randn(400, 2)}
+    with pyro.settings.context(bmrs_automatic_check=True):
+        space = search_models(draws, {"weights": ZERO}, model=priors)
+    assert space.unrefined == "the model has no data" and space.reduced["weights"].tolist() == [True, False]
