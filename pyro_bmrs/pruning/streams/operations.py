@@ -70,7 +70,9 @@ class Operation:
 
     @property
     def is_view(self) -> bool:
-        """Whether its results are other looks at memory that is there."""
+        """Whether its results are other looks at memory that is there, or the same one in another shape."""
+        if torch.Tag.inplace_view in self.overload.tags:
+            return True
         results = self.overload._schema.returns
         return bool(results) and all(r.alias_info is not None and not r.alias_info.is_write for r in results)
 

@@ -161,3 +161,32 @@ def test_what_is_written_in_place_is_what_is_seen():
         for unit in range(4)
     }
     assert pairs == expected and set(flow.obstacles) == set(range(begins["last", "out"], flow.size))
+
+
+class InPlace(nn.Module):
+    """An operation that only reshapes, and does it in place."""
+
+    def __init__(self, reshape):
+        super().__init__()
+        self.reshape = reshape
+
+    def forward(self, x):
+        return self.reshape(x)
+
+
+@pytest.mark.parametrize(
+    "reshape",
+    [
+        lambda x: x.squeeze_(3).squeeze_(2),
+        lambda x: x.transpose_(1, 2).transpose_(1, 2).flatten(1),
+        lambda x: x.as_strided_((x.shape[0], 4), (4, 1)),
+    ],
+)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_what_is_reshaped_in_place_keeps_its_channels(reshape, layout):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), InPlace(reshape), nn.Linear(4, 2))
+    flow = ChannelFlow(net)
+    flow.follow(torch.randn(2, 3, 5, 5).to(memory_format=layout))
+    outputs = flow.channels_of("0", "out", 4)
+    assert not set(outputs.tolist()) & set(flow.obstacles)
+    assert torch.equal(torch.cat(flow.pairs).sort(1).values, torch.stack([outputs, flow.channels_of("3", "in", 4)], 1))
