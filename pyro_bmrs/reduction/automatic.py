@@ -39,6 +39,9 @@ MOST_COORDINATES = 20
 MOST_NUMBERS = 5_000
 MOST_EVALUATIONS = 400_000
 
+# In the coordinates of the density.
+_FAR_APART = 3.0
+
 AUTOMATIC = True
 pyro.settings.register("bmrs_automatic_check", __name__, "AUTOMATIC")
 
@@ -126,6 +129,8 @@ def _objection_to_density(log_joint: LogJoint, values: dict[str, Tensor]) -> str
     if largest_tensor(lambda: log_joint(point)) > MOST_NUMBERS:
         return "one evaluation of its density is long"
     again = log_joint(point.expand(8, -1))
+    # A branch that all draws take alike is taken at once: far from each other, they do not.
+    log_joint(point + _FAR_APART * torch.randn(16, log_joint.dim, dtype=point.dtype))
     if not log_joint.is_vectorised:
         return "its code is run one draw at a time"
     return None if torch.allclose(again, again[0], equal_nan=True) else "its density is random"
