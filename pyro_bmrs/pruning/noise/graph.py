@@ -10,7 +10,8 @@ A network whose forward cannot be traced (:mod:`torch.fx`) is read part by part.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from threading import get_ident
 from typing import Any
 
 from torch import fx, nn
@@ -30,7 +31,11 @@ from pyro_bmrs.structure.vectorised import TURN
 class _Tracer(fx.Tracer):
     def __init__(self, leaves: Collection[nn.Module]) -> None:
         super().__init__()
-        self.leaves = leaves
+        self.leaves, self.thread = leaves, get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        # While it traces, calls of modules come here from all threads.
+        return super().call_module(m, forward, args, kwargs) if get_ident() == self.thread else forward(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         is_step = layer_kind(m) is not None or is_activation(m)
