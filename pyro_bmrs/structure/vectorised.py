@@ -114,19 +114,21 @@ def _in_its_place(function: Callable[[Any], Any], owned: Collection[Any]) -> Cal
 
 
 # What distributions fill with noise in place, and vmap refuses to where the empty tensor is one for all.
-_EMPTY: tuple[Any, ...] = (torch.empty, torch.empty_like, torch.Tensor.new, torch.Tensor.new_empty)
+_EMPTY = frozenset[Any]({torch.empty, torch.empty_like, torch.Tensor.new, torch.Tensor.new_empty})
 # What code fills in place, or sums into, besides. Not from the first, as most of it is only read, once for all inputs.
-_MADE: tuple[Any, ...] = (
-    *_EMPTY,
+_MADE = _EMPTY | {
     *(torch.zeros, torch.ones, torch.full, torch.eye, torch.arange, torch.tensor, torch.as_tensor),
     *(torch.zeros_like, torch.ones_like, torch.full_like, torch.clone, torch.Tensor.clone),
     *(torch.Tensor.new_zeros, torch.Tensor.new_ones, torch.Tensor.new_full, torch.Tensor.new_tensor),
-)
+}
 # What reads a number of a tensor.
-_READS = (
-    *(torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__),
-    *(torch.Tensor.item, torch.Tensor.tolist),
+_READS = frozenset[Any](
+    {
+        *(torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__),
+        *(torch.Tensor.item, torch.Tensor.tolist),
+    }
 )
+_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 
 
 class _InItsPlace(TorchFunctionMode):
@@ -156,7 +158,7 @@ class _InItsPlace(TorchFunctionMode):
             return torch.where((failed == 0)[..., None, None], factor, torch.nan)
         if func in _READS:
             return func(_same_for_all(args[0]), *args[1:], **(kwargs or {}))
-        if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]  # a new object each time
+        if func == _DATA:  # another object each time, and equal
             return args[0].detach()
         result = func(*args, **(kwargs or {}))
         if func not in self.owned or not isinstance(result, Tensor) or result.device != self.like.device:
