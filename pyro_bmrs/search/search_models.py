@@ -16,12 +16,12 @@ from torch.distributions import Distribution
 from pyro_bmrs import evidence
 from pyro_bmrs.errors import ReductionError, name_of_unknown, naming
 from pyro_bmrs.evidence.registry import Reduced
+from pyro_bmrs.integration.stated_model import LogDensity, PriorLike, read_stated
 from pyro_bmrs.posteriors.factors import parted
 from pyro_bmrs.posteriors.fitted_draws import FittedDraws
 from pyro_bmrs.posteriors.fitted_guide import FittedGuide
 from pyro_bmrs.posteriors.guides.of_draws import normal_of_draws
 from pyro_bmrs.posteriors.posterior import Posterior
-from pyro_bmrs.posteriors.reading import name_elements, read_posterior
 from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, match_prior, read_reduced_priors
 from pyro_bmrs.search.averaging.model_average import AveragedPosterior, NormalPosterior, SwitchingPosterior
 from pyro_bmrs.search.averaging.refinement import refine_where_cheap
@@ -45,6 +45,8 @@ def search_models(
     model: Callable[..., Any] | None = None,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
+    prior: PriorLike | None = None,
+    log_density: LogDensity | None = None,
     groups: GroupsLike = "element",
     strategy: str = "auto",
     always: str | Sequence[str] = (),
@@ -76,6 +78,8 @@ def search_models(
     :param model: the model, where the guide does not know it.
     :param args: positional arguments of model and guide; autoguides remember those of their first run.
     :param kwargs: keyword arguments of both, remembered as those are.
+    :param prior: the priors of draws that know no model, as for :func:`~pyro_bmrs.reduce_model`.
+    :param log_density: the log joint density of such draws, as for :func:`~pyro_bmrs.reduce_model`.
     :param groups: what switches together: ``"element"`` (each element by itself), ``"site"`` (each site as a whole), or
         a mapping from the name of a group to what is in it: a site, several sites, or a mapping from site to an index
         of its elements, or their names. Elements in no group keep their prior.
@@ -135,11 +139,11 @@ def search_models(
         raise ReductionError(f"check must be how many of the models to hold against the model, not {check!r}")
     if refine not in (True, False, "auto"):
         raise ReductionError(f"refine must be 'auto', True or False, not {refine!r}")
-    prior = _StatedPrior(always, prior_log_odds, model_prior, heredity)
+    over_models = _StatedPrior(always, prior_log_odds, model_prior, heredity)
     how = _How(strategy, max_models, num_steps, progress)
     with TURN:
-        fitted = name_elements(read_posterior(guide, model, args, kwargs), labels)
-        found = _search(fitted, reduced_prior, groups, prior, how)
+        fitted = read_stated(guide, model, args, kwargs, prior, log_density, labels)
+        found = _search(fitted, reduced_prior, groups, over_models, how)
         space = found.refined() if refine == "auto" else found.space()
         if refine is True:
             space = space.refine()

@@ -19,7 +19,7 @@ import scipy.stats
 import torch
 import xarray
 
-from pyro_bmrs import prior_sensitivity, reduce_model
+from pyro_bmrs import ReductionError, prior_sensitivity, reduce_model, search_models
 from tests.posteriors.data.sample_elsewhere import data
 
 FILES = Path(__file__).parent / "data"
@@ -28,10 +28,10 @@ SLOPES = {"numpyro": ["b"], "pymc": ["b"], "bambi": ["age", "dose"], "cmdstan": 
 
 
 @cache
-def log_evidence(scale: float) -> float:
+def log_evidence(scale: float | tuple[float, float]) -> float:
     """With slopes of this scale; the noise's, of which the prior is half-normal, is integrated by quadrature."""
     x, y = data()
-    of_means = 25.0 + scale**2 * (x @ x.T)
+    of_means = 25.0 + x * np.square(scale) @ x.T
 
     def log_density(sigma):
         noise = scipy.stats.halfnorm(scale=0.5).logpdf(sigma)
@@ -90,3 +90,18 @@ def test_sensitivity_to_the_scale_of_the_slopes(language):
         exact = log_evidence(scale) - log_evidence(1.0)
         error = found.standard_error[place].item()
         assert found.delta_evidence[place].item() == pytest.approx(exact, abs=4 * error + 1e-6)
+
+
+@pytest.mark.parametrize("language", SLOPES)
+def test_models_of_some_of_the_slopes(language):
+    sites = SLOPES[language]
+    point, prior = dict.fromkeys(sites, dist.Delta(torch.tensor(0.0))), dict.fromkeys(sites, dist.Normal(0.0, 1.0))
+    space = search_models(read(language), point, prior=prior)
+    exact = np.array([log_evidence(scales) for scales in [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)]])
+    exact = np.exp(exact - exact.max()) / np.exp(exact - exact.max()).sum()
+    found = torch.cat([space.inclusion_probability[name].reshape(-1) for name in sites])
+    # Of the normal of some hundred draws, whose noise scale is no constant.
+    np.testing.assert_allclose(found, [exact[0] + exact[2], exact[0] + exact[1]], atol=0.05)
+    assert [name.rpartition("[")[2].strip("]") for name in space.groups] == ["age", "dose"]
+    with pytest.raises(ReductionError, match="needs the density of the model.*give log_density="):
+        space.check(1)

@@ -1,12 +1,14 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Group studies, against sums over every assignment of studies to models, SciPy and draws from Dirichlets."""
+"""Group studies, against sums over every assignment of studies to models, SPM, SciPy and draws from Dirichlets."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,8 @@ from scipy.special import digamma, gammaln
 
 from pyro_bmrs import ReductionError, group_study
 from pyro_bmrs.integration.comparisons.frequencies import exceedance
+
+SPM = json.loads((Path(__file__).parents[2] / "reference" / "spm_bms.json").read_text())
 
 
 def table(num_studies: int, num_models: int, scale: float = 2.0) -> np.ndarray:
@@ -84,6 +88,18 @@ def test_the_approximation_is_a_fixed_point_and_a_lower_bound() -> None:
     np.testing.assert_allclose(approximate.frequency, alpha / alpha.sum(), atol=1e-8)
     assert exact.log_evidence - 1 < approximate.log_evidence < exact.log_evidence
     np.testing.assert_allclose(approximate.frequency, exact.frequency, atol=0.05)
+
+
+def test_the_approximation_is_what_spm_gives() -> None:
+    evidence = np.log(np.array(SPM["evidence"])).T
+    study = group_study(evidence, method="variational")
+    # SPM stops where a step changes no concentration by more than 1e-3, and draws a million times from the Dirichlet.
+    np.testing.assert_allclose(study.frequency * (12 + 6), SPM["alpha"], atol=1e-3)
+    np.testing.assert_allclose(study.exceedance, SPM["xp"], atol=1.5e-4)
+    assert study.omnibus_risk == pytest.approx(SPM["bor"], rel=1e-6)
+    np.testing.assert_allclose(study.protected_exceedance, SPM["pxp"], atol=1.5e-4)
+    # One Dirichlet is surer than all assignments are.
+    assert 0.98 < group_study(evidence).exceedance[3] < study.exceedance[3]
 
 
 def test_clear_evidence_in_some_studies_gives_the_published_picture() -> None:
