@@ -38,7 +38,7 @@ from pyro.infer import SVI, JitTrace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.optim import ClippedAdam
 from torch import Tensor
-from tqdm import trange
+from tqdm import tqdm, trange
 
 from pyro_bmrs import reduce_model, search_models
 
@@ -204,12 +204,12 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame:
     parser = argparse.ArgumentParser(description="Whole groups of covariates switch off through the scale above them.")
     parser.add_argument("--output", default="sparse_groups.png", help="file for the figure (%(default)s)")
     parser.add_argument("--steps", type=int, default=1500, help="steps of SVI (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=10, help="how many data sets to simulate (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), help="of the data sets (0 to 9)")
     options = parser.parse_args(arguments)
 
     torch.set_default_dtype(torch.float64)
     tables = []
-    for seed in trange(options.seeds, desc="data sets"):
+    for seed in tqdm(options.seeds, desc="data sets"):
         data = simulate(seed)
         guide = fit(data, options.steps, seed)
         table = switch(guide, data)

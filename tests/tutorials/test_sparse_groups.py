@@ -24,11 +24,12 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(output: Path) -> pd.DataFrame:
-    return sparse_groups.main(["--output", str(output)])
+    """Of the ten data sets the first, and the seventh, in which chance speaks for a group without an effect."""
+    return sparse_groups.main(["--output", str(output), "--seeds", "0", "6"])
 
 
-def test_there_are_ten_data_sets_of_twenty_groups(table: pd.DataFrame) -> None:
-    assert table.groupby("data set")["active"].agg(["size", "sum"]).to_numpy().tolist() == [[20, 5]] * 10
+def test_the_data_sets_are_of_twenty_groups(table: pd.DataFrame) -> None:
+    assert table.groupby("data set")["active"].agg(["size", "sum"]).to_numpy().tolist() == [[20, 5]] * 2
 
 
 def test_null_groups_switch_off_whole_through_their_scale_and_active_ones_stay(table: pd.DataFrame) -> None:
@@ -39,7 +40,7 @@ def test_so_they_do_by_their_directions_but_for_one_where_chance_speaks_for_an_e
     kept = table[~table["off by direction"]]
     assert kept["active"].sum() == table["active"].sum()
     by_chance = kept[~kept["active"]]
-    assert len(by_chance) <= 1
+    assert by_chance["data set"].tolist() == [6]
     assert (by_chance["exact"] < 0).all()
 
 

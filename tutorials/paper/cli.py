@@ -29,7 +29,8 @@ from pyro_bmrs.errors import ReductionError
 
 from .data import Images
 from .module import NoisyClassifier
-from .run import Experiment, job_key, run, run_folder
+from .results import job_key, run_folder
+from .run import Experiment, run
 
 USAGE = """usage: python -m tutorials.paper COMMAND [OPTIONS]
 

@@ -17,8 +17,9 @@ import json
 import lzma
 import math
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,34 @@ SCHEMA = 1
 
 # What says which run a row is of. All else may be missing: it is null then.
 _TEXTS = ("key", "experiment", "settings", "data", "network")
+
+
+def job_key(
+    experiment: str,
+    settings: str,
+    data: str,
+    network: str,
+    criterion: str | None,
+    seed: int,
+    overrides: Mapping[str, Any] | None = None,
+) -> str:
+    """
+    What a run is known by in the results, where it is not given a key.
+
+    :param overrides: what differs from the settings' file, by the names of the options.
+
+    Example::
+
+        >>> job_key("continuous", "paper", "mnist", "mlp", "BMRS_N", 0, {"trainer.max_epochs": 5})
+        'continuous-paper-mnist-mlp-BMRS_N-0-trainer.max_epochs=5'
+    """
+    parts = [experiment, settings, data, network, criterion or "none", seed]
+    return "-".join(map(str, [*parts, *(f"{name}={value}" for name, value in sorted((overrides or {}).items()))]))
+
+
+def run_folder(results: Path, key: str) -> Path:
+    """The folder of a run's checkpoints and logs."""
+    return results / "runs" / re.sub(r"[^\w.,=+-]+", "_", key)
 
 
 def append_row(folder: Path, row: dict[str, Any]) -> None:

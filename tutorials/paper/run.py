@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +37,7 @@ from .data import Images
 from .module import Classifier, NoisyClassifier, PlainClassifier
 from .networks import build_network, find_network
 from .post_training import Comparison, measure_accuracy
-from .results import SCHEMA, append_row, read_rows
+from .results import SCHEMA, append_row, read_rows, run_folder
 
 Odds = float | Literal["paper", "parameters", "macs"]
 MakeTrainer = Callable[..., Trainer]
@@ -93,34 +92,6 @@ class Experiment:
     epochs_between: int = 0
     compared: list[str] | None = None
     key: str | None = None
-
-
-def job_key(
-    experiment: str,
-    settings: str,
-    data: str,
-    network: str,
-    criterion: str | None,
-    seed: int,
-    overrides: Mapping[str, Any] | None = None,
-) -> str:
-    """
-    What a run is known by in the results, where it is not given a key.
-
-    :param overrides: what differs from the settings' file, by the names of the options.
-
-    Example::
-
-        >>> job_key("continuous", "paper", "mnist", "mlp", "BMRS_N", 0, {"trainer.max_epochs": 5})
-        'continuous-paper-mnist-mlp-BMRS_N-0-trainer.max_epochs=5'
-    """
-    parts = [experiment, settings, data, network, criterion or "none", seed]
-    return "-".join(map(str, [*parts, *(f"{name}={value}" for name, value in sorted((overrides or {}).items()))]))
-
-
-def run_folder(results: Path, key: str) -> Path:
-    """The folder of a run's checkpoints and logs."""
-    return results / "runs" / re.sub(r"[^\w.,=+-]+", "_", key)
 
 
 def fit(

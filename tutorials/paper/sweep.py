@@ -40,8 +40,7 @@ from tqdm import tqdm
 
 from pyro_bmrs.errors import ReductionError
 
-from .results import read_rows
-from .run import job_key
+from .results import job_key, read_rows
 
 _NAMES = ("experiment", "settings", "data", "network", "criterion", "seed", "overrides")
 _SECONDS_BETWEEN_LOOKS = 0.1

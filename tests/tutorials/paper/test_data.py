@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +136,14 @@ def test_an_epoch_is_a_permutation_of_its_own():
 def test_processes_share_each_batch():
     whole, shares = batches(), [batches(rank, 2) for rank in range(2)]
     assert [sorted(first + second) for first, second in zip(*shares)] == [sorted(batch) for batch in whole]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_batch_that_cannot_be_shared_is_an_error_of_each_process(rank):
+    data = Images("digits", batch_size=63)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+    with pytest.raises(ReductionError, match="63 examples cannot be shared evenly by 2 processes: give a batch_size"):
+        data.train_dataloader()
 
 
 def test_mnist_as_published():

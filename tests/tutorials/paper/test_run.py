@@ -22,8 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 from tutorials.paper.cli import PaperCLI, main  # noqa: E402
 from tutorials.paper.data import Images  # noqa: E402
 from tutorials.paper.networks import build_network  # noqa: E402
-from tutorials.paper.results import read_rows  # noqa: E402
-from tutorials.paper.run import run_folder  # noqa: E402
+from tutorials.paper.results import read_rows, run_folder  # noqa: E402
 from tutorials.paper.sweep import Job  # noqa: E402
 
 QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false"]
