@@ -26,6 +26,17 @@ def unchecked() -> Iterator[None]:
 
 
 @pytest.fixture
+def idle_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No device has been used, and whoever seeds one all the same, and so takes the user's seed from it, fails."""
+
+    def seeded(*_: object) -> None:
+        raise AssertionError("a device that was never used has been seeded")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
+
+
+@pytest.fixture
 def double(clean_slate: None) -> None:
     """Double precision by default; the next test begins in single precision again."""
     torch.set_default_dtype(torch.float64)

@@ -13,6 +13,7 @@ from torch.distributions import Distribution, MixtureSameFamily, TransformedDist
 
 from pyro_bmrs.evidence.quadrature.line import Line
 from pyro_bmrs.evidence.support import Interval
+from pyro_bmrs.structure.vectorised import own_random_numbers, set_seed
 
 _PROBABILITIES = (1e-6, 0.01, 0.2, 0.5, 0.8, 0.99, 1 - 1e-6)
 _DRAWS = 25
@@ -85,7 +86,6 @@ def _features(distribution: Any) -> Tensor:
 
 def _draws(distribution: Distribution, count: int) -> Tensor:
     """Draws that are the same each time and leave the global generators as they are."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(0)
+    with own_random_numbers():
+        set_seed(0)
         return distribution.sample(torch.Size([count]))

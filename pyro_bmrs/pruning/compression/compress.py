@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from os import PathLike
@@ -35,6 +34,7 @@ from pyro_bmrs.pruning.training.batches import pair_of
 from pyro_bmrs.pruning.training.classification import Classification
 from pyro_bmrs.pruning.training.models import Likelihood
 from pyro_bmrs.pruning.training.regression import Regression
+from pyro_bmrs.structure.vectorised import own_random_numbers
 
 # How many steps a path has; and of the batches of plain training, what all of them take together, and what each
 # candidate does to be compared, and does once more when it is taken.
@@ -157,7 +157,7 @@ def compress(
     limit = None if budget is None else Budget.of(budget)
     if limit is not None and accuracy_loss is not None:
         raise ReductionError("give a budget, or a loss of accuracy, and not both")
-    with _generators_as_they_were(net):
+    with own_random_numbers():
         data = read_data(train_data, validation_data, seed=seed)
         first_batch = next(iter(data.validation))
         plan = Plan.of(epochs * len(data.train), is_trained)
@@ -386,10 +386,3 @@ def _check_options(epochs: Any, accuracy_loss: float | None, prior_log_odds: flo
     odds = prior_log_odds.values() if isinstance(prior_log_odds, Mapping) else [prior_log_odds]
     if not all(math.isfinite(number) for number in odds):
         raise ReductionError(f"prior_log_odds are finite numbers of nats, not {prior_log_odds!r}")
-
-
-@contextmanager
-def _generators_as_they_were(net: nn.Module) -> Iterator[None]:
-    devices = {parameter.device for parameter in net.parameters() if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(list(devices)):
-        yield

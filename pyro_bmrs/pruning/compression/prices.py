@@ -35,6 +35,7 @@ from pyro_bmrs.pruning.noise.attachment import noise_sites
 from pyro_bmrs.pruning.training.batches import prediction, run_on_batch, targets_of
 from pyro_bmrs.pruning.training.classification import Classification
 from pyro_bmrs.pruning.training.models import Likelihood
+from pyro_bmrs.structure.vectorised import own_random_numbers, set_seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,9 +175,8 @@ def occam_prices(
     noise = {name: torch.ones_like(site.noise.unit_prior.low) for name, site in sites.items()}
     noise |= {name: gate.detach() for name, gate in (gates or {}).items()}
     like = next(iter(noise.values()))
-    devices = [like.device] if like.device.type == "cuda" else []
-    with evaluation(net), torch.random.fork_rng(devices), torch.enable_grad():
-        torch.manual_seed(0)
+    with evaluation(net), own_random_numbers(), torch.enable_grad():
+        set_seed(0)
         pairs = _first_examples(batches, like.device)
         information = _information(model, noise, pairs)
         maps, precisions = {}, {}

@@ -56,6 +56,7 @@ def test_what_is_transformed_is_seen_through_the_transform() -> None:
     assert (marks - (30.0 + 2.0 * math.log(0.4))).abs().min() < 1e-9  # its 20% quantile
 
 
+@pytest.mark.usefixtures("idle_devices")
 def test_draws_stand_in_for_quantiles_and_leave_the_generator_as_it_was() -> None:
     without = dist.StudentT(torch.tensor(3.0), 4.0, 0.1)
     state = torch.get_rng_state()

@@ -88,6 +88,7 @@ def test_the_path_is_a_table(compressed):
     assert ("again" in result.rule) == (result.chosen == len(path) - 1)
 
 
+@pytest.mark.usefixtures("idle_devices")
 def test_real_numbers_and_a_budget(digits):
     """The sum of an image's pixels, of which a linear function is enough."""
     x, _ = digits

@@ -98,6 +98,7 @@ def test_the_information_is_that_of_the_model():
     assert price == pytest.approx(exact, abs=0.2)
 
 
+@pytest.mark.usefixtures("idle_devices")
 def test_prices_leave_all_as_it_was():
     net = attach_noise(nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2)))
     model = Classification(net, 100)

@@ -31,6 +31,7 @@ from pyro_bmrs.pruning.selection.prune import PruningResult, prune
 from pyro_bmrs.pruning.training.batches import on_device, pair_of, run_on_batch
 from pyro_bmrs.pruning.training.elbo import NoiseELBO
 from pyro_bmrs.pruning.training.models import Likelihood
+from pyro_bmrs.structure.vectorised import set_seed
 
 MakeLikelihood = Callable[[nn.Module, int], Likelihood]
 # How far the location of noise may go in a step of the path, of the twenty nats to the low end; and how fast.
@@ -113,7 +114,7 @@ class Course:
             return
         model.train()
         optimizer = self.make_optimizer(_trained(model))
-        torch.manual_seed(self.seed + _APART * stage)
+        set_seed(self.seed + _APART * stage)
         fit(PlainLoss(model), [optimizer], [optimizer], loader or self.data.train, num_steps, self.on_step)
 
     def measure(
@@ -176,7 +177,7 @@ class NoisyCourse:
         """
         self.model.kl_weight = occam
         self.elbo.train()
-        torch.manual_seed(self.course.seed + _APART * stage)
+        set_seed(self.course.seed + _APART * stage)
         noise = self.guide.noise_parameters
         weights = self.course.make_optimizer([weight for weight in _trained(self.elbo) if weight is not noise])
         own = torch.optim.Adam([noise], lr=min(_FASTEST, _REACH / num_steps), fused=True)
