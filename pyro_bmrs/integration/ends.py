@@ -21,7 +21,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_bmrs.integration.importance.adaptive import Adaptation, LogIntegral, effective_share
+from pyro_bmrs.integration.importance.adaptive import Adaptation, LogIntegral, temperature
 from pyro_bmrs.integration.importance.modes import find_modes
 from pyro_bmrs.integration.log_joint import LogJoint
 
@@ -31,8 +31,8 @@ Values = Mapping[str, Tensor]
 _MOST_UNSEEN = 0.1
 # Nor above this share of draws whose density is not known, out of so many that are looked at.
 _MOST_UNKNOWN, _NUM_PROBED = 0.01, 1000
-# The share of the first draws that count from which coordinates are taken before others are looked at.
-_PROMISING = 0.05
+# The temperature at which enough of the first draws count from which coordinates are taken before others are looked at.
+_PROMISING = 0.7
 # By so many draws the normal distribution around a mode is told in other coordinates.
 _NUM_AROUND = 500
 # The share of draws that count in other coordinates, in units of that of a trusted estimate, from which they are gone
@@ -153,10 +153,10 @@ def integrate_model(
         return _Begin(own, starts, num_draws).evidence
     standardised = LogJoint(model, args, kwargs, example=example, standardised=True)
     begin = _Begin(standardised, starts, num_draws)
-    if begin.share >= _PROMISING and begin.is_enough:
+    if begin.promise >= _PROMISING and begin.is_enough:
         return begin.evidence
     both = [begin, begin.in_other_coordinates(own, starts)]
-    both.sort(key=lambda begin: -begin.share)
+    both.sort(key=lambda begin: -begin.promise)
     if both[0].is_enough:
         return both[0].evidence
     both.sort(key=lambda begin: -begin.adaptation.share)
@@ -207,9 +207,9 @@ class _Begin:
         return self.adaptation.is_even and self.evidence.is_beyond_doubt
 
     @cached_property
-    def share(self) -> float:
-        """The share of draws from here that count: what the coordinates promise."""
-        return effective_share(self.log_joint, self.loc, self.covariance) if self.log_joint.dim else 1.0
+    def promise(self) -> float:
+        """How far the first draws from here are those of the density."""
+        return temperature(self.log_joint, self.loc, self.covariance) if self.log_joint.dim else 1.0
 
     @cached_property
     def adaptation(self) -> Adaptation:

@@ -12,10 +12,11 @@ from pyro_bmrs.integration.ends import LogEvidence, integrate_model
 from pyro_bmrs.integration.stated_model import check_density
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import read_posterior
+from pyro_bmrs.posteriors.traces import latent_nodes
 from pyro_bmrs.structure.vectorised import TURN
 
-# Draws of the posterior to begin at.
-NUM_STARTS = 400
+# Draws of the posterior to begin at: at least so many, and so many for each dimension, whose covariance they tell.
+_FEWEST_STARTS, _STARTS_OF_A_DIMENSION = 400, 40
 
 
 def log_evidence(
@@ -73,5 +74,11 @@ def log_evidence(
 def integrate(fitted: Posterior, *, num_draws: int | None = None, progress: bool = False) -> LogEvidence:
     """What :func:`log_evidence` does once the posterior has been read."""
     check_density(fitted.model, "the evidence")
-    start = fitted.draw((), NUM_STARTS, progress).values
+    start = fitted.draw((), num_starts(fitted), progress).values
     return integrate_model(fitted.model, fitted.args, fitted.kwargs, [start], num_draws=num_draws)
+
+
+def num_starts(fitted: Posterior) -> int:
+    """How many draws of a posterior an integral is to begin at."""
+    dim = sum(site["value"].numel() for site in latent_nodes(fitted.trace).values())
+    return max(_FEWEST_STARTS, _STARTS_OF_A_DIMENSION * dim)

@@ -28,7 +28,7 @@ from pyro_bmrs.integration.coordinates import Place, fixed_elements, is_standard
 from pyro_bmrs.integration.enumeration import SumProduct, enumerated
 from pyro_bmrs.posteriors.traces import latent_nodes, subsampled_plates, track, upstream_sites
 from pyro_bmrs.structure.layers import is_point
-from pyro_bmrs.structure.vectorised import Vectorised
+from pyro_bmrs.structure.vectorised import MOST_ELEMENTS, Vectorised, largest_tensor
 
 
 class LogJoint:
@@ -157,7 +157,7 @@ class LogJoint:
         # Code may fail in many ways here: an operation without a derivative, without a rule for many points, .numpy().
         except Exception:
             return False
-        return self._vectorised[self._row_of_hessian].at_once
+        return self._vectorised[self._slope_and_bend].at_once
 
     def gradient(self, points: Tensor) -> Tensor:
         """The first derivatives of the log density at points, of their shape ``(num_points, dim)``."""
@@ -171,13 +171,9 @@ class LogJoint:
         :param points: shape ``(num_points, dim)``.
         :return: shapes ``(num_points, dim)`` and ``(num_points, dim, dim)``.
         """
-        count, dim = points.shape
-        # A row at a time, so that what is held at once is known.
-        axes = torch.eye(dim, dtype=self.dtype).repeat(count, 1)
-        inputs = {"point": points.to(self.dtype).repeat_interleave(dim, 0), "axis": axes}
-        rows, gradients = self._map(self._row_of_hessian, inputs, False)
-        hessian = rows.reshape(count, dim, dim).to(points.dtype)
-        return gradients[::dim].to(points.dtype), (hessian + hessian.mT) / 2
+        gradient, hessian = self._map(self._slope_and_bend, points.to(self.dtype), False)
+        hessian = hessian.to(points.dtype)
+        return gradient.to(points.dtype), (hessian + hessian.mT) / 2
 
     def prior_points(self, num_points: int) -> Tensor:
         """
@@ -220,13 +216,17 @@ class LogJoint:
         slope: Tensor = torch.func.grad(self._at)(point)
         return slope
 
-    def _row_of_hessian(self, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        def slope_along(point: Tensor) -> tuple[Tensor, Tensor]:
-            gradient = self._slope(point)
-            return gradient @ given["axis"], gradient
+    def _slope_and_bend(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, along = torch.func.vjp(self._slope, point)
+        axes = torch.eye(self.dim, dtype=point.dtype, device=point.device)
+        # So many rows of the Hessian at once that one point alone fits.
+        (hessian,) = torch.func.vmap(along, chunk_size=self._rows_at_once)(axes)
+        return gradient, hessian
 
-        row_and_gradient: tuple[Tensor, Tensor] = torch.func.grad(slope_along, has_aux=True)(given["point"])
-        return row_and_gradient
+    @cached_property
+    def _rows_at_once(self) -> int:
+        largest = largest_tensor(lambda: self._slope(torch.zeros(self.dim, dtype=self.dtype)))
+        return min(max(1, MOST_ELEMENTS // largest), self.dim)
 
     def _prior_point(self, _: Tensor) -> Tensor:
         model = _Drawing(self._example)(self.model)

@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 from pyro_bmrs.evidence.accuracy import Accuracy, Estimated
 from pyro_bmrs.integration.ends import LogEvidence, Values, conditioned, integrate_model
 from pyro_bmrs.integration.fits import full_evidence
-from pyro_bmrs.integration.log_evidence import NUM_STARTS
+from pyro_bmrs.integration.log_evidence import num_starts
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reading import read_guide
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
@@ -69,8 +69,9 @@ class IntegratedReduction(Estimated):
 
     def _integrate(self, model: Callable[..., Any], near: Values | None = None) -> LogEvidence:
         fitted = self._fitted
-        starts = [start for start in (conditioned(self.full, model, NUM_STARTS), near) if start is not None]
-        starts = starts or [self.full.draws(NUM_STARTS)]
+        num = num_starts(fitted)
+        starts = [start for start in (conditioned(self.full, model, num), near) if start is not None]
+        starts = starts or [self.full.draws(num)]
         return integrate_model(model, fitted.args, fitted.kwargs, starts, num_draws=self._num_draws)
 
     @cached_property
@@ -116,13 +117,14 @@ class IntegratedReduction(Estimated):
 def reduced_draws(reduction: Any, progress: bool) -> Values:
     """Draws from the reduced posterior that was read off, by site, along the first dimension."""
     fitted, posterior = reduction.fitted, reduction.posterior
+    num = num_starts(fitted)
     if reduction.method == "quadrature" and fitted.sites <= posterior.keys():
         # Quantiles by quadrature are quick together and slow one by one, and marginals are as good to begin at.
-        return {name: posterior[name].sample(torch.Size([NUM_STARTS])) for name in fitted.sites}
+        return {name: posterior[name].sample(torch.Size([num])) for name in fitted.sites}
     guide = reduction.new_guide()
     if isinstance(guide, DrawsGuide):
-        return guide.resample(NUM_STARTS)
-    return read_guide(guide, reduction.model, fitted.args, fitted.kwargs).draw((), NUM_STARTS, progress).values
+        return guide.resample(num)
+    return read_guide(guide, reduction.model, fitted.args, fitted.kwargs).draw((), num, progress).values
 
 
 class _SomeReduced(Messenger):

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 TURN = threading.RLock()
 
 # Elements of the largest tensor that a vectorised run holds.
-_MOST_ELEMENTS = 20_000_000
+MOST_ELEMENTS = 20_000_000
 
 
 class Vectorised:
@@ -91,7 +91,7 @@ class Vectorised:
             warnings.filterwarnings("ignore", "There is a performance drop")  # at an operation, not at the whole
             if self._measured is None or self._measured[0] != function:
                 self._measured = function, largest_tensor(lambda: function(_take(inputs, 0)))
-            size = max(1, _MOST_ELEMENTS // self._measured[1])
+            size = max(1, MOST_ELEMENTS // self._measured[1])
             mapped = torch.func.vmap(_in_its_place(function, self._owned), randomness="different")
             starts = tqdm(range(0, count, size), desc=self.doing, disable=not progress, leave=False)
             return _join(torch.cat, [mapped(_take(inputs, slice(start, start + size))) for start in starts])
@@ -194,8 +194,15 @@ class _Largest(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         for value in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(value, Tensor):
-                self.elements = max(self.elements, value.numel())
+                self.elements = max(self.elements, _whole(value).numel())
         return result
+
+
+def _whole(value: Tensor) -> Tensor:
+    """A tensor with the inputs of all vectorised runs that it is in."""
+    while is_functorch_wrapped_tensor(value):
+        value = get_unwrapped(value)
+    return value
 
 
 def largest_tensor(run: Callable[[], Any]) -> int:

@@ -45,7 +45,7 @@ def test_each_input_has_draws_of_its_own_from_the_distribution(distribution, tru
 
 
 def test_chunks_have_draws_of_their_own(monkeypatch):
-    monkeypatch.setattr(vectorised, "_MOST_ELEMENTS", 300)
+    monkeypatch.setattr(vectorised, "MOST_ELEMENTS", 300)
     sizes = []
 
     def run(given):

@@ -34,8 +34,12 @@ SMALLEST_SHARE = 0.05
 _INFLATION = 1.1
 # Rounds of adaptation, and how many of them in which a share that is too small does not rise.
 _MOST_ROUNDS, _MOST_IDLE_ROUNDS = 15, 3
+# By what factor the share rises in a round that is not idle: in the end, so that it spares more draws than it takes.
+_RISE, _WORTHWHILE_RISE = 1.1, 1.25
 # The error that the last draws are to bring, in nats, as far as so many are enough for it.
 _STANDARD_ERROR, _ENOUGH_DRAWS = 0.005, 20_000
+# Tempered weights count in this share.
+_SHARE_TOLD = 0.1
 # Where the proposal lacks most it is patched: how many patches at once, their share of the draws, and how often; while
 # it adapts if the share of draws that count is below this.
 _NUM_PATCHES, _SHARE_OF_PATCHES, _MOST_PATCHES, _PATCH_BELOW = 6, 0.3, 2, 0.1
@@ -158,9 +162,13 @@ class Adaptation:
         return found
 
 
-def effective_share(log_density: LogDensity, loc: Tensor, covariance: Tensor, *, num_draws: int = 1000) -> float:
-    """The share of draws from proposals of given moments that count for the integral of a density."""
-    return _Draws(log_density, _around(loc, covariance), num_draws).share
+def temperature(log_density: LogDensity, loc: Tensor, covariance: Tensor, *, num_draws: int = 1000) -> float:
+    """
+    The power, up to 1, to which the weights of draws from given moments are raised so that a tenth of them counts.
+
+    Of proposals that are far from a density it tells which is nearer, where the share that counts is down to chance.
+    """
+    return _temperature(_Draws(log_density, _around(loc, covariance), num_draws).log_weights, _SHARE_TOLD * num_draws)
 
 
 def _around(loc: Tensor, covariance: Tensor) -> StudentMixture:
@@ -174,7 +182,7 @@ def _adapted(log_density: LogDensity, proposal: StudentMixture, num_draws: int) 
     for _ in range(_MOST_ROUNDS):
         draws = _Draws(log_density, proposal, num_draws)
         calls += num_draws
-        idle = 0 if draws.share >= 1.1 * best else idle + 1
+        idle = 0 if draws.share >= (_RISE if best < _PATCH_BELOW else _WORTHWHILE_RISE) * best else idle + 1
         if idle and draws.share >= SMALLEST_SHARE or idle >= _MOST_IDLE_ROUNDS:
             break
         best, proposal = max(best, draws.share), draws.next_proposal()
@@ -243,7 +251,10 @@ class _Draws:
 
     @property
     def _tempered(self) -> Tensor:
-        return torch.softmax(_temperature(self.log_weights, self.points.shape[1]) * self.log_weights, 0)
+        count, dim = self.points.shape
+        # Enough for the next moments.
+        enough = min(0.5 * count, max(_SHARE_TOLD * count, 4.0 * dim))
+        return torch.softmax(_temperature(self.log_weights, enough) * self.log_weights, 0)
 
     def next_proposal(self) -> StudentMixture:
         """A step of expectation and maximisation towards the density, as far as the draws can tell it."""
@@ -278,9 +289,8 @@ def _effective_size(log_weights: Tensor) -> float:
     return float(1 / shares.square().sum())
 
 
-def _temperature(log_weights: Tensor, dim: int) -> float:
-    """The largest power, up to 1, to which weights are raised so that enough draws count for the next moments."""
-    enough = min(0.5 * len(log_weights), max(0.1 * len(log_weights), 4.0 * dim))
+def _temperature(log_weights: Tensor, enough: float) -> float:
+    """The largest power, up to 1, to which weights are raised so that enough draws count."""
     if _effective_size(log_weights) >= enough:
         return 1.0
     low, high = 0.0, 1.0

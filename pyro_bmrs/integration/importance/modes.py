@@ -99,29 +99,29 @@ def find_modes(log_density: Climbable, begins: Sequence[tuple[Tensor, Tensor]], 
     dim = len(loc)
     num_starts = min(max(320 // dim, 4), 16)
     root = torch.linalg.cholesky(covariance.double())
-    tops = _climb(log_density, torch.stack([mean.double() for mean, _ in begins]), root, _MOST_STEPS)
-    # What is begun at says nothing of what there is besides.
-    num_known = len(tops.points)
-    modes = _modes(tops, num_known)
-    for _ in range(_MOST_SEARCHES if is_blind else 0):
-        around = loc + _BREADTH * torch.randn(num_starts, dim, dtype=torch.float64) @ root.mT
-        starts = torch.cat([around, log_density.prior_points(num_starts).double()])
-        tops = tops.and_those(_climb(log_density, starts, root, _MOST_BLIND_STEPS))
-        modes = _modes(tops, num_known)
-        if modes.unseen <= _MOST_UNSEEN:
+    known, tops = torch.stack([mean.double() for mean, _ in begins]), None
+    for _ in range(_MOST_SEARCHES):
+        blind = known[:0]
+        if is_blind:
+            around = loc + _BREADTH * torch.randn(num_starts, dim, dtype=torch.float64) @ root.mT
+            blind = torch.cat([around, log_density.prior_points(num_starts).double()])
+        found = _climb(log_density, known, blind, root)
+        tops = found if tops is None else tops.and_those(found)
+        modes = _modes(tops)
+        if not is_blind or modes.unseen <= _MOST_UNSEEN:
             break
-        num_starts *= 2
+        known, num_starts = known[:0], 2 * num_starts
     return modes
 
 
-def _modes(tops: _Tops, num_known: int) -> Modes:
+def _modes(tops: _Tops) -> Modes:
     distinct = _distinct(tops)
     if not distinct:
         return Modes(tops.points, tops.covariances, 0.0)
     at = torch.tensor([place for place, _ in distinct])
     log_masses = tops.log_masses[at]
-    is_blind = torch.arange(len(tops.points)) >= num_known
-    visits = torch.tensor([int((belongs & is_blind).sum()) for _, belongs in distinct])
+    # What is begun at says nothing of what there is besides.
+    visits = torch.tensor([int((belongs & tops.are_blind).sum()) for _, belongs in distinct])
     visits = visits[torch.softmax(log_masses, 0) >= _MATTERS]
     once = int((visits == 1).sum())
     # A single climb that came somewhere says nothing: there is too little to compare it with.
@@ -134,17 +134,23 @@ def _modes(tops: _Tops, num_known: int) -> Modes:
 
 @dataclass(frozen=True)
 class _Tops:
-    """Where climbs came to a top: points, covariances of the normal distributions there, and the mass of these."""
+    """
+    Where climbs came to a top: points, covariances of the normal distributions there, and the mass of these.
+
+    With whether they began blindly.
+    """
 
     points: Tensor
     covariances: Tensor
     log_masses: Tensor
+    are_blind: Tensor
 
     def and_those(self, others: _Tops) -> _Tops:
         return _Tops(
             torch.cat([self.points, others.points]),
             torch.cat([self.covariances, others.covariances]),
             torch.cat([self.log_masses, others.log_masses]),
+            torch.cat([self.are_blind, others.are_blind]),
         )
 
 
@@ -163,18 +169,28 @@ def _distinct(tops: _Tops) -> list[tuple[int, Tensor]]:
     return found
 
 
-def _climb(log_density: Climbable, starts: Tensor, root: Tensor, most_steps: int) -> _Tops:
+def _climb(log_density: Climbable, known: Tensor, blind: Tensor, root: Tensor) -> _Tops:
     """
     The tops that climbs come to; those that come to none in some steps are left out.
 
+    Blind climbs of which none has come to a top after half of their steps are given up: such a density, of many
+    dimensions or badly scaled, is not one on which more of them tell anything.
+
+    :param known: where climbs begin that may take long, shape ``(num_starts, dim)``.
+    :param blind: where others begin, of that shape.
     :param root: of the covariance in whose units curvature is small or not.
     """
+    starts = torch.cat([known, blind])
+    are_blind = torch.arange(len(starts)) >= len(known)
     points, values = starts.clone(), log_density(starts)
     covariances = torch.eye(starts.shape[1], dtype=starts.dtype).repeat(len(starts), 1, 1)
     arrived = torch.zeros(len(starts), dtype=torch.bool)
     active = values.isfinite().nonzero().flatten()
     steps = starts.new_tensor(_STEPS)
-    for _ in range(most_steps):
+    for step in range(_MOST_STEPS):
+        is_hopeless = step == _MOST_BLIND_STEPS // 2 and not (arrived & are_blind).any()
+        if is_hopeless or step == _MOST_BLIND_STEPS:
+            active = active[~are_blind[active]]
         if not len(active):
             break
         gradient, curvature = _derivatives(log_density, points[active], root)
@@ -195,11 +211,11 @@ def _climb(log_density: Climbable, starts: Tensor, root: Tensor, most_steps: int
         rises = best > values[active]
         active = active[rises]
         points[active], values[active] = ladder[rises, which[rises]], best[rises]
-    points, covariances, values = points[arrived], covariances[arrived], values[arrived]
+    points, covariances, values, are_blind = (of[arrived] for of in (points, covariances, values, are_blind))
     roots, failed = torch.linalg.cholesky_ex(covariances)
     sound = failed == 0
     log_masses = values + roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return _Tops(points[sound], covariances[sound], log_masses[sound])
+    return _Tops(points[sound], covariances[sound], log_masses[sound], are_blind[sound])
 
 
 def _derivatives(log_density: Climbable, points: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
