@@ -80,5 +80,5 @@ def integrate(fitted: Posterior, *, num_draws: int | None = None, progress: bool
 
 def num_starts(fitted: Posterior) -> int:
     """How many draws of a posterior an integral is to begin at."""
-    dim = sum(site["value"].numel() for site in latent_nodes(fitted.trace).values())
+    dim: int = sum(site["value"].numel() for site in latent_nodes(fitted.trace).values())
     return max(_FEWEST_STARTS, _STARTS_OF_A_DIMENSION * dim)

@@ -217,7 +217,8 @@ class LogJoint:
         return slope
 
     def _slope_and_bend(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        gradient, along = torch.func.vjp(self._slope, point)
+        vjp: Any = torch.func.vjp
+        gradient, along = vjp(self._slope, point)
         axes = torch.eye(self.dim, dtype=point.dtype, device=point.device)
         # So many rows of the Hessian at once that one point alone fits.
         (hessian,) = torch.func.vmap(along, chunk_size=self._rows_at_once)(axes)
