@@ -26,6 +26,7 @@ from tests.processes import PATIENCE
 from tests.refitting.sparse_regression import QUICK, ZERO, fitted, in_two_sites, model, regression
 
 SHORT = {"num_particles": 5, "seed": 1}
+NARROW = dist.Normal(torch.tensor(0.0), 0.01)
 
 
 def numbers(result):
@@ -92,8 +93,15 @@ def test_a_refit_lets_mean_field_reduce_what_it_could_not_before(whole):
     assert replayed.log_prob_sum().isfinite()
 
 
-@pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
-@pytest.mark.parametrize("reduced_prior", [ZERO, dist.Normal(torch.tensor(0.0), 0.01)], ids=["point", "narrow"])
+@pytest.mark.parametrize(
+    ("kind", "reduced_prior"),
+    [
+        pytest.param(AutoNormal, ZERO, id="AutoNormal, point"),
+        pytest.param(AutoDiagonalNormal, NARROW, id="AutoDiagonalNormal, narrow"),
+        pytest.param(AutoMultivariateNormal, ZERO, id="AutoMultivariateNormal, point"),
+        pytest.param(AutoMultivariateNormal, NARROW, id="AutoMultivariateNormal, narrow"),
+    ],
+)
 @pytest.mark.no_cover
 def test_every_kind_of_guide_finds_the_true_zeros_and_the_exact_evidence_where_it_can_be_exact(kind, reduced_prior):
     x, y, posterior = regression()
@@ -144,7 +152,7 @@ def test_a_whole_site_at_a_point_and_the_rest_after_it():
 
 @pytest.mark.no_cover
 def test_points_and_narrow_priors_together():
-    prior = {"first": ZERO, "rest": dist.Normal(torch.tensor(0.0), 0.01)}
+    prior = {"first": ZERO, "rest": NARROW}
     result = reduce_iteratively(in_two_sites, fitted(model=in_two_sites), prior, **QUICK)
     assert result.kept == ("first[0]", "rest[0]")
 
@@ -231,7 +239,7 @@ def uninterrupted(whole):
     return numbers(whole)
 
 
-@pytest.mark.parametrize("windows", [0, 3, 7])
+@pytest.mark.parametrize("windows", [3, 7])
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monkeypatch, uninterrupted, windows):
     path = tmp_path / "state.pt"
     steps = sum(more[1] for more in uninterrupted[1])
@@ -240,7 +248,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monke
         interrupt(patch, windows)
         with pytest.raises(Interrupted):
             reduce_iteratively(model, fitted(), ZERO, checkpoint=path, **QUICK)
-    assert path.exists() == (windows > 0)
+    assert path.exists()
     pyro.clear_param_store()
     result = reduce_iteratively(model, fitted(), ZERO, checkpoint=path, **QUICK)
     assert_same(numbers(result), uninterrupted)

@@ -84,10 +84,11 @@ def test_a_guide_begun_far_off_finds_the_exact_evidence_and_posterior():
     assert kl_divergence(start.get_posterior(), posterior) < 0.1
 
 
+@few_steps
 def test_the_divergence_is_that_of_the_posteriors():
     guide, *args = exact_guide(AutoNormal)
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 0.1)})
-    check = refit(conjugate.model, guide, reduction, **SMALL)
+    check = refit(conjugate.model, guide, reduction, max_steps=50, **SMALL)
     refitted = reduce_model(check.guide, {"first": dist.Normal(0.0, 1.0)}, model=check.model).posterior
     for name in ("first", "rest"):
         expected = kl_divergence(refitted[name], reduction.posterior[name]).sum()
@@ -179,11 +180,11 @@ def fit(model, guide, *args, steps=400, loss=None):
 @pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
 def test_a_reduction_by_draws_goes_on_from_the_moments_of_its_draws(kind):
     y = torch.tensor([0.9, -1.1, 0.4, -0.2])
-    guide = fit(hierarchy, kind(hierarchy), y, steps=250)
+    guide = fit(hierarchy, kind(hierarchy), y, steps=150)
     # The prior of the effects depends on the scale.
     reduction = reduce_model(guide, lambda: pyro.sample("effect", dist.Normal(torch.zeros(4), 0.8)), num_samples=500)
     assert reduction.method == "importance"
-    check = refit(hierarchy, guide, reduction, max_steps=100, **SMALL)
+    check = refit(hierarchy, guide, reduction, max_steps=50, **SMALL)
     assert type(check.guide) is kind
     assert check.divergence.keys() == {"scale", "effect"}
     assert check.delta_elbo + check.fit_gain >= check.initial_delta_elbo
@@ -227,14 +228,14 @@ def test_too_few_weighted_draws_for_a_covariance_say_so():
 @pytest.mark.filterwarnings("ignore:The Laplace approximation was made away")  # none of these guides is fitted
 def test_every_guide_of_a_known_density_can_be_refitted_where_some_elements_are_reduced(kind, point):
     x, y = conjugate.data()
-    guide = fit(conjugate.model, kind(conjugate.model), x, y, steps=30)
+    guide = fit(conjugate.model, kind(conjugate.model), x, y, steps=20)
     rest = dist.MaskedMixture(
         torch.tensor([False, True]),
         dist.Normal(torch.full((2,), 0.2), 2.0),
         dist.Delta(torch.zeros(2)) if point else dist.Normal(torch.zeros(2), 0.1),
     )
     reduction = reduce_model(guide, {"rest": rest}, args=(x, y))
-    check = refit(conjugate.model, guide, reduction, max_steps=50, learning_rates=(0.1,), num_particles=20)
+    check = refit(conjugate.model, guide, reduction, max_steps=20, learning_rates=(0.1,), num_particles=20)
     assert math.isfinite(check.delta_elbo)
     assert check.delta_elbo + check.fit_gain >= check.initial_delta_elbo
     drawn = [poutine.trace(check.guide).get_trace(x, y).nodes["rest"]["value"] for _ in range(3)]
@@ -258,9 +259,9 @@ def test_sites_that_are_summed_out_need_their_elbo():
         init_loc_fn=pyro.infer.autoguide.init_to_value(values={"centres": torch.tensor([-2.0, 2.0])}),
     )
     loss = TraceEnum_ELBO(max_plate_nesting=1)
-    fit(model, guide, y, loss=loss)
+    fit(model, guide, y, steps=150, loss=loss)
     reduction = reduce_model(guide, {"centres": dist.Normal(0.0, 2.0)}, model=model)
-    check = refit(model, guide, reduction, loss=loss, max_steps=200, num_particles=50)
+    check = refit(model, guide, reduction, loss=loss, max_steps=100, num_particles=50)
     assert abs(check.discrepancy) < 0.5
 
 
@@ -275,7 +276,7 @@ def test_parameters_of_the_model_stay_as_they_were_fitted():
     y = torch.tensor([2.3, 1.2, 0.4, 1.1])
     guide = fit(model, AutoNormal(model), y, steps=100)
     before = pyro.param("noise").detach().clone()
-    check = refit(model, guide, reduce_model(guide, dist.Normal(0.0, 0.1)), **SMALL)
+    check = refit(model, guide, reduce_model(guide, dist.Normal(0.0, 0.1)), max_steps=50, **SMALL)
     assert check.divergence["mean"] > 0
     assert torch.equal(pyro.param("noise"), before)
 
@@ -292,7 +293,7 @@ def test_a_guide_written_by_hand():
         loc = pyro.param("loc", torch.tensor(0.3))
         pyro.sample("mean", dist.Normal(loc, pyro.param("scale", torch.tensor(0.5), constraint=constraints.positive)))
 
-    fit(model, guide, y)
+    fit(model, guide, y, steps=200)
     before = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
     reduction = reduce_model(guide, dist.Normal(0.0, 0.2), model=model, args=(y,))
     check = refit(model, guide, reduction, **SMALL)
@@ -310,7 +311,7 @@ def test_the_fitted_guide_the_reduction_and_the_random_numbers_are_left_alone():
     reduced = parameters(reduction.guide)
     fitted, store = parameters(guide), {k: v.detach().clone() for k, v in pyro.get_param_store().items()}
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    refit(conjugate.model, guide, reduction, max_steps=100, learning_rates=(0.1,), num_particles=10)
+    refit(conjugate.model, guide, reduction, max_steps=30, learning_rates=(0.1,), num_particles=10)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all() and random.getstate() == states[2]
     for now, then in ((parameters(guide), fitted), (parameters(reduction.guide), reduced)):
@@ -323,7 +324,7 @@ def test_the_fitted_guide_the_reduction_and_the_random_numbers_are_left_alone():
 def test_one_seed_gives_one_answer_and_another_seed_another():
     guide, x, y = exact_guide(AutoNormal)
     reduction = reduce_model(guide, {"rest": dist.Normal(0.0, 0.1)})
-    options = {"max_steps": 100, "learning_rates": (0.1,), "num_particles": 10}
+    options = {"max_steps": 30, "learning_rates": (0.1,), "num_particles": 10}
     checks = []
     for seed in (3, 3, 2**32 + 5):
         torch.rand(7)  # whatever the global generator has been at
@@ -346,7 +347,7 @@ def test_it_stays_in_the_dtype_of_the_guide(dtype):
             pyro.sample("y", dist.Normal(mean.sum(-1), 1.0), obs=y)
 
     guide = fit(model, AutoMultivariateNormal(model), y, steps=200)
-    check = refit(model, guide, reduce_model(guide, dist.Normal(0.0, 1e-3)), num_particles=50, max_steps=300)
+    check = refit(model, guide, reduce_model(guide, dist.Normal(0.0, 1e-3)), num_particles=50, max_steps=200)
     assert all(value.dtype == dtype for value in check.guide.parameters())
     assert abs(check.discrepancy) < 0.5
 

@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Prints what compaction does to each of the test networks, as JSON, for a process that compares processors."""
+"""What compaction does to each of the test networks; as a program, it prints that as JSON, to compare processors by."""
 
 from __future__ import annotations
 
@@ -30,7 +30,11 @@ def removals(name: str) -> dict[str, Any]:
     }
 
 
+def all_removals() -> dict[str, Any]:
+    """Those of each test network."""
+    return {name: removals(name) for name in (*NETWORKS, *OTHER_NETWORKS)}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    done = {name: removals(name) for name in (*NETWORKS, *OTHER_NETWORKS)}
-    print(json.dumps({"capability": torch.backends.cpu.get_cpu_capability(), "removals": done}))
+    print(json.dumps({"capability": torch.backends.cpu.get_cpu_capability(), "removals": all_removals()}))
