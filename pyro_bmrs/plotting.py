@@ -22,6 +22,7 @@ FULL_COLOR, REDUCED_COLOR = "tab:blue", "tab:orange"
 _MOST_NAMED_BARS = 60
 _MOST_BARS = 2000  # of one figure, beyond which they cannot be told apart
 _MOST_CURVES = 10
+_SOURCES = {"model": "", "model, in doubt": " (in doubt)", "posterior": " (read off the posterior)"}
 
 
 class Reduced(Protocol):
@@ -58,6 +59,10 @@ class Space(Protocol):
     @property
     def element_labels(self) -> Mapping[str, Sequence[str]]:
         """For each site, the names of its elements, in the order of ``tensor.flatten()``."""
+
+    @property
+    def source(self) -> str:
+        """What probabilities go by: ``"model"``, ``"model, in doubt"`` or ``"posterior"``."""
 
     def top(self, num_models: int) -> Top:
         """The most probable models."""
@@ -165,6 +170,8 @@ def plot_model_space(
     """
     Draws the probabilities of the best models, and for each element the probability that it keeps its full prior.
 
+    It says so where these were read off the posterior, and not the model's own.
+
     :param space: what :func:`~pyro_bmrs.search_models` returned.
     :param num_models: how many models.
     :param labels: names of a site's elements, as for :func:`plot_reduction`.
@@ -200,7 +207,7 @@ def plot_model_space(
     meanings = ("reduced in the best", "full in the best")
     _draw_bars(right, names, _flat(inclusion), reduced, meanings)
     right.set_xlim(0.0, 1.0)
-    right.set_xlabel("probability of the full prior")
+    right.set_xlabel(f"probability of the full prior{_SOURCES[space.source]}")
     return figure
 
 

@@ -6,17 +6,17 @@ Checks that nobody asked for: of models so small that a check costs less than fi
 
 What the fit did cost is not known. But no fit is had for less than some hundred runs of the model with its gradient,
 one after the other, and where one run can be vectorised over some thousand draws, a check takes a few dozen runs. So a
-reduction is checked unasked where the model has at most :data:`MOST_COORDINATES` coordinates and no discrete sites,
-where its density can be vectorised, and where no tensor in one evaluation has more than :data:`MOST_NUMBERS` numbers;
-and as long as all such checks of one fit together have evaluated the density at most :data:`MOST_EVALUATIONS` times, so
-that a loop over many reduced priors does not come to cost more than the fit either. This is counted, never timed: the
-same program gets the same answer anywhere.
+reduction is checked unasked where the model has at most 20 coordinates and no discrete sites, where its density can be
+vectorised, and where no tensor in one evaluation has more than 5,000 numbers (:data:`CHECK`); and as long as all such
+checks of one fit together have evaluated the density at most :data:`MOST_EVALUATIONS` times, so that a loop over many
+reduced priors does not come to cost more than the fit either. This is counted, never timed: the same program gets the
+same answer anywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyro
 import torch
@@ -35,8 +35,20 @@ from pyro_bmrs.structure.vectorised import largest_tensor, own_parameters, own_r
 
 Found = TypeVar("Found")
 
-MOST_COORDINATES = 20
-MOST_NUMBERS = 5_000
+
+class Limits(NamedTuple):
+    """
+    Of the models of which something is asked unasked.
+
+    :param coordinates: the most.
+    :param numbers: the most in the largest tensor of one evaluation of the density.
+    """
+
+    coordinates: float
+    numbers: float
+
+
+CHECK = Limits(20, 5_000)
 MOST_EVALUATIONS = 400_000
 
 # In the coordinates of the density.
@@ -67,7 +79,10 @@ def check_where_cheap(reduction: Reduction) -> Check | None:
 
 
 def where_cheap(
-    fitted: Posterior, stated: Callable[[dict[str, Tensor]], list[Distribution]], check: Callable[[], Found]
+    fitted: Posterior,
+    stated: Callable[[dict[str, Tensor]], list[Distribution]],
+    check: Callable[[], Found],
+    limits: Limits = CHECK,
 ) -> tuple[Found | None, str | None]:
     """
     Does a check of a fit, if that costs less than fitting the model did.
@@ -75,6 +90,7 @@ def where_cheap(
     :param fitted: the posterior.
     :param stated: the reduced priors, given values of the sites.
     :param check: does it, with random numbers of its own.
+    :param limits: of models for which that is cheap; by default those of an integral.
     :return: what it found, or None and why it was not done; None and None where nothing is to be checked unasked.
     """
     if not AUTOMATIC:
@@ -83,7 +99,7 @@ def where_cheap(
         set_seed(0)
         # What nobody asked for breaks nothing: whatever a model does at draws that no fit took it to, is said instead.
         try:
-            why_not = _objection(fitted, stated)
+            why_not = _objection(fitted, stated, limits)
             return (check(), None) if why_not is None else (None, why_not)
         except Exception as error:
             return None, f"that could not be done ({type(error).__name__}: {error})"
@@ -98,7 +114,9 @@ def _check(reduction: Reduction) -> Check:
     return found
 
 
-def _objection(fitted: Posterior, stated: Callable[[dict[str, Tensor]], list[Distribution]]) -> str | None:
+def _objection(
+    fitted: Posterior, stated: Callable[[dict[str, Tensor]], list[Distribution]], limits: Limits
+) -> str | None:
     """Why a fit is not checked unasked; what is told without running the model comes first."""
     if torch._C._get_tracing_state() is not None or torch.compiler.is_compiling():
         return "it is being traced"
@@ -112,21 +130,22 @@ def _objection(fitted: Posterior, stated: Callable[[dict[str, Tensor]], list[Dis
     if any(site["fn"].support.is_discrete for site in latent.values()):
         return "it has discrete sites"
     count = sum(site["value"].numel() for site in latent.values())
-    if count > MOST_COORDINATES:
+    if count > limits.coordinates:
         return f"it has {count:,} coordinates"
-    if max(torch.as_tensor(site["value"]).numel() for site in sites.values()) > MOST_NUMBERS:
+    if max(torch.as_tensor(site["value"]).numel() for site in sites.values()) > limits.numbers:
         return "it has many data"
     values = {name: site["value"].detach() for name, site in latent.items()}
     if any(tensor.requires_grad for prior in stated(values) for tensor in _tensors(prior)):
         return "its reduced prior is being optimised"
     if fit_of(fitted).num_evaluations >= MOST_EVALUATIONS:
         return "checks of this fit have cost enough"
-    return _objection_to_density(LogJoint(fitted.model, fitted.args, fitted.kwargs, example=values), values)
+    joint = LogJoint(fitted.model, fitted.args, fitted.kwargs, example=values)
+    return _objection_to_density(joint, values, limits)
 
 
-def _objection_to_density(log_joint: LogJoint, values: dict[str, Tensor]) -> str | None:
+def _objection_to_density(log_joint: LogJoint, values: dict[str, Tensor], limits: Limits) -> str | None:
     point = log_joint.coordinates({name: value.unsqueeze(0) for name, value in values.items()})
-    if largest_tensor(lambda: log_joint(point)) > MOST_NUMBERS:
+    if largest_tensor(lambda: log_joint(point)) > limits.numbers:
         return "one evaluation of its density is long"
     again = log_joint(point.expand(8, -1))
     # A branch that all draws take alike is taken at once: far from each other, they do not.

@@ -12,35 +12,35 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from pyro.infer import Predictive
 from torch import Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from pyro_bmrs.arviz_adapter import to_arviz
 from pyro_bmrs.errors import ReductionError, ReductionWarning
-from pyro_bmrs.integration.fits import full_evidence
 from pyro_bmrs.plotting import plot_model_space
 from pyro_bmrs.reduction.check import Check
 from pyro_bmrs.reduction.reduce_model import reduce_posterior
 from pyro_bmrs.reduction.reduction import Reduction
 from pyro_bmrs.search.averaging.comparison import compare_predictions
-from pyro_bmrs.search.averaging.model_average import AveragedPosterior, ModelAverage
-from pyro_bmrs.search.averaging.refinement import refine_models
-from pyro_bmrs.search.checks import columns_of, problems
+from pyro_bmrs.search.averaging.model_average import AveragedPosterior
+from pyro_bmrs.search.averaging.prediction import Averaged
 from pyro_bmrs.search.groups import Candidates, Groups
-from pyro_bmrs.search.models import ModelPosterior, Models
+from pyro_bmrs.search.probabilities.models import ModelPosterior, Models
+from pyro_bmrs.search.refinement.agreement import Agreement, warn_unless_close
+from pyro_bmrs.search.refinement.checks import check_models, warn_of_problems
+from pyro_bmrs.search.refinement.refine import Refinement
+from pyro_bmrs.search.space_tables import headline_of, name_of_model, summary_of, table_of, words_of_source
 from pyro_bmrs.structure.copies import detached
 from pyro_bmrs.structure.mixtures import mix
-from pyro_bmrs.structure.vectorised import TURN
-from pyro_bmrs.tables import element_labels, moments
+from pyro_bmrs.structure.vectorised import TURN, own_parameters, own_random_numbers, set_seed
+from pyro_bmrs.tables import element_labels
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-_MOST_NAMED = 8
 
 
 class ModelSpace:
@@ -80,18 +80,20 @@ class ModelSpace:
         models: ModelPosterior,
         posterior: AveragedPosterior,
         strategy: str,
+        agreement: Agreement | None = None,
     ) -> None:
-        self._fitted, self._priors, self._reduced_priors = candidates
+        self._candidates, self._fitted = candidates, candidates.fitted
         self._groups, self._models, self._posterior, self._strategy = groups, models, posterior, strategy
         self.checks: tuple[Check, ...] = ()
         """What :meth:`check` found of the most probable models, the first first; empty where it was not asked."""
+        self.agreement = agreement
+        """How far inclusion probabilities are from integrals, by a sample of models; None where they were read off."""
         self.unrefined: str | None = None
         """Why :func:`search_models` did not :meth:`refine` by itself; None where it did, or was not to."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ModelSpace:
         """The same models, with a best one of its own. The fitted guide is not copied."""
-        candidates = Candidates(self._fitted, self._priors, self._reduced_priors)
-        twin = type(self)(candidates, self._groups, self._models, self._posterior, self._strategy)
+        twin = type(self)(self._candidates, self._groups, self._models, self._posterior, self._strategy, self.agreement)
         twin.checks, twin.unrefined = self.checks, self.unrefined
         return twin
 
@@ -193,7 +195,8 @@ class ModelSpace:
         :param reduced: which groups are reduced, shape ``(num_groups,)``, boolean; a row of ``top().reduced``.
         """
         sides = self._groups.spread(torch.as_tensor(reduced), False)
-        stated = {name: mix(prior, self._reduced_priors[name], sides[name]) for name, prior in self._priors.items()}
+        _, priors, reduced_priors = self._candidates
+        stated = {name: mix(prior, reduced_priors[name], sides[name]) for name, prior in priors.items()}
         changed = {name: prior for name, prior in stated.items() if sides[name].any()}
         with TURN:
             return reduce_posterior(self._fitted, changed or stated)
@@ -216,17 +219,11 @@ class ModelSpace:
             raise ReductionError(f"the number of models to check must be a positive integer, not {num_models!r}")
         reduced, delta_evidence, _ = self.top(num_models)
         rows = tqdm(reduced, desc="models checked", disable=not progress, leave=False)
-        checks = [self._check(row, progress) for row in rows]
+        each = (self.reduction(row) if row.any() else None for row in rows)
+        checks = check_models(self._fitted, each, progress)
         # What is held against the model is what the table says: after refine(), not what the guide does.
         self.checks = tuple(replace(found, read_off=float(own)) for found, own in zip(checks, delta_evidence))
-        found = problems(self.checks, self._models.prior.log_prob(reduced))
-        if found:
-            warnings.warn(
-                f"Of the {len(reduced)} best models {'; '.join(found)}. Go by checked_delta_evidence in table(); the "
-                "search is mended by more steps of SVI, or a richer guide.",
-                ReductionWarning,
-                stacklevel=2,
-            )
+        warn_of_problems(self.checks, self._models.prior.log_prob(reduced))
         return self.checks
 
     def refine(self) -> ModelSpace:
@@ -235,16 +232,21 @@ class ModelSpace:
 
         What one fit says of a model far out in the tail of its posterior is off, of logistic regressions by some
         tenths of a nat, and inclusion probabilities with it. One evaluation of the density for each model mends most
-        of that, in all but reductions: :attr:`best` is of the guide as before.
+        of that, and draws of some of them the rest, in all but reductions: :attr:`best` is of the guide as before. Of
+        more than 16,000 models, those that are drawn from them are evaluated, and weighted. Where the guide is no joint
+        normal of all sites, or the density says so, reduced posteriors are those of the normal that has the moments of
+        the full model's integral; inclusion probabilities then do not depend on what was fitted.
 
-        :return: a new space, whose ``strategy`` is ``"refined"``.
-        :raises ReductionError: for a posterior that is not jointly normal in all latent sites, models that are not all
-            counted through, or more than some 65,000 of them, and a model whose density is not at hand.
+        :return: a new space, whose ``strategy`` is ``"refined"``, and whose :attr:`agreement` tells how far it goes.
+        :raises ReductionError: for models around the best of a greedy search, and a model whose density is not at hand,
+            or cannot be integrated where that is needed.
+        :warns ReductionWarning: where integrals of some models say that inclusion probabilities are off all the same.
         """
-        with TURN, torch.no_grad():
-            refined = refine_models(self._fitted, self._posterior, self._models, self._size())
-        candidates = Candidates(self._fitted, self._priors, self._reduced_priors)
-        return type(self)(candidates, self._groups, refined, self._posterior, "refined")
+        with TURN, torch.no_grad(), own_random_numbers(), own_parameters():
+            set_seed(0)
+            found = Refinement(self._candidates, self._groups, self._posterior, self._models).insist()
+        warn_unless_close(found.agreement)
+        return type(self)(self._candidates, self._groups, found.models, found.posterior, "refined", found.agreement)
 
     def compare(self, num_models: int = 5, *, num_samples: int = 1000, method: str = "stacking") -> pd.DataFrame:
         """
@@ -259,19 +261,42 @@ class ModelSpace:
         :raises ReductionError: for models without observed sites, and fewer than two models.
         :warns ReductionWarning: where Pareto k is too large for the estimate of a model to be trusted.
         """
-        reduced = self.top(num_models).reduced
-        if len(reduced) < 2:
-            raise ReductionError(f"there is nothing to compare {len(reduced)} models with; ask for at least two")
         with TURN:
-            names = [f"{rank}: without {self._name(row)}" for rank, row in enumerate(reduced, 1)]
-            return compare_predictions(dict(zip(names, map(self.reduction, reduced))), num_samples, method)
+            return compare_predictions(self._averaged, self._names(num_models), num_samples, method)
 
-    def _check(self, reduced: Tensor, progress: bool) -> Check:
-        if reduced.any():
-            return self.reduction(reduced).check(progress=progress)
+    def predictive(
+        self, num_samples: int = 1000, *, num_models: int | None = None, method: str = "evidence", **options: Any
+    ) -> Predictive:
+        """
+        Predictions averaged over the models: ``space.predictive()(x_new)["y"]``.
+
+        Each draw is of a model, and of its reduced posterior. The model's own code predicts, called with new data as it
+        would be for ``pyro.infer.Predictive``.
+
+        :param num_samples: how many draws.
+        :param num_models: over how many models, by default as for :meth:`average`, or the best five.
+        :param method: by what models are weighted: ``"evidence"``, their probabilities, or, as for :meth:`compare`,
+            ``"stacking"``, ``"BB-pseudo-BMA"`` or ``"pseudo-BMA"``, by how they predict.
+        :param options: for ``pyro.infer.Predictive``, such as ``return_sites``.
+        :raises ReductionError: where nothing but priors is known of the model, and as :meth:`compare` does.
+        :warns ReductionWarning: as :meth:`average` and :meth:`compare` do.
+        """
+        averaged = self._averaged
+        if method != "evidence":
+            table = self.compare(num_models or 5, num_samples=num_samples, method=method)
+            weights = self.alone.new_tensor(table["weight"].loc[self._names(num_models or 5)].tolist())
+            averaged = averaged.over(self.top(len(weights)), weights / weights.sum())
         with TURN:
-            full = full_evidence(self._fitted, progress=progress)
-        return Check(full, full, 0.0)
+            return averaged.predictive(num_samples, num_models, options)
+
+    @property
+    def _averaged(self) -> Averaged:
+        return Averaged(self._fitted, self._posterior, self._models)
+
+    def _names(self, num_models: int) -> list[str]:
+        """Of the most probable models."""
+        rows = enumerate(self.top(num_models).reduced, 1)
+        return [f"{rank}: without {name_of_model(self.groups, row)}" for rank, row in rows]
 
     def average(self, num_models: int | None = None) -> dict[str, Distribution]:
         """
@@ -286,11 +311,8 @@ class ModelSpace:
         """
         # What the fit computed them from is no part of the average.
         others = {name: detached(factor.posterior(name)) for name, factor in self._fitted.factor_of.items()}
-        return others | self._average(num_models).sites()
-
-    @torch.no_grad()
-    def _average(self, num_models: int | None) -> ModelAverage:
-        return self._posterior.average(self._models, num_models)
+        with torch.no_grad():
+            return others | self._posterior.average(self._models, num_models).sites()
 
     def table(self, num_models: int = 20) -> pd.DataFrame:
         """
@@ -300,22 +322,7 @@ class ModelSpace:
         :meth:`check`, ``checked_delta_evidence`` is what the model says, with its ``standard_error`` and the
         ``pareto_k`` of its integrals, above 0.7 where they are not to be trusted; NaN for models that were not checked.
         """
-        import pandas as pd
-
-        top = self.top(num_models)
-        columns = {
-            "reduced": [self._name(row) for row in top.reduced],
-            "num_reduced": top.reduced.sum(-1).cpu().numpy(),
-            "delta_evidence": top.delta_evidence.cpu().numpy(),
-            "probability": top.probability.cpu().numpy(),
-        }
-        columns |= columns_of(self.checks, len(top.reduced))
-        return pd.DataFrame(columns, index=pd.RangeIndex(1, len(top.reduced) + 1, name="rank"))
-
-    def _name(self, reduced: Tensor) -> str:
-        chosen = [self.groups[place] for place in reduced.nonzero().squeeze(-1).tolist()]
-        hidden = len(chosen) - _MOST_NAMED
-        return ", ".join(chosen if hidden <= 1 else [*chosen[:_MOST_NAMED], f"and {hidden:,} more"]) or "nothing"
+        return table_of(self.top(num_models), self.groups, self.checks)
 
     def summary(self) -> pd.DataFrame:
         """
@@ -323,26 +330,17 @@ class ModelSpace:
 
         ``mean`` and ``sd`` are of the fitted posterior, ``delta_evidence`` is of reducing the element's group alone
         (nats), ``inclusion_probability`` the probability that it keeps its full prior, with its ``inclusion_error``
-        where not all models were counted, and ``reduced`` whether it takes the reduced prior in the best model. Moments
-        are NaN where elements cannot be parted.
+        where not all models were counted, and ``reduced`` whether it takes the reduced prior in the best model.
+        ``source`` is what the last three go by (see :attr:`source`). Moments are NaN where elements cannot be parted.
         """
-        import pandas as pd
-
-        named, exact = torch.arange(len(self.groups)), not self._models.inclusion_error.any()
-        tables, inclusion = [], self.inclusion_probability
-        for name, group in self._groups.spread(named, -1).items():
-            mean, sd = moments(self._fitted.factor_of[name].posterior(name), group.shape)
-            columns = {
-                "group": [self.groups[number] if number >= 0 else "" for number in group.reshape(-1).tolist()],
-                "mean": _flat(mean),
-                "sd": _flat(sd),
-                "delta_evidence": _flat(self.delta_evidence[name]),
-                "inclusion_probability": _flat(inclusion[name]),
-                **({} if exact else {"inclusion_error": _flat(self.inclusion_error[name])}),
-                "reduced": _flat(self.reduced[name]),
-            }
-            tables.append(pd.DataFrame(columns, index=self.element_labels[name]))
-        return pd.concat(tables)
+        labels, posteriors = self.element_labels, {n: self._fitted.factor_of[n].posterior(n) for n in self.reduced}
+        values = {
+            "delta_evidence": self.delta_evidence,
+            "inclusion_probability": self.inclusion_probability,
+            **({"inclusion_error": self.inclusion_error} if self._models.inclusion_error.any() else {}),
+            "reduced": self.reduced,
+        }
+        return summary_of(self._groups, labels, posteriors, values, self.source)
 
     def to_arviz(self, num_samples: int = 1000, num_models: int | None = None) -> Any:
         """
@@ -352,15 +350,17 @@ class ModelSpace:
         :param num_models: over how many models, as for :meth:`average`.
         :return: an ``InferenceData`` (ArviZ before 1.0) or a ``DataTree``, with the sites that depend on the models.
         """
-        draws = self._average(num_models).draw(num_samples)
+        with torch.no_grad():
+            draws = self._posterior.average(self._models, num_models).draw(num_samples)
         chain = {name: values.cpu().numpy()[None] for name, values in draws.items()}
         data = to_arviz({"posterior": chain}, self._fitted.labels)
         best = self.top(1)
         data.posterior.attrs.update(
-            best_model=self._name(best.reduced[0]),
+            best_model=name_of_model(self.groups, best.reduced[0]),
             best_delta_evidence=float(best.delta_evidence),
             best_probability=float(best.probability),
             strategy=self.strategy,
+            source=self.source,
         )
         return data
 
@@ -377,24 +377,23 @@ class ModelSpace:
         return f"{count:,} groups, {models} models, {self.strategy}"
 
     def _headline(self) -> str:
-        best = self.top(1)
-        numbers = f"ΔF = {float(best.delta_evidence):.2f} nats, probability {float(best.probability):.3g}"
-        checked = self.checks[0].words() if self.checks else self._source
-        return f"the best reduces {self._name(best.reduced[0])}; {numbers} ({checked})"
+        words = words_of_source(self.agreement, self.unrefined, self._fitted.noun)
+        return headline_of(self.top(1), self.groups, self.checks[0].words() if self.checks else words)
 
     @property
-    def _source(self) -> str:
-        if self.strategy == "refined":
-            return "by the model's density, at the mean of each"
-        why = f"; inclusion probabilities may be off: not refined, as {self.unrefined}" if self.unrefined else ""
-        return f"of {self._fitted.noun}, not checked against the model{why}"
+    def source(self) -> str:
+        """
+        What inclusion probabilities go by.
+
+        ``"model"`` is the model's own density, with which they are within a twentieth of those by integrals;
+        ``"model, in doubt"`` where they are not, and ``"posterior"`` what was read off the posterior, which may be off.
+        """
+        if self.agreement is None:
+            return "posterior"
+        return "model" if self.agreement.is_close else "model, in doubt"
 
     def _repr_html_(self) -> str:
         return (
             f"<p><b>ModelSpace</b> ({self._size()}): {html.escape(self._headline())}</p>"
             f"{self.table(5).to_html()}{self.summary().to_html(max_rows=20)}"
         )
-
-
-def _flat(values: Tensor) -> np.ndarray:
-    return values.detach().reshape(-1).cpu().numpy()

@@ -24,12 +24,13 @@ from pyro_bmrs.posteriors.guides.of_draws import normal_of_draws
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.reduction.priors import ReducedPriorLike, ReducedPriors, match_prior, read_reduced_priors
 from pyro_bmrs.search.averaging.model_average import AveragedPosterior, NormalPosterior, SwitchingPosterior
-from pyro_bmrs.search.averaging.refinement import refine_where_cheap
 from pyro_bmrs.search.groups import Candidates, Groups, GroupsLike, read_groups, without
-from pyro_bmrs.search.model_prior import BetaBinomial, ModelPrior, read_model_prior
 from pyro_bmrs.search.model_space import ModelSpace
-from pyro_bmrs.search.models import ModelPosterior
 from pyro_bmrs.search.observations import is_joint, read_normal_space
+from pyro_bmrs.search.probabilities.model_prior import BetaBinomial, ModelPrior, read_model_prior
+from pyro_bmrs.search.probabilities.models import ModelPosterior
+from pyro_bmrs.search.refinement.agreement import warn_unless_close
+from pyro_bmrs.search.refinement.refine import Refinement
 from pyro_bmrs.search.strategies.independent_search import search_independent
 from pyro_bmrs.search.strategies.normal_search import MAX_MODELS, STRATEGIES, search_normal
 from pyro_bmrs.search.strategies.sampling import NUM_STEPS
@@ -98,9 +99,10 @@ def search_models(
     :param num_steps: of each of the sixteen walks by which models are drawn.
     :param check: how many of the most probable models to hold against the model; see :meth:`ModelSpace.check`.
     :param refine: whether to take the evidence of each model from the model's own density, as
-        :meth:`ModelSpace.refine` does. ``"auto"`` does where that costs less than fitting did, as with ``check`` of
-        :func:`~pyro_bmrs.reduce_model`: a joint normal of all sites whose models are counted through, and a small
-        model. ``repr()`` and ``unrefined`` say where that is not so. ``True`` insists.
+        :meth:`ModelSpace.refine` does. ``"auto"`` does where that costs less than fitting did: with a guide that is a
+        joint normal of all sites, in models of up to some fifty coordinates, and with any other as with ``check`` of
+        :func:`~pyro_bmrs.reduce_model`, in models small enough to be integrated. ``source`` and ``summary()`` say what
+        inclusion probabilities go by, ``repr()`` and ``unrefined`` why. ``True`` insists.
         ``pyro.settings.set(bmrs_automatic_check=False)`` makes False of it.
     :param labels: names of a site's elements, as for :func:`~pyro_bmrs.reduce_model`.
     :param progress: whether to show a progress bar.
@@ -109,8 +111,8 @@ def search_models(
         counted through, a posterior of no known density, priors that depend on other sites or are not normal, and
         whatever :func:`~pyro_bmrs.reduce_model` objects to.
     :warns ReductionWarning: of the models checked, where the model says something else of their evidence or of their
-        order, or its integrals are not to be trusted; of draws that are far from normal, or have not mixed; and where
-        the walks through the models do not agree.
+        order, or its integrals are not to be trusted; of draws that are far from normal, or have not mixed; where the
+        walks through the models do not agree; and where inclusion probabilities are off, by the model's density.
 
     Example::
 
@@ -127,7 +129,7 @@ def search_models(
         >>> space
         ModelSpace(3 groups, 8 models, factorised):
         the best reduces weights[0], weights[1]; ΔF = 2.59 nats, probability 0.522 (of the guide, not checked against
-        the model; inclusion probabilities may be off: not refined, as the posterior is not jointly normal)
+        the model; inclusion probabilities may be off: not refined, as the model has no data)
         >>> space.inclusion_probability["weights"]
         tensor([0.0926, 0.4249, 1.0000], dtype=torch.float64)
     """
@@ -144,11 +146,13 @@ def search_models(
     with TURN:
         fitted = read_stated(guide, model, args, kwargs, prior, log_density, labels)
         found = _search(fitted, reduced_prior, groups, over_models, how)
-        space = found.refined() if refine == "auto" else found.space()
+        space = _refined_where_cheap(found) if refine == "auto" else ModelSpace(*found)
         if refine is True:
             space = space.refine()
         if check:
             space.check(check, progress=progress)
+    if refine == "auto" and space.agreement is not None:
+        warn_unless_close(space.agreement)
     return space
 
 
@@ -189,18 +193,16 @@ class _Found(NamedTuple):
     posterior: AveragedPosterior
     strategy: str
 
-    def space(self) -> ModelSpace:
-        """With the evidence that the posterior gives."""
-        return ModelSpace(*self)
 
-    @torch.no_grad()
-    def refined(self) -> ModelSpace:
-        """With the evidence of the model's density, where that is cheap; else it says why not."""
-        fitted, _, reduced_priors = self.candidates
-        models, why_not = refine_where_cheap(fitted, self.posterior, self.models, reduced_priors.values())
-        space = self.space() if models is None else self._replace(models=models, strategy="refined").space()
+@torch.no_grad()
+def _refined_where_cheap(found: _Found) -> ModelSpace:
+    """With the evidence of the model's density, where that is cheap; else it says why not."""
+    refined, why_not = Refinement(found.candidates, found.groups, found.posterior, found.models).where_cheap()
+    if refined is None:
+        space = ModelSpace(*found)
         space.unrefined = why_not
         return space
+    return ModelSpace(found.candidates, found.groups, refined.models, refined.posterior, "refined", refined.agreement)
 
 
 def _search(

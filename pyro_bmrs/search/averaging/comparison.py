@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
@@ -17,8 +17,9 @@ from torch import Tensor
 from pyro_bmrs import arviz_adapter
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.integration.coordinates import fixed_elements
-from pyro_bmrs.posteriors.reading import read_guide
-from pyro_bmrs.reduction.reduction import Reduction
+from pyro_bmrs.posteriors.fitted_guide import FittedGuide
+from pyro_bmrs.search.averaging.prediction import Averaged
+from pyro_bmrs.search.probabilities.models import Models
 from pyro_bmrs.structure.layers import peel
 from pyro_bmrs.structure.vectorised import Vectorised, own_parameters, own_random_numbers, set_seed
 
@@ -26,18 +27,27 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def compare_predictions(reductions: Mapping[str, Reduction], num_samples: int, method: str) -> pd.DataFrame:
+def compare_predictions(averaged: Averaged, names: Sequence[str], num_samples: int, method: str) -> pd.DataFrame:
     """
-    What ``arviz.compare`` says of reduced models.
+    What ``arviz.compare`` says of the most probable models.
 
-    :param reductions: by name.
+    :param averaged: the posterior, and the models.
+    :param names: of each of them, the most probable first.
     :param num_samples: draws from the reduced posterior of each.
     :param method: how the weights are had, as for ``arviz.compare``.
-    :raises ReductionError: for models without observed sites, of which each observation has a density of its own.
+    :raises ReductionError: for fewer than two models, and for models without observed sites, of which each observation
+        has a density of its own.
     :warns ReductionWarning: where the leave-one-out estimate of a model is not to be trusted.
     """
+    if len(names) < 2:
+        raise ReductionError(f"there is nothing to compare {len(names)} models with; ask for at least two")
+    top = averaged.models.top(len(names))
+    one, data = torch.ones_like(top.delta_evidence[:1]), {}
     with torch.no_grad(), own_random_numbers(), own_parameters():
-        data = {name: _with_log_likelihood(reduction, num_samples) for name, reduction in reductions.items()}
+        set_seed(0)
+        for place, name in enumerate(names):
+            drawn = averaged.over(Models(*(part[place : place + 1] for part in top)), one).draw(num_samples)
+            data[name] = _with_log_likelihood(averaged.fitted, drawn)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said below, of which models
         table: pd.DataFrame = arviz_adapter.compare(data, method)
@@ -52,13 +62,9 @@ def compare_predictions(reductions: Mapping[str, Reduction], num_samples: int, m
     return table
 
 
-def _with_log_likelihood(reduction: Reduction, num_samples: int) -> Any:
-    fitted = reduction.fitted
-    set_seed(0)
-    drawn = read_guide(reduction.new_guide(), reduction.model, fitted.args, fitted.kwargs).draw((), num_samples).values
-
+def _with_log_likelihood(fitted: FittedGuide, drawn: dict[str, Tensor]) -> Any:
     def of_each(values: dict[str, Tensor]) -> Tensor:
-        conditioned = poutine.condition(reduction.model, data=values)
+        conditioned = poutine.condition(fitted.model, data=values)
         nodes: Any = poutine.trace(conditioned).get_trace(*fitted.args, **fitted.kwargs).nodes
         observed = [site for name, site in nodes.items() if _is_data(site) and name not in values]
         if not observed:

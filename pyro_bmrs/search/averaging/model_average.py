@@ -18,8 +18,8 @@ from pyro_bmrs.errors import ReductionWarning
 from pyro_bmrs.search.averaging.averages import NormalAverage, SwitchingAverage, SwitchingMixture
 from pyro_bmrs.search.averaging.conditioning import reduced_normals
 from pyro_bmrs.search.groups import Groups
-from pyro_bmrs.search.models import IndependentModels, ModelPosterior
 from pyro_bmrs.search.observations import NormalSpace
+from pyro_bmrs.search.probabilities.models import IndependentModels, ModelPosterior
 from pyro_bmrs.structure.coordinates import Block
 
 # Numbers in the covariances of the models that are averaged, unless a number of models is asked for.

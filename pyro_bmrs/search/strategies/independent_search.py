@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.search.model_prior import ModelPrior, subset_sums
-from pyro_bmrs.search.models import IndependentModels, ListedModels, VisitedModels
+from pyro_bmrs.search.probabilities.model_prior import ModelPrior, subset_sums
+from pyro_bmrs.search.probabilities.models import IndependentModels, ListedModels, VisitedModels
 from pyro_bmrs.search.strategies.normal_search import check_number_of_models
 from pyro_bmrs.search.strategies.sampling import exchangeable_pairs, visit
 from pyro_bmrs.search.strategies.walks import IndependentWalk

@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.search.model_prior import ModelPrior
-from pyro_bmrs.search.models import ListedModels, VisitedModels
 from pyro_bmrs.search.observations import NormalSpace
+from pyro_bmrs.search.probabilities.model_prior import ModelPrior
+from pyro_bmrs.search.probabilities.models import ListedModels, VisitedModels
 from pyro_bmrs.search.strategies.exhaustive import evidence_of_all
 from pyro_bmrs.search.strategies.greedy import TOLERANCE, Observed, Sweep, climb, climb_from_several, starts
 from pyro_bmrs.search.strategies.sampling import NUM_STEPS, exchangeable_pairs, visit

@@ -26,8 +26,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_bmrs.errors import ReductionWarning
-from pyro_bmrs.search.model_prior import ModelPrior
-from pyro_bmrs.search.models import VisitedModels
+from pyro_bmrs.search.probabilities.model_prior import ModelPrior
+from pyro_bmrs.search.probabilities.models import VisitedModels, Visits, ranked
 from pyro_bmrs.search.strategies.walks import Walk
 
 NUM_STEPS = 500
@@ -158,22 +158,15 @@ def _tell(records: _Records, prior: ModelPrior, alone: Tensor) -> VisitedModels:
     """What the walks say."""
     states, scores, times, inclusions = records
     # Each walk counts the same, however long it stayed where it was.
-    times = times / times.sum(0) / times.shape[1]
-    by_walk = (times.unsqueeze(-1) * inclusions).sum(0) * times.shape[1]
-    inclusion, error = by_walk.mean(0), by_walk.std(0) / times.shape[1] ** 0.5
-
+    times = times / times.sum(0)
+    by_walk = (times.unsqueeze(-1) * inclusions).sum(0)
     unique, which = states.flatten(0, 1).unique(dim=0, return_inverse=True)
     which = which.reshape(times.shape)
     delta_evidence = scores.new_empty(len(unique)).scatter_(0, which.flatten(), scores.flatten())
-    share = times.new_zeros(len(unique)).index_add_(0, which.flatten(), times.flatten())
-    log_mass = delta_evidence + prior.log_prob(unique)
-    log_total = _log_total(log_mass, which, times)
-    _warn_where_apart(error, log_total)
-    probability = (log_mass - log_total.nan_to_num(float(log_mass.logsumexp(0)))).exp()
-    order = log_mass.argsort(descending=True, stable=True)
-    return VisitedModels(
-        unique[order], delta_evidence[order], share[order], probability[order], prior, alone, inclusion, error
-    )
+    log_total = _log_total(delta_evidence + prior.log_prob(unique), which, times)
+    found = ranked(unique, delta_evidence, log_total, prior, alone, Visits(which, times, by_walk))
+    _warn_where_apart(found.inclusion_error, log_total)
+    return found
 
 
 def _warn_where_apart(error: Tensor, log_total: Tensor) -> None:

@@ -12,8 +12,8 @@ import torch
 from pyro_bmrs import ReductionWarning
 from pyro_bmrs.search.averaging.model_average import NormalPosterior, SwitchingPosterior
 from pyro_bmrs.search.groups import read_groups
-from pyro_bmrs.search.model_prior import independent
-from pyro_bmrs.search.models import IndependentModels
+from pyro_bmrs.search.probabilities.model_prior import independent
+from pyro_bmrs.search.probabilities.models import IndependentModels
 from pyro_bmrs.search.strategies.normal_search import search_normal
 from tests import conjugate
 from tests.search.regression import every_model

@@ -18,7 +18,7 @@ from scipy.stats import betabinom
 from pyro_bmrs import ReductionError, search_models
 from pyro_bmrs.search import beta_binomial
 from pyro_bmrs.search.groups import Groups
-from pyro_bmrs.search.model_prior import independent, read_model_prior
+from pyro_bmrs.search.probabilities.model_prior import independent, read_model_prior
 from pyro_bmrs.search.strategies.independent_search import search_independent
 
 ALONE = torch.tensor([0.8, -0.4, 1.5, -2.0, 0.1], dtype=torch.double)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pyro_bmrs import ReductionError
-from pyro_bmrs.search.model_prior import independent
+from pyro_bmrs.search.probabilities.model_prior import independent
 from pyro_bmrs.search.strategies.normal_search import search_normal
 from tests import conjugate
 from tests.search.regression import every_model

@@ -12,7 +12,7 @@ import torch
 from pyro_bmrs import ReductionWarning, search_models
 from pyro_bmrs.search import beta_binomial
 from pyro_bmrs.search.groups import Groups
-from pyro_bmrs.search.model_prior import independent, read_model_prior
+from pyro_bmrs.search.probabilities.model_prior import independent, read_model_prior
 from pyro_bmrs.search.strategies.exhaustive import evidence_of_all
 from pyro_bmrs.search.strategies.greedy import Observed, climb_from_several
 from pyro_bmrs.search.strategies.sampling import exchangeable_pairs, visit

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyro_bmrs.search.model_prior import subset_sums
+from pyro_bmrs.search.probabilities.model_prior import subset_sums
 from pyro_bmrs.search.strategies.greedy import Observed, Sweep
 from pyro_bmrs.search.strategies.walks import IndependentWalk, SweptWalk
 

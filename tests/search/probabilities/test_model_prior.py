@@ -15,7 +15,7 @@ from scipy.stats import betabinom
 from pyro_bmrs import ReductionError
 from pyro_bmrs.search import beta_binomial
 from pyro_bmrs.search.groups import Groups
-from pyro_bmrs.search.model_prior import independent, read_model_prior, subset_sums
+from pyro_bmrs.search.probabilities.model_prior import independent, read_model_prior, subset_sums
 from tests.search.regression import every_model
 
 GROUPS = Groups(("a", "b", "c", "d"), {}, ("always",))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_bmrs.search.model_prior import independent, subset_sums
-from pyro_bmrs.search.models import IndependentModels, ListedModels
+from pyro_bmrs.search.probabilities.model_prior import independent, subset_sums
+from pyro_bmrs.search.probabilities.models import IndependentModels, ListedModels
 
 
 def listed(delta_evidence: torch.Tensor, log_odds: torch.Tensor) -> ListedModels:

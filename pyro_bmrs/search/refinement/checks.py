@@ -6,13 +6,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_bmrs.errors import ReductionWarning
+from pyro_bmrs.integration.fits import full_evidence
+from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.reduction.check import Check
+from pyro_bmrs.reduction.reduction import Reduction
+from pyro_bmrs.structure.vectorised import TURN
+
+
+def check_models(fitted: Posterior, reductions: Iterable[Reduction | None], progress: bool) -> list[Check]:
+    """
+    Models, each with its evidence integrated; that of the full model once for all.
+
+    :param fitted: the full posterior.
+    :param reductions: of each model; None for the full one.
+    :param progress: whether to show progress bars.
+    """
+    found = []
+    for reduction in reductions:
+        if reduction is None:
+            with TURN:
+                full = full_evidence(fitted, progress=progress)
+            found.append(Check(full, full, 0.0))
+        else:
+            found.append(reduction.check(progress=progress))
+    return found
+
+
+def warn_of_problems(checks: Sequence[Check], log_odds: Tensor) -> None:
+    """Says what the model says otherwise, as :func:`problems` has it; of the caller's caller."""
+    if found := problems(checks, log_odds):
+        warnings.warn(
+            f"Of the {len(checks)} best models {'; '.join(found)}. Go by checked_delta_evidence in table(); the search "
+            "is mended by more steps of SVI, or a richer guide.",
+            ReductionWarning,
+            stacklevel=3,
+        )
 
 
 def problems(checks: Sequence[Check], log_odds: Tensor) -> list[str]:

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pyro_bmrs.search.model_prior import ModelPrior, subset_sums
+from pyro_bmrs.search.probabilities.model_prior import ModelPrior, subset_sums
 
 
 class Models(NamedTuple):
@@ -156,11 +156,14 @@ class ListedModels:
     @cached_property
     def probability(self) -> Tensor:
         """Posterior probability of each model among those listed, in the order of ``delta_evidence``."""
-        log_prior = self.prior.of_all() if self._is_whole else subset_sums(self.prior.log_odds[self.open])
-        return torch.softmax(self.delta_evidence + log_prior, -1)
+        return torch.softmax(self.delta_evidence + self._log_prior, -1)
 
     @property
-    def _is_whole(self) -> bool:
+    def _log_prior(self) -> Tensor:
+        return self.prior.of_all() if self.is_whole else subset_sums(self.prior.log_odds[self.open])
+
+    @property
+    def is_whole(self) -> bool:
         """Whether these are all the models that there are."""
         return len(self.open) == len(self.base)
 
@@ -178,7 +181,12 @@ class ListedModels:
 
     @property
     def inclusion_error(self) -> Tensor:
-        return torch.full_like(self.alone, 0.0 if self._is_whole else torch.nan)
+        return torch.full_like(self.alone, 0.0 if self.is_whole else torch.nan)
+
+    @property
+    def states(self) -> Tensor:
+        """Which groups are reduced in each of the models, shape ``(num_models, n)``, boolean."""
+        return self.reduced(torch.arange(self.num_models, device=self.alone.device))
 
     def reduced(self, index: Tensor) -> Tensor:
         """Which groups are reduced in the models of the given index, shape ``(*index.shape, n)``."""
@@ -194,16 +202,48 @@ class ListedModels:
         return self.top(num_models)
 
     def sample(self, num_samples: int) -> Tensor:
-        # torch.multinomial takes no more than 2^24 categories.
-        ends = self.probability.cumsum(0)
-        uniform = torch.rand(num_samples, dtype=ends.dtype, device=ends.device) * ends[-1]
-        return self.reduced(torch.searchsorted(ends, uniform).clamp(max=len(ends) - 1))
+        return self.reduced(_drawn(self.probability, num_samples))
+
+    def drawn(self, num_samples: int, num_walks: int) -> VisitedModels:
+        """
+        Models at random out of these, as walks would have come to them, where these are all the models.
+
+        :param num_samples: how many each walk has.
+        :param num_walks: how many walks, which are independent draws.
+        """
+        index, which = _drawn(self.probability, num_samples * num_walks).unique(return_inverse=True)
+        which = which.reshape(num_samples, num_walks)
+        inclusion = self.inclusion_probability.expand(num_walks, -1)
+        visits = Visits(which, torch.ones_like(which, dtype=self.delta_evidence.dtype), inclusion)
+        log_total = (self.delta_evidence + self._log_prior).logsumexp(0)
+        return ranked(self.reduced(index), self.delta_evidence[index], log_total, self.prior, self.alone, visits)
+
+
+class Visits(NamedTuple):
+    """
+    Where several walks through the models were.
+
+    :param which: of the models visited, shape ``(num_steps, num_walks)``.
+    :param times: spent at each, shape ``(num_steps, num_walks)``.
+    :param inclusion: probability of each group to keep its full prior, as each walk has it, shape ``(num_walks, n)``.
+    """
+
+    which: Tensor
+    times: Tensor
+    inclusion: Tensor
+
+    def share_of(self, num_models: int) -> Tensor:
+        """Of the time that was spent at each model; each walk counts the same, however long it stayed where it was."""
+        share = self.times.new_zeros(num_models)
+        return share.index_add_(0, self.which.flatten(), (self.times / self.times.sum(0)).flatten()) / len(
+            self.inclusion
+        )
 
 
 @dataclass(frozen=True)
 class VisitedModels:
     """
-    The models that a walk through all of them has come to.
+    The models that walks through all of them have come to, or that were drawn from them.
 
     :param states: which groups are reduced in each, shape ``(num_models, n)``, boolean.
     :param delta_evidence: change in log evidence of each, shape ``(num_models,)``.
@@ -211,8 +251,7 @@ class VisitedModels:
     :param probability: posterior probability of each, the largest first.
     :param prior: the prior of models.
     :param alone: change in log evidence with the reduction of each group alone, shape ``(n,)``.
-    :param inclusion_probability: of each group to keep its full prior, over the whole time.
-    :param inclusion_error: its standard error, between walks.
+    :param visits: where the walks were, which tell by how they differ how far to trust them.
     """
 
     states: Tensor
@@ -221,12 +260,20 @@ class VisitedModels:
     probability: Tensor
     prior: ModelPrior
     alone: Tensor
-    inclusion_probability: Tensor
-    inclusion_error: Tensor
+    visits: Visits
 
     @property
     def num_models(self) -> int:
         return len(self.states)
+
+    @property
+    def inclusion_probability(self) -> Tensor:
+        return self.visits.inclusion.mean(0)
+
+    @property
+    def inclusion_error(self) -> Tensor:
+        error: Tensor = self.visits.inclusion.std(0) / len(self.visits.inclusion) ** 0.5
+        return error
 
     def top(self, num_models: int) -> Models:
         return Models(self.states[:num_models], self.delta_evidence[:num_models], self.probability[:num_models])
@@ -237,6 +284,54 @@ class VisitedModels:
         return Models(self.states[chosen], self.delta_evidence[chosen], self.share[chosen])
 
     def sample(self, num_samples: int) -> Tensor:
-        ends = self.share.cumsum(0)
-        uniform = torch.rand(num_samples, dtype=ends.dtype, device=ends.device) * ends[-1]
-        return self.states[torch.searchsorted(ends, uniform).clamp(max=len(ends) - 1)]
+        return self.states[_drawn(self.share, num_samples)]
+
+
+def weighted(models: Models, weights: Tensor, prior: ModelPrior, alone: Tensor) -> VisitedModels:
+    """
+    Some models with weights of their own, such as those by which their predictions are mixed.
+
+    :param models: the models.
+    :param weights: of each, adding up to 1.
+    """
+    inclusion = (weights @ (~models.reduced).to(weights)).unsqueeze(0)
+    visits = Visits(torch.arange(len(weights)).unsqueeze(-1), weights.unsqueeze(-1), inclusion)
+    return VisitedModels(models.reduced, models.delta_evidence, weights, models.probability, prior, alone, visits)
+
+
+def ranked(
+    states: Tensor,
+    delta_evidence: Tensor,
+    log_total: Tensor,
+    prior: ModelPrior,
+    alone: Tensor,
+    visits: Visits,
+) -> VisitedModels:
+    """
+    Models visited, the most probable first.
+
+    :param states: of which ``visits`` tells, in any order.
+    :param log_total: the logarithm of the mass of all models; NaN where it is not known, and those visited are all.
+    """
+    log_mass = delta_evidence + prior.log_prob(states)
+    probability = (log_mass - log_total.nan_to_num(float(log_mass.logsumexp(0)))).exp()
+    order = log_mass.argsort(descending=True, stable=True)
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    share = visits.share_of(len(states))[order]
+    return VisitedModels(
+        states[order],
+        delta_evidence[order],
+        share,
+        probability[order],
+        prior,
+        alone,
+        visits._replace(which=place[visits.which]),
+    )
+
+
+def _drawn(probability: Tensor, num_samples: int) -> Tensor:
+    """Places at random; torch.multinomial takes no more than 2^24 categories."""
+    ends = probability.cumsum(0)
+    uniform = torch.rand(num_samples, dtype=ends.dtype, device=ends.device) * ends[-1]
+    places: Tensor = torch.searchsorted(ends, uniform).clamp(max=len(ends) - 1)
+    return places
