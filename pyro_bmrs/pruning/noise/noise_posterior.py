@@ -26,7 +26,8 @@ from torch.types import _size
 
 from pyro_bmrs.distributions import LogUniform, TruncatedLogNormal
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
-from pyro_bmrs.pruning.noise.steps.noise_step import LogUniforms, NoiseStep, noise_step
+from pyro_bmrs.pruning.noise.steps.law import LogUniforms
+from pyro_bmrs.pruning.noise.steps.noise_step import NoiseStep, noise_step
 from pyro_bmrs.pruning.noise.steps.precision import full_precision
 from pyro_bmrs.pruning.noise.steps.remembered import Remembered
 
@@ -77,7 +78,7 @@ class NoiseUnits:
         ends, log_ends = _ends(priors), _ends([prior.base_dist for prior in priors])
         site = torch.repeat_interleave(torch.tensor(self.sizes)).to(ends.device)
         members = (site.unsqueeze(-1) == torch.arange(len(self.sizes), device=ends.device)).to(ends.dtype)
-        return Tables(LogUniforms.of(ends, log_ends, ends.dtype), log_ends, members)
+        return Tables(LogUniforms.of(ends, ends.dtype), log_ends, members)
 
     @property
     def left(self) -> UnitsLeft | None:
