@@ -6,6 +6,7 @@
 import ast
 import graphlib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,7 @@ def exports(package: str) -> set[str]:
     return {alias.asname or alias.name for node in froms for alias in node.names}
 
 
+@cache
 def graph_of_package() -> Graph:
     return {module: set(imports_of(path)) - {module} for module, path in SOURCES.items()}
 

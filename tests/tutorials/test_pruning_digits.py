@@ -13,8 +13,7 @@ from pyro_bmrs.pruning import compaction_report
 
 
 def test_what_is_left_is_an_ordinary_smaller_network(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("lightning")
-    small = main(["--epochs", "40"])
+    small = main(["--epochs", "20"])
     assert [type(layer) for layer in small] == [type(layer) for layer in network()]
     parameters, before = (sum(p.numel() for p in net.parameters()) for net in (small, network()))
     assert parameters < 0.6 * before

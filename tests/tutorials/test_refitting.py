@@ -41,7 +41,7 @@ def test_poisson_regression_refitted_agrees_with_its_reduction() -> None:
 
 def test_eight_schools_agree_with_quadrature() -> None:
     study = STUDIES["schools"]()
-    table = compare("schools", study, Settings(steps=400))
+    table = compare("schools", study, Settings(steps=300))
     effects, errors = (given.numpy() for given in study.data)
 
     def evidence(spread_prior: object, mean_scale: float) -> float:
