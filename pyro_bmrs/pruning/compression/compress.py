@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pyro_bmrs.errors import ReductionError
@@ -23,7 +24,8 @@ from pyro_bmrs.pruning.compression.course.data import read_data
 from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer
 from pyro_bmrs.pruning.compression.course.held_out import held_out
 from pyro_bmrs.pruning.compression.course.trainings import Course, MakeLikelihood, NoisyCourse
-from pyro_bmrs.pruning.compression.path import FIRST, next_temperature, one_standard_error
+from pyro_bmrs.pruning.compression.path import FIRST, next_temperature, num_between, one_standard_error
+from pyro_bmrs.pruning.compression.plan import NUM_STEPS, Plan
 from pyro_bmrs.pruning.compression.prices import Occam, occam_prices
 from pyro_bmrs.pruning.compression.result import Compression, PathStep
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
@@ -36,51 +38,10 @@ from pyro_bmrs.pruning.training.models import Likelihood
 from pyro_bmrs.pruning.training.regression import Regression
 from pyro_bmrs.structure.vectorised import own_random_numbers
 
-# How many steps a path has; and of the batches of plain training, what all of them take together, and what each
-# candidate does to be compared, and does once more when it is taken.
-_NUM_STEPS = 15
-_PATH, _END = 0.3, 0.2
-# Fewer batches than these in a step do not move the noise, and in the end do not mend what noise has done to weights;
-# the latter take no more than half of plain training.
-_FEWEST_BATCHES, _FEWEST_IN_END = 20, 300
+# Of the prices, as :class:`Occam` has it.
+_POWER = 0.5
 # A step in which less than this share of the parameters went is no network of its own.
 _LEAST_LOSS = 0.1
-
-
-class Plan(NamedTuple):
-    """
-    For how many batches to train.
-
-    :param whole: the whole network.
-    :param step: with noise, in each step of the path.
-    :param end: each candidate without noise, to be compared; and once more the one that is taken.
-    """
-
-    whole: int
-    step: int
-    end: int
-
-    @classmethod
-    def of(cls, num_batches: int, is_trained: bool) -> Plan:
-        """
-        A plan that takes some 2 to 2.5 times as long as plain training, where that is long.
-
-        :param num_batches: of plain training.
-        :param is_trained: whether that is done.
-        """
-        step = max(_FEWEST_BATCHES, round(_PATH * num_batches / _NUM_STEPS))
-        end = max(1, round(_END * num_batches), min(_FEWEST_IN_END, num_batches // 2))
-        return cls(0 if is_trained else num_batches, step, end)
-
-    @property
-    def most(self) -> int:
-        """Of all of them together, at most."""
-        return self.whole + _NUM_STEPS * self.step + (math.ceil(math.log2(_NUM_STEPS + 1)) + 1) * self.end
-
-    @property
-    def seen(self) -> int:
-        """Of those that the network has seen that is taken, at most."""
-        return self.whole + _NUM_STEPS * self.step + 2 * self.end
 
 
 def compress(
@@ -106,15 +67,17 @@ def compress(
     The network is trained; then noise on its units is trained along with it, and each unit has to pay what its weights
     cost, :func:`~pyro_bmrs.pruning.occam_prices`. The temperature of these prices rises step by step; after each step
     the units go of which :class:`~pyro_bmrs.pruning.BMRS_N` says that they are better gone, and what is left is
-    compacted and kept. Of the networks on this path some are trained on without noise, by bisection; the smallest is
-    taken whose held-out log likelihood, and accuracy where there is one, is within one standard error of the whole
-    network's. At last it is trained once more, by the examples too that were held out, unless they were given. All of
-    it takes some 2 to 2.5 times as long as the plain training of as many epochs.
+    compacted and kept; where much went, networks between are, too. Of the networks on this path some are trained on
+    without noise, by bisection; the smallest is taken whose held-out log likelihood, and accuracy where there is one,
+    is within one standard error of the whole network's. What is not far from it is trained once more before it is given
+    up. At last the network that is taken is trained once more, by the examples too that were held out, unless they
+    were given. All of it takes some 2 to 2.5 times as long as the plain training of as many epochs.
 
     :param net: the network, without noise; left as it is. It is trained on the device that it is on.
     :param train_data: a data loader, a data set of pairs of inputs and targets (or of mappings that hold the targets as
         ``"labels"``), or a pair of tensors.
-    :param validation_data: the same, held out; by default a tenth of the other, drawn at random.
+    :param validation_data: the same, held out; by default a tenth of the other, or a fifth of a few thousand and less,
+        drawn at random.
     :param likelihood: what makes a :class:`~pyro_bmrs.pruning.Likelihood` of a network and the number of examples; by
         default :class:`~pyro_bmrs.pruning.Classification` where the targets are integers, and
         :class:`~pyro_bmrs.pruning.Regression` where they are real numbers.
@@ -187,10 +150,10 @@ def compress(
                 chosen, rule = len(steps) - 1, f"within the budget of {limit.kind}"
                 run.attempt(steps, chosen)
             elif accuracy_loss is not None:
-                chosen = run.bisect(steps, partial(_smallest_of_accuracy, loss=accuracy_loss))
+                chosen = run.choose(steps, partial(_smallest_of_accuracy, loss=accuracy_loss))
                 rule = f"the smallest that loses at most {accuracy_loss:.2%} of accuracy"
             else:
-                chosen = run.bisect(steps, _smallest_near_whole)
+                chosen = run.choose(steps, _smallest_near_whole)
                 rule = "the smallest within one standard error of the whole"
             run.finish(steps, chosen)
     return Compression(steps, chosen, rule if limit is not None else _with_end(rule, chosen, len(steps)))
@@ -239,22 +202,27 @@ class _Run:
         if done["number"]:
             noisy.elbo.load_state_dict(done["state"])
             steps += [self.checkpoint.load_step(number, net, self.criterion) for number in range(1, done["steps"])]
-        for number in range(done["number"] + 1, _NUM_STEPS + 1):
+        for number in range(done["number"] + 1, NUM_STEPS + 1):
             if done["is_over"]:
                 break
             before = {name: kept.clone() for name, kept in noisy.kept.items()}
-            noisy.train(Occam(prices, done["temperature"]), self.plan.step, stage=number)
+            noisy.train(Occam(prices, done["temperature"], _POWER), self.plan.step, stage=number)
             decisions: PruningResult | None = noisy.prune()
             small = noisy.compact(decisions)
-            is_last = number == _NUM_STEPS
+            is_last = number == NUM_STEPS
             if budget is not None and (is_last or budget.cost(small.net, example) <= target):
                 noisy.prune_within(budget, target, before)
                 decisions, is_last = None, True
                 small = noisy.compact(decisions)
             step = self.course.measure(small, noisy.kept, done["temperature"], prices, decisions)
+            if decisions is not None:
+                for between, own in noisy.between(
+                    before, decisions, num_between(steps[-1].parameters, step.parameters)
+                ):
+                    part = self.course.measure(between, own.kept, done["temperature"], prices, own)
+                    self._add(steps, part)
             if decisions is None or step.parameters < (1 - _LEAST_LOSS) * steps[-1].parameters:
-                self.checkpoint.save_step(len(steps), step)
-                steps.append(step)
+                self._add(steps, step)
             went = 1 - step.parameters / done["parameters"]
             temperature = next_temperature(done["temperature"], went, noisy.share_leaving, done["has_waited"])
             done = {
@@ -268,6 +236,10 @@ class _Run:
             }
             self.checkpoint.save("noisy", done)
         return steps
+
+    def _add(self, steps: list[PathStep], step: PathStep) -> None:
+        self.checkpoint.save_step(len(steps), step)
+        steps.append(step)
 
     def attempt(self, steps: list[PathStep], number: int) -> None:
         """
@@ -291,41 +263,56 @@ class _Run:
         Trains the network that was chosen to its end: by all examples, those that were held out to choose it too.
 
         :param steps: the path; the step is replaced.
-        :param number: of the step; the whole network stays as it is.
+        :param number: of the step. The whole network stays as it is where it has seen all examples: it came trained, or
+            none were taken from its training data.
         """
-        if not number:
+        if not number and (not self.plan.whole or self.course.data.is_held_out_for_good):
             return
+        data = self.course.data
+        step = self._train_on(steps, number, "end", stage=NUM_STEPS + 1, loader=data.all)
+        if data.is_held_out_for_good:
+            steps[number] = step
+
+    def _train_on(
+        self, steps: list[PathStep], number: int, name: str, stage: int, loader: DataLoader[Any] | None = None
+    ) -> PathStep:
+        """Trains the network of a step once more, and keeps its weights by a name."""
         step = steps[number]
         model = self.course.model_of(step.network, self._model)
-        state = self.checkpoint.load("end")
+        state = self.checkpoint.load(name)
         if state is None:
-            self.course.train(model, self.plan.end, stage=_NUM_STEPS + 1, loader=self.course.data.all)
-            self.checkpoint.save("end", model.state_dict())
+            self.course.train(model, self.plan.end, stage, loader)
+            self.checkpoint.save(name, model.state_dict())
         else:
             model.load_state_dict(state)
         model.net.eval()
-        if self.course.data.is_held_out_for_good:
-            steps[number] = self.course.measure(
-                model, step.kept, step.temperature, step.prices, step.decisions, is_trained=True
-            )
+        return self.course.measure(model, step.kept, step.temperature, step.prices, step.decisions, is_trained=True)
 
-    def bisect(self, steps: list[PathStep], smallest: Callable[[Sequence[PathStep]], int]) -> int:
+    def choose(self, steps: list[PathStep], smallest: Callable[[Sequence[PathStep], float], int]) -> int:
         """
         Finds the smallest network that will do, training only those between one that does and one that does not.
 
+        The smallest that would do if twice as much were allowed is trained once more: it may be short of training.
+
         :param steps: the path; steps are replaced by those of trained networks.
-        :param smallest: of networks trained without noise, the smallest that will do.
+        :param smallest: of networks trained without noise, the smallest that will do; and what is allowed, in units of
+            what the rule allows.
         :return: the number of its step.
         """
+
+        def smallest_so_far(allowed: float = 1.0) -> int:
+            trained = [number for number, step in enumerate(steps) if step.is_trained]
+            return trained[smallest([steps[number] for number in trained], allowed)]
+
         low, high = 0, len(steps)
         while high - low > 1:
             middle = (low + high) // 2
             self.attempt(steps, middle)
-            trained = [number for number, step in enumerate(steps) if step.is_trained]
-            chosen = trained[smallest([steps[number] for number in trained])]
-            low, high = (middle, high) if chosen >= middle else (low, middle)
-        trained = [number for number, step in enumerate(steps) if step.is_trained]
-        return trained[smallest([steps[number] for number in trained])]
+            low, high = (middle, high) if smallest_so_far() >= middle else (low, middle)
+        hopeful = smallest_so_far(2.0)
+        if hopeful > smallest_so_far():
+            steps[hopeful] = self._train_on(steps, hopeful, "again", stage=NUM_STEPS + 2)
+        return smallest_so_far()
 
     def _train_whole(self, model: Likelihood) -> None:
         self._model = model
@@ -337,18 +324,19 @@ class _Run:
         self.checkpoint.save("whole", model.state_dict())
 
 
-def _smallest_near_whole(steps: Sequence[PathStep]) -> int:
+def _smallest_near_whole(steps: Sequence[PathStep], allowed: float) -> int:
     right = [step.held_out.right for step in steps if step.held_out.right is not None]
     return one_standard_error(
         torch.stack([step.held_out.log_likelihoods for step in steps]),
         torch.tensor([step.parameters for step in steps]),
         torch.stack(right) if right else None,
+        num_errors=allowed,
     )
 
 
-def _smallest_of_accuracy(steps: Sequence[PathStep], loss: float) -> int:
+def _smallest_of_accuracy(steps: Sequence[PathStep], allowed: float, loss: float) -> int:
     accuracies = [step.held_out.accuracy for step in steps]
-    near = [number for number, accuracy in enumerate(accuracies) if accuracy >= accuracies[0] - loss]
+    near = [number for number, accuracy in enumerate(accuracies) if accuracy >= accuracies[0] - allowed * loss]
     return min(near, key=lambda number: (steps[number].parameters, -accuracies[number]))
 
 

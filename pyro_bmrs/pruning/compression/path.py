@@ -15,6 +15,8 @@ from pyro_bmrs.errors import ReductionError
 _LOW, _HIGH = 2.0**-2, 2.0**4
 # Where a path begins that looks how far it may go.
 FIRST = 2.0**-4
+# Where more than this share of the parameters goes in a step, networks between are looked at too, but at most so many.
+_MOST_LOSS, MOST_BETWEEN = 0.2, 4
 # How fast temperatures rise where nothing happens in a step; where something does, to less than this share of the
 # parameters and units; and where it does to more.
 _FASTEST, _FAST, _SLOW, _FEW = 4.0, 2.0, math.sqrt(2), 0.1
@@ -71,6 +73,25 @@ def next_temperature(temperature: float, went: float, leaving: float, has_waited
     return temperature * (_FAST if went or leaving else _FASTEST)
 
 
+def num_between(before: int, after: int) -> int:
+    """
+    How many networks to look at between two of a path, so that none is more than a fifth smaller than the one before.
+
+    :param before: the parameters of the larger one.
+    :param after: those of the smaller one.
+
+    Example::
+
+        >>> from pyro_bmrs.pruning.compression.path import num_between
+        >>> num_between(1000, 850), num_between(1000, 500)
+        (0, 3)
+    """
+    if after <= 0:
+        return MOST_BETWEEN
+    steps = math.log(after / before) / math.log(1 - _MOST_LOSS)
+    return min(max(math.ceil(steps) - 1, 0), MOST_BETWEEN)
+
+
 def standard_error(values: Tensor) -> Tensor:
     """
     The standard error of a mean over examples.
@@ -80,12 +101,13 @@ def standard_error(values: Tensor) -> Tensor:
     return values.std(-1, correction=1) / math.sqrt(values.shape[-1])
 
 
-def no_worse(values: Tensor) -> Tensor:
+def no_worse(values: Tensor, num_errors: float = 1.0) -> Tensor:
     """
     Which networks are within one standard error of the first, or better, on average over held-out examples.
 
     :param values: of each example under each network, the larger the better; shape ``(networks, examples)``. A network
         with a value that is not finite is not among them.
+    :param num_errors: how many standard errors are allowed.
     :return: which, shape ``(networks,)``.
     :raises ReductionError: for fewer than two examples, or a first network whose values are not finite.
 
@@ -104,10 +126,12 @@ def no_worse(values: Tensor) -> Tensor:
             "the whole network gives held-out examples a log likelihood that is not finite: train it at a lower rate"
         )
     means = values.mean(1)
-    return means.isfinite() & (means >= means[0] - standard_error(values[0]))
+    return means.isfinite() & (means >= means[0] - num_errors * standard_error(values[0]))
 
 
-def one_standard_error(log_likelihoods: Tensor, sizes: Tensor, right: Tensor | None = None) -> int:
+def one_standard_error(
+    log_likelihoods: Tensor, sizes: Tensor, right: Tensor | None = None, *, num_errors: float = 1.0
+) -> int:
     """
     The smallest network that is within one standard error of the whole one on held-out examples.
 
@@ -123,6 +147,7 @@ def one_standard_error(log_likelihoods: Tensor, sizes: Tensor, right: Tensor | N
         ``(networks, examples)``.
     :param sizes: of each network, shape ``(networks,)``.
     :param right: whether each label is the most probable one, of the same shape, where labels are observed.
+    :param num_errors: how many standard errors are allowed, in the place of one.
     :return: which network; of several of one size the one with the larger log likelihood.
     :raises ReductionError: as for :func:`no_worse`.
 
@@ -134,9 +159,9 @@ def one_standard_error(log_likelihoods: Tensor, sizes: Tensor, right: Tensor | N
         >>> one_standard_error(torch.tensor([whole, middle, small]), torch.tensor([9, 5, 1]))
         1
     """
-    near = no_worse(log_likelihoods)
+    near = no_worse(log_likelihoods, num_errors)
     if right is not None:
-        near &= no_worse(right)
+        near &= no_worse(right, num_errors)
     means = log_likelihoods.double().mean(1)
     candidates: list[int] = near.nonzero().flatten().tolist()
     return min(candidates, key=lambda step: (float(sizes[step]), -float(means[step])))

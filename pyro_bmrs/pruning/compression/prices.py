@@ -90,7 +90,11 @@ class Occam(Mapping[str, float]):
 
     :param prices: the prices; a site's units all pay their mean.
     :param temperature: what the prices are multiplied by. It may be set anew in the course of training.
-    :raises ReductionError: for a temperature that is negative or not finite.
+    :param power: to which the prices of sites are raised, in units of their geometric mean: 1 leaves them, and 0 makes
+        them all alike. Laplace's approximation has each weight tell something of its own. The more weights a unit has,
+        the more they say the same, and the more its price is too high. With a power of a half, which
+        :func:`compress` takes, networks of one size did better on MNIST.
+    :raises ReductionError: for a temperature that is negative or not finite, and a power that is not from 0 to 1.
 
     Example::
 
@@ -105,9 +109,13 @@ class Occam(Mapping[str, float]):
         True
     """
 
-    def __init__(self, prices: OccamPrices, temperature: float = 1.0) -> None:
+    def __init__(self, prices: OccamPrices, temperature: float = 1.0, power: float = 1.0) -> None:
+        if not 0 <= power <= 1:
+            raise ReductionError(f"the power of prices is from 0 to 1, and not {power!r}")
         self.prices = prices
-        self._sites = prices.sites
+        logs = [math.log(price) for price in prices.sites.values() if price > 0]
+        mean = math.exp(math.fsum(logs) / len(logs)) if logs else 1.0
+        self._sites: dict[str, float] = {site: mean * (price / mean) ** power for site, price in prices.sites.items()}
         self.temperature = temperature
 
     @property

@@ -51,6 +51,12 @@ def test_the_smallest_within_one_error_of_the_whole(means, spread, chosen):
     assert one_standard_error(*path(means, spread)) == chosen
 
 
+def test_more_errors_allow_more():
+    values, sizes = path([-1.0, -1.09, -1.19, -1.21], 1.0)
+    assert one_standard_error(values, sizes) == 1
+    assert one_standard_error(values, sizes, num_errors=2.0) == 2
+
+
 def test_of_several_of_one_size_the_better():
     values, _ = path([-1.0, -1.06, -1.04], 1.0)
     assert one_standard_error(values, torch.tensor([2, 1, 1])) == 2

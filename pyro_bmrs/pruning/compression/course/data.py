@@ -25,6 +25,8 @@ from pyro_bmrs.errors import ReductionError
 BATCH_SIZE = 128
 # Of the data, where nothing is held out by the user.
 _HELD_OUT = 0.1
+# And more where that is less than so many, up to a larger share: few tell networks apart badly.
+_FEW, _MOST_HELD_OUT = 500, 0.2
 _KINDS = "a DataLoader, a Dataset of pairs, or a pair of tensors"
 
 
@@ -55,7 +57,8 @@ def read_data(train_data: Any, validation_data: Any = None, *, seed: int = 0) ->
     Batches to train on and batches to hold out.
 
     :param train_data: a data loader, a data set of pairs, or a pair of tensors, inputs and targets.
-    :param validation_data: the same, held out; by default a tenth of the others, drawn at random.
+    :param validation_data: the same, held out; by default a tenth of the others, or a fifth of few,
+        drawn at random.
     :param seed: of that draw.
     :raises ReductionError: for data of another form, fewer than two examples on either side, or a data loader from
         which nothing can be held out: one of a stream, or with a sampler of its own.
@@ -112,7 +115,7 @@ def _split(source: Any, seed: int) -> tuple[Any, Any]:
             "nothing can be held out from a data loader with a sampler of its own: give validation_data, or the data "
             "set in place of the loader"
         )
-    num_held_out = max(round(_HELD_OUT * size), 2)
+    num_held_out = max(round(_HELD_OUT * size), min(_FEW, round(_MOST_HELD_OUT * size)), 2)
     if size - num_held_out < 2:
         raise ReductionError(f"train_data has {size} examples, too few to hold some out: give validation_data")
     generator = torch.Generator().manual_seed(seed)

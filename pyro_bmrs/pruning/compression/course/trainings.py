@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -187,6 +187,25 @@ class NoisyCourse:
         """Decides which units go, of those that are left."""
         return prune(self.model.net, self.guide, self.criterion, example_inputs=self._example)
 
+    def between(
+        self, before: Mapping[str, Tensor], decisions: PruningResult, count: int
+    ) -> Iterator[tuple[Likelihood, PruningResult]]:
+        """
+        Networks between two of a path: of the units that went some, those first that are missed least.
+
+        :param before: for each site the units that were left.
+        :param decisions: by which units went.
+        :param count: how many networks.
+        :return: each without noise, and by what it came to be.
+        """
+        num_left = sum(int(kept.sum()) for kept in before.values())
+        for number in range(1, count + 1):
+            self._leave(before)
+            share = number / (count + 1) * decisions.num_removed / num_left
+            part = prune(self.model.net, self.guide, self.criterion, fraction=share, example_inputs=self._example)
+            yield self.compact(part), part
+        self._leave(decisions.kept)
+
     @property
     def share_leaving(self) -> float:
         """Of the units that are left, the share whose noise is louder than its signal: they are on their way out."""
@@ -202,9 +221,12 @@ class NoisyCourse:
         :param target: the most that it may be.
         :param kept: for each site the units to choose from.
         """
+        self._leave(kept)
+        prune_within(self.model, self.guide, self._batches(), budget, target)
+
+    def _leave(self, kept: Mapping[str, Tensor]) -> None:
         for name, noise in self.guide.noise.items():
             noise.kept.copy_(kept[name])
-        prune_within(self.model, self.guide, self._batches(), budget, target)
 
     def compact(self, decisions: PruningResult | None) -> Likelihood:
         """

@@ -29,11 +29,17 @@ def examples(loader):
 def test_what_is_held_out_is_not_trained_on(source):
     data = read_data(source, seed=3)
     held_out, trained = examples(data.validation), examples(data.train)
-    assert sorted(held_out + trained) == list(range(300)) and len(held_out) == 30
-    assert data.num_examples == len(trained) == 270
+    assert sorted(held_out + trained) == list(range(300)) and len(held_out) == 60
+    assert data.num_examples == len(trained) == 240
     assert examples(read_data(source, seed=3).validation) == held_out != examples(read_data(source).validation)
     assert [len(y) for _, y in data.train][0] == (7 if isinstance(source, DataLoader) else 128)
     assert examples(data.all) == list(range(300)) and not data.is_held_out_for_good
+
+
+@pytest.mark.parametrize(("size", "held_out"), [(2_000, 400), (4_000, 500), (6_000, 600)])
+def test_of_few_more_are_held_out(size, held_out):
+    data = read_data((torch.zeros(size, 1), torch.zeros(size, dtype=torch.long)))
+    assert data.num_examples == size - held_out
 
 
 def test_inputs_and_targets_stay_together():
