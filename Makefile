@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # The tensors are small: more threads than one only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test truth test-networks coverage paper-quick paper lint docs bench dev clean
+.PHONY: help quickstart test truth test-networks coverage paper-quick paper lint docs bench dist dev clean
 
 help:
 	@echo 'make quickstart   fit a model to real data, reduce it, save the figure quickstart.png'
@@ -19,6 +19,7 @@ help:
 	@echo 'make lint         ruff and mypy'
 	@echo 'make docs         the Sphinx site, in docs/_build/html'
 	@echo 'make bench        the benchmarks'
+	@echo 'make dist         wheel and sdist, checked, and tried in an environment of their own'
 	@echo 'make dev          an environment with all of these'
 	@echo 'make clean        remove what was built, the environment included'
 
@@ -72,6 +73,16 @@ docs: $(VENV)/installed-docs
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests/benchmarks $(ARGS)
+
+# The wheel is built from the sdist. What is tried is the wheel alone, outside of the checkout.
+CLEAN := build/clean
+dist: $(VENV)/installed-dist
+	rm -rf dist $(CLEAN)
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(MAKE) --no-print-directory VENV=$(CLEAN) $(CLEAN)/bin/python
+	$(CLEAN)/bin/python -m pip install --constraint constraints.txt "$$(echo dist/*.whl)[quickstart,pruning]"
+	cd $(CLEAN) && bin/python -I $(CURDIR)/tests/delivery/smoke.py
 
 dev: $(VENV)/installed-dev
 
