@@ -5,12 +5,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 # Seconds that only what hangs will take.
 PATIENCE = 1800.0
+
+needs_posix = pytest.mark.skipif(os.name == "nt", reason="Windows does not end a process by a signal")
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
@@ -28,6 +34,9 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 
 def is_alive(process: int) -> bool:
     """Whether a process lives, by its number; one that ended and that nobody has asked after does not."""
+    if not Path("/proc/self/stat").exists():  # as on macOS
+        state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
+        return bool(state.strip()) and not state.lstrip().startswith("Z")
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

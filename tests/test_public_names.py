@@ -38,7 +38,7 @@ PROMISED = {
     "pyro_bmrs.search": "BetaBinomial ModelSpace beta_binomial search_models",
 }
 ROOMS = [
-    f"pyro_bmrs.{path.parent.relative_to(Path(pyro_bmrs.__file__).parent)}".replace("/", ".").rstrip(".")
+    f"pyro_bmrs.{path.parent.relative_to(Path(pyro_bmrs.__file__).parent).as_posix()}".replace("/", ".").rstrip(".")
     for path in sorted(Path(pyro_bmrs.__file__).parent.rglob("__init__.py"))
 ]
 

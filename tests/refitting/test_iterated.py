@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from pyro_bmrs import ReductionError, ReductionWarning, reduce_model
 from pyro_bmrs.refitting.iterated import reduce_iteratively
 from pyro_bmrs.refitting.training import Training
 from tests import conjugate
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, needs_posix
 from tests.refitting.sparse_regression import QUICK, ZERO, fitted, in_two_sites, model, regression
 
 SHORT = {"num_particles": 5, "seed": 1}
@@ -261,7 +260,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, monke
     assert torch.load(path, weights_only=True)["state"]["finished"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+@needs_posix
 def test_a_killed_process_can_be_resumed(tmp_path, uninterrupted):
     path = tmp_path / "state.pt"
     script = f"""

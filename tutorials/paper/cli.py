@@ -200,7 +200,7 @@ class PaperCLI(LightningCLI):
         """Writes the settings beside the checkpoints, or sees that they are those that are there."""
         settings, path = _settings(self.config), self.folder / "settings.yaml"
         if path.exists():
-            earlier = yaml.safe_load(path.read_text())
+            earlier = yaml.safe_load(path.read_text(encoding="utf-8"))
             other = sorted(name for name, value in settings.items() if earlier.get(name) != value)
             if other:
                 raise ReductionError(
@@ -209,7 +209,7 @@ class PaperCLI(LightningCLI):
                 )
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        path.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
     def make_trainer(self, stage: str, epochs: int | None, callbacks: list[Callback]) -> Trainer:
         """

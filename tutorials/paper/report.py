@@ -62,7 +62,8 @@ def report(results: Path, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     missing = missing_parts(rows)
     sections = ["# Results\n", *_table_sections(rows, output), *_figure_sections(rows, output), "## Missing\n"]
-    (output / "report.md").write_text("\n".join([*sections, *(f"- {part}" for part in missing or ["nothing"]), ""]))
+    text = "\n".join([*sections, *(f"- {part}" for part in missing or ["nothing"]), ""])
+    (output / "report.md").write_text(text, encoding="utf-8")
     print(f"{len(rows)} runs: {output / 'report.md'}")
     for part in missing:
         print(f"missing: {part}")

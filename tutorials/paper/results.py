@@ -12,12 +12,13 @@ and keeps the rest; its job has no row then, and the next sweep runs it again.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import lzma
 import math
 import os
 import re
+import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,9 +29,29 @@ from pyro_bmrs.errors import ReductionError
 
 FILE, PACKED = "results.jsonl", "results.jsonl.xz"
 SCHEMA = 1
+_SECONDS_BETWEEN_TRIES = 0.05
 
 # What says which run a row is of. All else may be missing: it is null then.
 _TEXTS = ("key", "experiment", "settings", "data", "network")
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _wait_for_lock(descriptor: int) -> None:
+        """Nobody else has it until the file is closed."""
+        while True:
+            try:
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+                return
+            except OSError:  # somebody else has it
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+
+else:
+    import fcntl
+
+    def _wait_for_lock(descriptor: int) -> None:
+        """Nobody else has it until the file is closed."""
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def job_key(
@@ -88,15 +109,13 @@ def append_row(folder: Path, row: dict[str, Any]) -> None:
         raise ReductionError(f"the row of {row['key']!r} cannot be written as JSON: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        descriptor = os.open(folder / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                line = b"\n" + line
-            written = os.write(descriptor, line)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with open(folder / FILE, "a+b", buffering=0) as file:
+            if size := file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    line = b"\n" + line
+            written = file.write(line)
+            os.fsync(file.fileno())
         if not size:
             _sync_folder(folder)
     if written < len(line):
@@ -235,7 +254,9 @@ def _write_lines(file: Any, lines: list[bytes]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A new name in a folder is on disk when the folder is."""
+    """A new name in a folder is on disk when the folder is; Windows, which opens no folders, sees to that itself."""
+    if sys.platform == "win32":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -246,6 +267,6 @@ def _sync_folder(folder: Path) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     # A file of its own, as setting lines aside puts another file in the place of the results.
-    with open(folder / f"{FILE}.lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with open(folder / f"{FILE}.lock", "ab") as file:
+        _wait_for_lock(file.fileno())
         yield

@@ -46,6 +46,24 @@ _NAMES = ("experiment", "settings", "data", "network", "criterion", "seed", "ove
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_END = 10.0
 
+# Windows has neither terminals that are closed nor groups of processes.
+if sys.platform == "win32":
+    ENDING: tuple[signal.Signals, ...] = (signal.SIGTERM,)
+
+    def _end_group(process: subprocess.Popen[bytes], kill: bool = False) -> None:
+        """The process alone, and at once."""
+        process.kill()
+
+else:
+    ENDING: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGHUP)
+
+    def _end_group(process: subprocess.Popen[bytes], kill: bool = False) -> None:
+        """A process with all that it started."""
+        try:
+            os.killpg(process.pid, signal.SIGKILL if kill else signal.SIGTERM)
+        except ProcessLookupError:
+            pass  # all of them ended by themselves
+
 
 @dataclass(frozen=True)
 class Job:
@@ -147,7 +165,7 @@ def read_jobs(config: Path) -> list[Job]:
     :raises ReductionError: where it is missing or no sweep, naming what is wrong.
     """
     try:
-        content = yaml.safe_load(config.read_text())
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ReductionError(f"the sweep {config} cannot be read: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("grids"), list) or not content["grids"]:
@@ -265,22 +283,15 @@ def _start(job: Job, results: Path) -> subprocess.Popen[bytes]:
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Ends processes and what they started: first with a chance to do so themselves."""
     for process in processes:
-        _signal(process, signal.SIGTERM)
+        _end_group(process)
     deadline = time.monotonic() + _SECONDS_TO_END
     for process in processes:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             pass
-        _signal(process, signal.SIGKILL)
+        _end_group(process, kill=True)
         process.wait()
-
-
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass  # all of them ended by themselves
 
 
 @contextmanager
@@ -293,7 +304,7 @@ def _ended_by_signals() -> Iterator[None]:
     def leave(number: int, frame: object) -> None:
         sys.exit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, leave) for number in ENDING}
     try:
         yield
     finally:

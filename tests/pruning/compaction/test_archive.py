@@ -16,6 +16,7 @@ import torch
 
 from pyro_bmrs import ReductionError
 from pyro_bmrs.pruning.compaction.archive import read_archive, write_archive
+from tests.processes import needs_posix
 
 DESCRIPTION = {"pair": (1, [2.5, None]), "nested": {"a": {"b": (("c",), True)}}, "tuple": "a word", "nan": math.inf}
 
@@ -131,6 +132,7 @@ def write_and_die(path, calls):
         write_archive(path, {"a": torch.full((1000,), float(number))}, {"number": number})
 
 
+@needs_posix
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path):
     path = tmp_path / "file"

@@ -16,7 +16,7 @@ from torch import nn
 
 from pyro_bmrs import ReductionError, ReductionWarning
 from pyro_bmrs.pruning import BMRS_N
-from tests.processes import PATIENCE
+from tests.processes import PATIENCE, needs_posix
 
 pytest.importorskip("lightning")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SCRIPT = Path(__file__).with_name("lightning_run.py")
 
 
+@needs_posix
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
     from tests.pruning.selection.lightning_run import run
 

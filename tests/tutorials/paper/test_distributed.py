@@ -14,13 +14,14 @@ import torch
 
 for package in ("lightning", "jsonargparse", "sklearn", "torch_pruning"):
     pytest.importorskip(package)
-pytestmark = pytest.mark.filterwarnings("ignore")
 
-from tests.processes import PATIENCE, is_alive, wait_until  # noqa: E402
+from tests.processes import PATIENCE, is_alive, needs_posix, wait_until  # noqa: E402
 from tests.tutorials.paper.paths import QUICK  # noqa: E402
 from tutorials.paper.cli import main  # noqa: E402
 from tutorials.paper.data import Images  # noqa: E402
 from tutorials.paper.results import read_rows  # noqa: E402
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), needs_posix]
 
 WITNESSES = "tests.tutorials.paper.witnesses"
 TWO = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp", f"--process_timeout={PATIENCE}"]

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_bmrs import ReductionError
@@ -108,6 +108,7 @@ def test_a_row_after_a_torn_one_begins_its_own_line(tmp_path, cut):
     assert len(caught) == (cut < LENGTH)
 
 
+@settings(deadline=None)
 @given(garbage=st.lists(st.binary(min_size=1, max_size=40).filter(lambda line: b"\n" not in line), max_size=4))
 def test_lines_of_anything_leave_the_rows(tmp_path_factory, garbage):
     folder = tmp_path_factory.mktemp("results")

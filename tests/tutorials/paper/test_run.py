@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pyro_bmrs.pruning import load_compact
+from tests.processes import needs_posix
 from tests.tutorials.paper.paths import QUICK
 
 for package in ("lightning", "jsonargparse", "sklearn", "torch_pruning"):
@@ -134,6 +135,7 @@ def test_other_settings_under_the_same_key(rows, capsys):
     assert "model.kl_weight" in capsys.readouterr().err
 
 
+@needs_posix
 def test_a_killed_run_ends_as_an_uninterrupted_one(finish, tmp_path):
     options = [*SHORT, "--trainer.max_epochs=6"]
     death = '[{"class_path": "tests.tutorials.paper.witnesses.Death", "init_args": {"epoch": 4}}]'

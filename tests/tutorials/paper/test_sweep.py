@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_bmrs import ReductionError
-from tests.processes import PATIENCE, is_alive, wait_until
+from tests.processes import PATIENCE, is_alive, needs_posix, wait_until
 from tests.tutorials.paper.paths import CONFIGS
 from tests.tutorials.paper.stand_ins import stand_in
 from tutorials.paper.cli import PaperCLI, main
 from tutorials.paper.results import read_rows
-from tutorials.paper.sweep import Job, read_jobs, sweep, take_shard
+from tutorials.paper.sweep import ENDING, Job, read_jobs, sweep, take_shard
 
 GRID = """
 data: [mnist, digits]
@@ -111,6 +111,7 @@ def test_a_sweep_of_table_1():
             assert keys.index(followed.key) < keys.index(job.key)
 
 
+@settings(deadline=None)
 @given(count=st.integers(0, 50), parts=st.integers(1, 12))
 def test_shards_are_a_partition(count, parts):
     jobs = [Job("continuous", Path("paper.yaml"), "digits", "mlp", "SNR", seed) for seed in range(count)]
@@ -252,7 +253,7 @@ def count_begun(folder):
     return len(list(folder.glob("*.pid")))
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads of /proc whether a process lives")
+@needs_posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_an_interrupted_sweep_ends_its_jobs(tmp_path, number):
     config = one_grid(tmp_path, network="hangs", seeds=5)
@@ -283,6 +284,6 @@ def test_an_interrupted_sweep_ends_its_jobs(tmp_path, number):
 
 
 def test_a_sweep_leaves_the_handlers_of_signals_as_they_were(tmp_path, stand_ins):
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    before = [signal.getsignal(number) for number in ENDING]
     assert sweep(one_grid(tmp_path, seeds=1), tmp_path) == 0
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+    assert [signal.getsignal(number) for number in ENDING] == before
