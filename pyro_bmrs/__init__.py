@@ -17,7 +17,7 @@ from pyro_bmrs.refitting.iterated import IteratedReduction, reduce_iteratively
 from pyro_bmrs.refitting.refit import Refit, refit
 from pyro_bmrs.search import ModelSpace, search_models
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Check",
