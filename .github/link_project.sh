@@ -10,4 +10,5 @@ cd "$(dirname "$0")/.."
 url=$1 tag=$2
 
 sed -i "s|^license_expression = .*|&\nurl = $url\nproject_urls =\n    Source = $url\n    Changelog = $url/blob/$tag/CHANGELOG.md\n    Issues = $url/issues|" setup.cfg
+sed -i -E "s@(!\[[^]]*\]\(|src=\")([^):#\"]+)([)\"])@\1${url}/raw/${tag}/\2\3@g" README.md
 sed -i -E "s@\]\(([^):#]+)\)@](${url}/blob/${tag}/\1)@g" README.md
