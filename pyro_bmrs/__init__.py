@@ -7,6 +7,7 @@ from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.integration import LogEvidence, compare, log_evidence
 from pyro_bmrs.integration.comparisons import GroupEffects, GroupStudy, group_effects, group_study
 from pyro_bmrs.reduction.check import Check
+from pyro_bmrs.reduction.families.by_element import SensitivityByElement, sensitivity_by_element
 from pyro_bmrs.reduction.families.empirical_bayes import OptimizedPrior, optimize_reduced_prior
 from pyro_bmrs.reduction.families.power_scaling import PowerScaling, power_scaling
 from pyro_bmrs.reduction.families.prior_sensitivity import prior_sensitivity
@@ -33,6 +34,7 @@ __all__ = [
     "ReductionError",
     "ReductionWarning",
     "Refit",
+    "SensitivityByElement",
     "__version__",
     "compare",
     "group_effects",
@@ -45,4 +47,5 @@ __all__ = [
     "reduce_model",
     "refit",
     "search_models",
+    "sensitivity_by_element",
 ]

@@ -102,22 +102,30 @@ def prior_sensitivity(
         the prior of slope; the data favour the point 0 from 5.26 to 10 (of the posterior, not checked against the
         model)
     """
-    if check not in (True, False, "auto"):
-        raise ReductionError(f"check must be 'auto', True or False, not {check!r}")
-    check_number(threshold, "threshold", low=0.0)
+    check_options(threshold, check)
     with TURN, torch.no_grad():
         fitted = read_stated(guide, model, args, kwargs, prior, log_density, labels)
         if site not in fitted.sites:
             raise name_of_unknown(site, fitted.sites, fitted.noun)
-        asked = _Question(fitted, site, element, num_samples, progress)
-        found = asked.answer(family, grid, against, threshold)
-        if check:
-            asked.check(found, check == "auto")
-    _warn(found)
+        asked = Question(fitted, site, element, num_samples, progress)
+        found = asked.answer(family, grid, against, threshold, check)
+    for problem in problems(found):
+        warnings.warn(problem, ReductionWarning, stacklevel=2)
     return found
 
 
-class _Question:
+def check_options(threshold: float, check: bool | str) -> None:
+    """
+    That options are what they can be.
+
+    :raises ReductionError: where they are not.
+    """
+    if check not in (True, False, "auto"):
+        raise ReductionError(f"check must be 'auto', True or False, not {check!r}")
+    check_number(threshold, "threshold", low=0.0)
+
+
+class Question:
     """A site of a posterior, whose prior is to vary."""
 
     def __init__(
@@ -128,9 +136,10 @@ class _Question:
         self._prior = with_own_tensors(self._read_prior())
         shape = self._prior.batch_shape + self._prior.event_shape
         labels = fitted.labels.get(site)
-        names = element_labels(site, shape, labels)
+        self.names = names = element_labels(site, shape, labels)
+        """Of all the elements of the site."""
         self._element = _place(site, element, names, None if labels is None else list(labels.places(shape)))
-        self._labels = names if self._element is None else [names[self._element]]
+        self.labels = names if self._element is None else [names[self._element]]
         # That it is a site of its own is asked of whatever takes the place of its prior.
         self._as_reduced = ReducedPriors({site: frozenset()}, lambda name, _: self._prior)
         self._others = upstream_of(fitted, self._as_reduced)[site]
@@ -142,9 +151,17 @@ class _Question:
         return masked_prior(self._fitted.trace.nodes[site])
 
     def answer(
+        self, family: FamilyLike | None, grid: Any, against: Distribution | None, threshold: float, check: bool | str
+    ) -> PriorSensitivity:
+        """What the posterior says, and, where it is to be asked, the model."""
+        found = self._of_posterior(family, grid, against, threshold)
+        if check:
+            self._check(found, check == "auto")
+        return found
+
+    def _of_posterior(
         self, family: FamilyLike | None, grid: Any, against: Distribution | None, threshold: float
     ) -> PriorSensitivity:
-        """What the posterior says."""
         if self._others and (family is None or isinstance(family, str)):
             raise ReductionError(
                 f"the prior of site {self._site!r} depends on {sorted(self._others)}, so that its parameters are none "
@@ -158,7 +175,7 @@ class _Question:
             curve = curve_of(whole)
         other = None if against is None else self._reduce(against)
         called = "" if against is None else words(against)
-        return PriorSensitivity(self._site, whole, curve, curve_of, other, threshold, self._labels, called)
+        return PriorSensitivity(self._site, whole, curve, curve_of, other, threshold, self.labels, called)
 
     def _curve_of(self, grid: Grid) -> CurveOf:
         factored, site = self._fitted.factored, self._site
@@ -188,7 +205,7 @@ class _Question:
             stated = mix(self._prior, stated, mask)
         return reduce_posterior(self._fitted, {self._site: stated}, num_samples=self._num_samples)
 
-    def check(self, found: PriorSensitivity, unasked: bool) -> None:
+    def _check(self, found: PriorSensitivity, unasked: bool) -> None:
         """Asks the model, too; where that was not asked for, if it costs less than the fit."""
         if unasked:
             found.checked, found.unchecked = where_cheap(
@@ -236,18 +253,19 @@ def _place(site: str, element: int | str | None, names: list[str], places: list[
     return found[0]
 
 
-def _warn(found: PriorSensitivity) -> None:
-    places = found.places
+def problems(found: PriorSensitivity) -> list[str]:
+    """What is not to be trusted, each in a sentence or two."""
+    places, said = found.places, []
     if found.curve.diverged is not None:
         lost = [place for place, value in zip(places, found.delta_evidence.tolist()) if value != value]
-        _say(
+        said.append(
             f"The evidence cannot be had with {len(lost)} of the {len(places)} priors, the first at {found.label} "
             f"{_short(lost[0])}: {found.curve.diverged}"
         )
     k = found.pareto_k
     heavy = [place for place, value in zip(places, [] if k is None else k.tolist()) if not value <= 0.7]
     if heavy:
-        _say(
+        said.append(
             f"The estimate is not to be trusted with {len(heavy)} of the {len(places)} priors, the first at "
             f"{found.label} {_short(heavy[0])}: their Pareto k is above 0.7. The posterior has too few draws where it "
             "would be under them; take more draws, or a fit under a prior nearer to these."
@@ -255,15 +273,12 @@ def _warn(found: PriorSensitivity) -> None:
     off = found.off()
     if off is not None:
         worst = int(off.argmax())
-        _say(
+        said.append(
             f"The model says otherwise with {int((off > 0).sum())} of the {len(places)} priors, by up to "
             f"{float(off[worst]):.2g} nats, at {found.label} {_short(places[worst])}. Go by checked_log_bayes_factor; "
             "the posterior is mended by more steps of SVI, a richer guide, or more draws."
         )
-
-
-def _say(words: str) -> None:
-    warnings.warn(words, ReductionWarning, stacklevel=4)
+    return said
 
 
 def _short(place: Any) -> str:

@@ -83,10 +83,11 @@ class PriorSensitivity:
     @property
     def log_bayes_factor(self) -> Tensor:
         """Log evidence with each prior, less that with ``against``, in nats: positive favours the prior of the grid."""
-        return self.delta_evidence - self._of_against
+        return self.delta_evidence - self.of_against
 
     @property
-    def _of_against(self) -> float:
+    def of_against(self) -> float:
+        """Log evidence with ``against``, less that of the model fitted, in nats; 0 without one."""
         return 0.0 if self.against is None else float(self.against.delta_evidence)
 
     @property
@@ -140,7 +141,7 @@ class PriorSensitivity:
         numbers = self.grid.values
         if numbers is None:
             return ()
-        level = self._of_against if self.against is not None else float(_largest(self.delta_evidence)) - _BARE_MENTION
+        level = self.of_against if self.against is not None else float(_largest(self.delta_evidence)) - _BARE_MENTION
         threshold = self.threshold if self.against is not None else 0.0
 
         def function(number: float) -> float:
@@ -165,22 +166,24 @@ class PriorSensitivity:
                 f"the data are most probable with {self.best:.3g} for the {along}, and within a nat of that {within}"
                 + (self._source())
             )
-        other = self._other
-        verdicts = {1: "the prior", -1: other, 0: "neither", None: "what is not known"}
         if len(self.stretches) == 1:
             (only,) = self.stretches
-            words = f"the data favour {verdicts[only.sign]} over the whole grid, {_range(only)} for the {along}"
+            words = f"the data favour {self.verdict(only.sign)} over the whole grid, {_range(only)} for the {along}"
             return words + self._source()
         own = self.grid.fitted_value
         here = [s for s in self.stretches if own is not None and own in s]
-        parts = [f"{verdicts[s.sign]} {_range(s)}" for s in self.stretches]
+        parts = [f"{self.verdict(s.sign)} {_range(s)}" for s in self.stretches]
         if not here:
             return f"with the {along}, the data favour {'; '.join(parts)}{self._source()}"
-        rest = [f"{verdicts[s.sign]} {_range(s)}" for s in self.stretches if s is not here[0]]
+        rest = [f"{self.verdict(s.sign)} {_range(s)}" for s in self.stretches if s is not here[0]]
         return (
-            f"the decision for {verdicts[here[0].sign]} holds {_range(here[0])} for the {along}; the data favour "
+            f"the decision for {self.verdict(here[0].sign)} holds {_range(here[0])} for the {along}; the data favour "
             f"{'; '.join(rest)}{self._source()}"
         )
+
+    def verdict(self, sign: int | None) -> str:
+        """What the data favour where the log Bayes factor has this sign, in words."""
+        return {1: "the prior", -1: self._other, 0: "neither", None: "what is not known"}[sign]
 
     def _of_names(self, site: str) -> str:
         factors = self.log_bayes_factor.tolist()

@@ -1,0 +1,191 @@
+# Copyright Contributors to the pyro_bmrs project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A decision for each element of a site, and the priors of that element for which it holds: a table."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributions import Distribution
+from tqdm.auto import tqdm
+
+from pyro_bmrs.errors import ReductionWarning, name_of_unknown
+from pyro_bmrs.evidence.dispatch import NUM_SAMPLES
+from pyro_bmrs.integration.stated_model import LogDensity, PriorLike, read_stated
+from pyro_bmrs.reduction.families.grid import FamilyLike
+from pyro_bmrs.reduction.families.prior_sensitivity import Question, check_options, problems
+from pyro_bmrs.reduction.families.sensitivity import PriorSensitivity
+from pyro_bmrs.structure.vectorised import TURN
+from pyro_bmrs.tables import LabelsLike
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MOST_NAMED = 5
+
+
+class SensitivityByElement(Mapping[str, PriorSensitivity]):
+    """
+    What becomes of each element of a site, and of a decision about it, under each prior of a grid. Made by
+    :func:`sensitivity_by_element`; a mapping from the name of an element to its
+    :class:`~pyro_bmrs.PriorSensitivity`.
+
+    :param site: the site.
+    :param of_elements: by the name of the element.
+    """
+
+    def __init__(self, site: str, of_elements: Mapping[str, PriorSensitivity]) -> None:
+        self.site, self._of_elements = site, dict(of_elements)
+
+    def __getitem__(self, name: str) -> PriorSensitivity:
+        return self._of_elements[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._of_elements)
+
+    def __len__(self) -> int:
+        return len(self._of_elements)
+
+    def summary(self) -> pd.DataFrame:
+        """
+        A table of the elements, a row each.
+
+        With ``against``: the ``log_bayes_factor`` under the model's own prior (nats), what that ``favours``, and for
+        which numbers, from ``low`` to ``high``, it stays so. Without it, the number that is ``best``, and for which
+        ones the evidence is within a nat of that. Of priors by name, the log Bayes factor of each. ``source`` is
+        ``"model"`` where the model agrees, ``"posterior"`` where it was not asked, and ``"posterior, off"`` where it
+        says otherwise.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([_row(found) for found in self.values()], index=list(self))
+
+    def __repr__(self) -> str:
+        example = next(iter(self.values()))
+        count = f"{len(self)} elements, {len(example.places)} priors"
+        if example.grid.values is None or example.against is None:
+            return f"SensitivityByElement({self.site}, {count})"
+        turns = [name for name, found in self.items() if len(found.stretches) > 1]
+        named = ", ".join(turns[:_MOST_NAMED]) + (
+            f", and {len(turns) - _MOST_NAMED} more" if turns[_MOST_NAMED:] else ""
+        )
+        return (
+            f"SensitivityByElement({self.site}, {count}): the decision is the same over the whole grid for "
+            f"{len(self) - len(turns)} of them" + (f"; it turns for {named}" if turns else "")
+        )
+
+    def _repr_html_(self) -> str:
+        return self.summary().to_html(max_rows=20)
+
+
+def _row(found: PriorSensitivity) -> dict[str, Any]:
+    checked = "model" if found.off() is None else "posterior, off"
+    source = {"source": "posterior" if found.checked is None else checked}
+    if found.grid.values is None:
+        return dict(zip(map(str, found.places), found.log_bayes_factor.tolist())) | source
+    own = found.grid.fitted_value
+    if found.against is None:
+        within = [stretch for stretch in found.stretches if stretch.sign == 1 and found.best in stretch]
+        low, high = (within[0].low, within[0].high) if within else (math.nan, math.nan)
+        return {"best": found.best, "low": low, "high": high} | source
+    here = [stretch for stretch in found.stretches if own is not None and own in stretch]
+    if not here:
+        turns = "; ".join(f"{found.verdict(s.sign)} from {s.low:.3g} to {s.high:.3g}" for s in found.stretches)
+        return {"log_bayes_factor": math.nan, "favours": turns, "low": math.nan, "high": math.nan} | source
+    # Under the model's own prior the evidence is the model's.
+    factor = -found.of_against
+    return {
+        "log_bayes_factor": factor,
+        "favours": found.verdict(here[0].sign),
+        "low": here[0].low,
+        "high": here[0].high,
+    } | source
+
+
+def sensitivity_by_element(
+    guide: Any,
+    site: str,
+    family: FamilyLike | None = None,
+    grid: Any = None,
+    *,
+    elements: Sequence[int | str] | None = None,
+    against: Distribution | None = None,
+    threshold: float = 0.0,
+    model: Callable[..., Any] | None = None,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    prior: PriorLike | None = None,
+    log_density: LogDensity | None = None,
+    num_samples: int = NUM_SAMPLES,
+    check: bool | str = "auto",
+    labels: LabelsLike | None = None,
+    progress: bool = False,
+) -> SensitivityByElement:
+    """
+    For which priors of each element of a site a decision about that element holds, from one fit.
+
+    It is :func:`~pyro_bmrs.prior_sensitivity` with ``element=`` each of them in turn: the prior of one varies, and the
+    others keep theirs.
+
+    :param guide: a fitted guide or draws from the posterior, as for :func:`~pyro_bmrs.reduce_model`.
+    :param site: the site whose elements' priors vary.
+    :param family: as for :func:`~pyro_bmrs.prior_sensitivity`, as are ``grid``, ``against``, ``threshold`` and the
+        rest.
+    :param elements: which ones, by place in ``flatten()`` or by name; by default all.
+    :param against: a prior that each one of the grid is compared with, such as ``dist.Delta(torch.tensor(0.))``.
+    :param progress: whether to show a progress bar.
+    :return: the :class:`SensitivityByElement`, whose ``summary()`` is a table of them.
+    :raises ReductionError: as :func:`~pyro_bmrs.prior_sensitivity` does.
+    :warns ReductionWarning: as it does, once for all the elements that are alike in this.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyro_bmrs import sensitivity_by_element
+        >>> def model():
+        ...     pyro.sample("slopes", dist.Normal(torch.zeros(3), 1.).to_event(1))
+        >>> pyro.clear_param_store()
+        >>> guide = AutoNormal(model, init_scale=0.2); _ = guide()
+        >>> with torch.no_grad():
+        ...     _ = guide.locs.slopes.copy_(torch.tensor([0.1, 0.5, 2.]))
+        >>> null = dist.Delta(torch.tensor(0.))
+        >>> names = {"slopes": ["age", "dose", "sex"]}
+        >>> found = sensitivity_by_element(guide, "slopes", against=null, labels=names, check=False)
+        >>> found.summary()[["log_bayes_factor", "favours", "low", "high"]].round(2)
+                      log_bayes_factor      favours  low   high
+        slopes[age]              -1.48  the point 0  0.1  10.00
+        slopes[dose]              1.52    the prior  0.1   5.26
+        slopes[sex]              48.39    the prior  0.1  10.00
+    """
+    check_options(threshold, check)
+    found: dict[str, PriorSensitivity] = {}
+    with TURN, torch.no_grad():
+        fitted = read_stated(guide, model, args, kwargs, prior, log_density, labels)
+        if site not in fitted.sites:
+            raise name_of_unknown(site, fitted.sites, fitted.noun)
+        names = Question(fitted, site, None, num_samples, progress).names
+        chosen: Sequence[int | str] = range(len(names)) if elements is None else elements
+        for element in tqdm(chosen, desc="elements", disable=not progress, leave=False):
+            question = Question(fitted, site, element, num_samples, False)
+            (name,) = question.labels
+            found[name] = question.answer(family, grid, against, threshold, check)
+    _warn(found)
+    return SensitivityByElement(site, found)
+
+
+def _warn(found: Mapping[str, PriorSensitivity]) -> None:
+    """One warning for each kind of problem, with what is said of the first element that has it."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for name, sensitivity in found.items():
+        for words in problems(sensitivity):
+            kinds.setdefault(words[:12], []).append((name, words))
+    for said in kinds.values():
+        name, words = said[0]
+        of_others = f", and of {len(said) - 1} more of the {len(found)} elements" if len(said) > 1 else ""
+        warnings.warn(f"Of {name}{of_others}: {words}", ReductionWarning, stacklevel=3)
