@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -38,6 +38,8 @@ from pyro_bmrs.structure.vectorised import own_random_numbers, set_seed
 
 _MOST_FITS = 4  # of one model, the last that were asked about
 _ALIKE = 0.05  # nats, within which weights have no tail
+_FAR = 1.0  # standard deviations, between means that are not of the same posterior
+_FEW = 400  # draws of a guide that tell its mean
 _WEIGHTS = 1000  # draws of a guide that say how far it is from the posterior
 
 
@@ -108,6 +110,50 @@ def full_evidence(fitted: Posterior, *, num_draws: int | None = None, progress: 
         return evidence
     joint = LogJoint(fitted.model, fitted.args, fitted.kwargs, example=kept.example, standardised=kept.standardised)
     return replace(kept.evidence, log_joint=joint)
+
+
+class Shift(NamedTuple):
+    """
+    Where a posterior lies beside the model's.
+
+    :param site: whose mean is farthest from that under the model, in unconstrained coordinates.
+    :param deviations: how far, in standard deviations of the wider of the two.
+    """
+
+    site: str
+    deviations: float
+
+    @property
+    def is_far(self) -> bool:
+        """Whether it is the posterior of something else: of other data, another model, or of a fit that never came."""
+        return self.deviations > _FAR
+
+    def words(self, noun: str) -> str:
+        """In a sentence, of something called so."""
+        return (
+            f"{noun} is not the posterior of this model and these data: the mean of site {self.site!r} is "
+            f"{self.deviations:.2g} standard deviations from the model's"
+        )
+
+
+def mean_shift(fitted: Posterior, full: LogEvidence) -> Shift | None:
+    """
+    How far the mean of a posterior is from that of the model, as it was integrated.
+
+    :param fitted: the posterior.
+    :param full: its model, integrated.
+    :return: None where the integral is not to be trusted, or over nothing.
+    """
+    joint = full.log_joint
+    if not full.trusted or not joint.dim:
+        return None
+    drawn = joint.coordinates(fitted.draw((), _FEW).values).double()
+    loc, covariance = full.integral.moments()
+    unit = torch.maximum(covariance.diagonal().sqrt(), drawn.std(0))
+    deviations = ((drawn.mean(0) - loc).abs() / unit).nan_to_num(math.inf)
+    place = int(deviations.argmax())
+    site = next(name for name, at in joint.places.items() if at.positions.start <= place < at.positions.stop)
+    return Shift(site, float(deviations[place]))
 
 
 def guide_tail(fitted: Posterior) -> float | None:

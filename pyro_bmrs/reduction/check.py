@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_bmrs.evidence.importance import LARGEST_K
 from pyro_bmrs.integration.ends import LogEvidence
+from pyro_bmrs.integration.fits import Shift
 
 # How far the answer read off the posterior may be from the model's, in nats and as a share, and still agree with it.
 TOLERANCE, RELATIVE_TOLERANCE = 0.1, 0.05
@@ -33,6 +34,7 @@ class Check:
         far from the posterior. None where there is no guide, or one of the two has no density at its draws.
     :param elementwise: for each reduced site, the change in log evidence of reducing each of its elements alone,
         integrated; None where this was not asked for.
+    :param shift: how far the mean of draws is from the model's; None of a guide, which tells it by its weights.
     """
 
     full: LogEvidence
@@ -41,6 +43,7 @@ class Check:
     read_off_error: float = 0.0
     guide_pareto_k: float | None = None
     elementwise: Mapping[str, Tensor] | None = None
+    shift: Shift | None = None
 
     @property
     def delta_evidence(self) -> float:
@@ -71,13 +74,17 @@ class Check:
 
     @property
     def misleads(self) -> bool:
-        """Whether what was read off is off by more than 0.2 nats and 5 %, or not known to be right."""
-        return not (self.trusted and self._is_within(WORTH_A_WARNING))
+        """Whether what was read off is off by more than 0.2 nats and 5 %, not known to be right, or of other data."""
+        return not (self.trusted and self._is_within(WORTH_A_WARNING)) or self._is_of_others
 
     def _is_within(self, tolerance: float) -> bool:
         error = math.hypot(self.standard_error, self.read_off_error)
         allowed = max(tolerance + RELATIVE_TOLERANCE * abs(self.delta_evidence), 2 * error)
         return abs(self.delta_evidence - self.read_off) <= allowed
+
+    @property
+    def _is_of_others(self) -> bool:
+        return self.shift is not None and self.shift.is_far
 
     @property
     def is_far(self) -> bool:
@@ -91,6 +98,8 @@ class Check:
 
     def words(self) -> str:
         """What was found, in a sentence."""
+        if self.shift is not None and self.shift.is_far:
+            return f"{self._words()}; {self.shift.words('the set of draws')}"
         if self.guide_pareto_k is None or not self.is_far:
             return self._words()
         tail = f"Pareto k {self.guide_pareto_k:.2f} of its own weights"
@@ -102,6 +111,8 @@ class Check:
         mend = "more draws" if self.guide_pareto_k is None else "more steps of SVI, or a richer guide"
         if not self.trusted:
             return f"Take {mend}; or fit the reduced model as well, and compare"
+        if self._is_of_others:
+            return "See that model=, args= and kwargs= are those that were sampled with"
         if not self.agrees:
             return f"Go by the model's value, checked.delta_evidence; the posterior is mended by {mend}"
         return f"Of the posterior itself do not make much: it is mended by {mend}" if self.is_far else None

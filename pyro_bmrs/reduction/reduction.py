@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 
 from pyro_bmrs import arviz_adapter
 from pyro_bmrs.evidence.accuracy import Estimated
-from pyro_bmrs.integration.fits import guide_tail
+from pyro_bmrs.integration.fits import guide_tail, mean_shift
 from pyro_bmrs.plotting import plot_reduction
 from pyro_bmrs.posteriors.draws import Draws
 from pyro_bmrs.posteriors.posterior import Posterior
@@ -165,7 +165,8 @@ class Reduction(Estimated):
             )
             each = integrated.elementwise if elementwise else None
             tail = guide_tail(self.fitted)
-        self.checked = Check(integrated.full, integrated.reduced, read_off, error, tail, each)
+            shift = mean_shift(self.fitted, integrated.full) if self.fitted.guide is None else None
+        self.checked = Check(integrated.full, integrated.reduced, read_off, error, tail, each, shift)
         return self.checked
 
     @property

@@ -29,7 +29,7 @@ from pyro_bmrs.search.averaging.model_average import AveragedPosterior
 from pyro_bmrs.search.averaging.prediction import Averaged
 from pyro_bmrs.search.groups import Candidates, Groups
 from pyro_bmrs.search.probabilities.models import ModelPosterior, Models
-from pyro_bmrs.search.refinement.agreement import Agreement, warn_unless_close
+from pyro_bmrs.search.refinement.agreement import Agreement
 from pyro_bmrs.search.refinement.checks import check_models, warn_of_problems
 from pyro_bmrs.search.refinement.refine import Refinement
 from pyro_bmrs.search.space_tables import headline_of, name_of_model, summary_of, table_of, words_of_source
@@ -245,7 +245,7 @@ class ModelSpace:
         with TURN, torch.no_grad(), own_random_numbers(), own_parameters():
             set_seed(0)
             found = Refinement(self._candidates, self._groups, self._posterior, self._models).insist()
-        warn_unless_close(found.agreement)
+        found.warn(self._fitted.noun)
         return type(self)(self._candidates, self._groups, found.models, found.posterior, "refined", found.agreement)
 
     def compare(self, num_models: int = 5, *, num_samples: int = 1000, method: str = "stacking") -> pd.DataFrame:

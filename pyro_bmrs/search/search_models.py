@@ -29,8 +29,7 @@ from pyro_bmrs.search.model_space import ModelSpace
 from pyro_bmrs.search.observations import is_joint, read_normal_space
 from pyro_bmrs.search.probabilities.model_prior import BetaBinomial, ModelPrior, read_model_prior
 from pyro_bmrs.search.probabilities.models import ModelPosterior
-from pyro_bmrs.search.refinement.agreement import warn_unless_close
-from pyro_bmrs.search.refinement.refine import Refinement
+from pyro_bmrs.search.refinement.refine import Refined, Refinement
 from pyro_bmrs.search.strategies.independent_search import search_independent
 from pyro_bmrs.search.strategies.normal_search import MAX_MODELS, STRATEGIES, search_normal
 from pyro_bmrs.search.strategies.sampling import NUM_STEPS
@@ -146,13 +145,13 @@ def search_models(
     with TURN:
         fitted = read_stated(guide, model, args, kwargs, prior, log_density, labels)
         found = _search(fitted, reduced_prior, groups, over_models, how)
-        space = _refined_where_cheap(found) if refine == "auto" else ModelSpace(*found)
+        space, refined = _refined_where_cheap(found) if refine == "auto" else (ModelSpace(*found), None)
         if refine is True:
             space = space.refine()
         if check:
             space.check(check, progress=progress)
-    if refine == "auto" and space.agreement is not None:
-        warn_unless_close(space.agreement)
+    if refined is not None:
+        refined.warn(found.candidates.fitted.noun, stacklevel=3)
     return space
 
 
@@ -195,14 +194,15 @@ class _Found(NamedTuple):
 
 
 @torch.no_grad()
-def _refined_where_cheap(found: _Found) -> ModelSpace:
+def _refined_where_cheap(found: _Found) -> tuple[ModelSpace, Refined | None]:
     """With the evidence of the model's density, where that is cheap; else it says why not."""
     refined, why_not = Refinement(found.candidates, found.groups, found.posterior, found.models).where_cheap()
     if refined is None:
         space = ModelSpace(*found)
         space.unrefined = why_not
-        return space
-    return ModelSpace(found.candidates, found.groups, refined.models, refined.posterior, "refined", refined.agreement)
+        return space, None
+    models, posterior, agreement, _ = refined
+    return ModelSpace(found.candidates, found.groups, models, posterior, "refined", agreement), refined
 
 
 def _search(

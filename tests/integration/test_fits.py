@@ -17,7 +17,7 @@ from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
 
 from pyro_bmrs import reduce_model
 from pyro_bmrs.arviz_adapter import to_arviz
-from pyro_bmrs.integration.fits import fit_of, full_evidence, guide_tail
+from pyro_bmrs.integration.fits import fit_of, full_evidence, guide_tail, mean_shift
 from pyro_bmrs.posteriors.reading import read_posterior
 
 Y = torch.tensor([0.5, 1.5, 0.1])
@@ -158,3 +158,14 @@ def test_there_is_no_tail_where_there_is_no_density():
     data = to_arviz({"posterior": {"mean": (0.5 + 0.5 * torch.randn(4, 100)).numpy()}})
     assert guide_tail(read_posterior(data, model, (Y,))) is None
     assert guide_tail(read_posterior(begun(AutoDelta), args=(Y,))) is None
+
+
+@pytest.mark.parametrize("moved", [0.0, 2.0])
+def test_where_a_posterior_lies_beside_the_models_is_told_in_its_deviations(moved):
+    # The exact posterior is normal, of mean 2.1 / 4 and variance 1 / 4.
+    draws = to_arviz({"posterior": {"mean": (0.525 + 0.5 * (torch.randn(2, 300) + moved)).numpy()}})
+    fitted = read_posterior(draws, model, (Y,))
+    shift = mean_shift(fitted, full_evidence(fitted))
+    assert shift.site == "mean" and shift.deviations == pytest.approx(moved, abs=0.2)
+    assert shift.is_far == (moved > 1)
+    assert "the mean of site 'mean' is" in shift.words("the set of draws")

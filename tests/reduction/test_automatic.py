@@ -172,6 +172,17 @@ def test_draws_are_checked_too():
     assert "agrees" in repr(reduction)
 
 
+def test_draws_of_other_data_are_told_though_the_answer_is_right():
+    drawn = conjugate.exact_posterior(X, Y, *PRIOR).sample((1000,))
+    draws = {"first": drawn[:, :2], "rest": drawn[:, 2:]}
+    others = Y + 3 * X[:, 0]
+    question = {"rest": dist.Normal(X.new_tensor(0.0), 1.2)}
+    with pytest.warns(ReductionWarning, match="is not the posterior of this model.*: the mean of site 'first'"):
+        reduction = reduce_model(draws, question, model=conjugate.model, args=(X, others))
+    assert reduction.checked.shift.deviations > 2 and "See that model=, args=" in reduction.checked.advice
+    assert "not the posterior of this model" in repr(reduction)
+
+
 def test_a_bad_fit_is_named_to_who_asks_and_a_right_answer_is_not_doubted_by_itself(exact_guide):
     """Half as wide as the posterior in a direction that the question has nothing to do with."""
     guide, x, y = exact_guide(AutoMultivariateNormal)

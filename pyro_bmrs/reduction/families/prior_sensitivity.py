@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from pyro_bmrs.errors import ReductionError, ReductionWarning, check_number, name_of_unknown
 from pyro_bmrs.evidence.dispatch import NUM_SAMPLES
-from pyro_bmrs.integration.fits import fit_of, full_evidence
+from pyro_bmrs.integration.fits import Shift, fit_of, full_evidence, mean_shift
 from pyro_bmrs.integration.stated_model import LogDensity, PriorLike, check_density, read_stated
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.traces import masked_prior
@@ -132,6 +132,7 @@ class Question:
         self, fitted: Posterior, site: str, element: int | str | None, num_samples: int, progress: bool
     ) -> None:
         self._fitted, self._site, self._num_samples, self._progress = fitted, site, num_samples, progress
+        self._shift: Shift | None = None
         fitted.keep()
         self._prior = with_own_tensors(self._read_prior())
         shape = self._prior.batch_shape + self._prior.event_shape
@@ -220,6 +221,7 @@ class Question:
                 found.checked = self._by_model(found.grid)
             if found.against is not None and found.against.method != "integration":
                 found.against.check(progress=self._progress)
+        found.shift = self._shift
 
     def _by_model(self, grid: Grid) -> Curve:
         if self._others:
@@ -230,6 +232,8 @@ class Question:
         fit.num_evaluations += 0 if is_known else full.integral.num_evaluations
         if not full.trusted:
             raise ReductionError("the integral of the model has not converged")
+        if self._fitted.guide is None:
+            self._shift = mean_shift(self._fitted, full)
         return ModelCurve(full, self._prior, self._site, self._element)(grid)
 
 
@@ -269,6 +273,11 @@ def problems(found: PriorSensitivity) -> list[str]:
             f"The estimate is not to be trusted with {len(heavy)} of the {len(places)} priors, the first at "
             f"{found.label} {_short(heavy[0])}: their Pareto k is above 0.7. The posterior has too few draws where it "
             "would be under them; take more draws, or a fit under a prior nearer to these."
+        )
+    if found.shift is not None and found.shift.is_far:
+        said.append(
+            f"{found.shift.words('The set of draws')}. See that model=, args= and kwargs= are those that were "
+            "sampled with."
         )
     off = found.off()
     if off is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_bmrs.integration.fits import Shift
 from pyro_bmrs.plotting import plot_sensitivity
 from pyro_bmrs.reduction.check import RELATIVE_TOLERANCE, WORTH_A_WARNING
 from pyro_bmrs.reduction.families.curves import Curve, CurveOf
@@ -63,6 +64,8 @@ class PriorSensitivity:
         """What the model says of each prior; None where it was not asked."""
         self.unchecked: str | None = None
         """Why the model was not asked, in words; None where it was."""
+        self.shift: Shift | None = None
+        """How far the mean of draws is from the model's; None where it was not asked, and of a guide."""
         self._curve_of, self._other = curve_of, other
 
     @property

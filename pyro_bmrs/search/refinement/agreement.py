@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 from torch import Tensor
 
-from pyro_bmrs.errors import ReductionWarning
 from pyro_bmrs.search.refinement.correction import Sample
 
 # Of an inclusion probability: to be as good as it gets, and to be trusted.
@@ -61,23 +59,8 @@ class Agreement(NamedTuple):
     def words(self) -> str:
         """In a sentence, if it is not close."""
         if not self.is_known:
-            return "the reduced posteriors are far from normal, so that the model cannot be asked cheaply"
+            return "too few draws of the reduced posteriors count, so that the model cannot be asked cheaply"
         return f"integrals of some models move inclusion probabilities by up to {self.distance:.2g}"
-
-
-def warn_unless_close(agreement: Agreement, stacklevel: int = 3) -> None:
-    """
-    Says that inclusion probabilities are not to be trusted, where that is so.
-
-    :param stacklevel: of the warning; by default that of the caller's caller.
-    """
-    if not agreement.is_close:
-        warnings.warn(
-            f"Inclusion probabilities are not to be trusted: {agreement.words()}. Hold the best models against the "
-            "model, with check(), or fit them by themselves.",
-            ReductionWarning,
-            stacklevel=stacklevel,
-        )
 
 
 def agreement(sample: Sample, by_group: Tensor) -> Agreement:

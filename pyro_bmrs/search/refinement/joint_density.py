@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.integration.fits import full_evidence
+from pyro_bmrs.integration.fits import Shift, full_evidence, mean_shift
 from pyro_bmrs.integration.log_joint import LogJoint
 from pyro_bmrs.posteriors.factors import JointNormalFactor
 from pyro_bmrs.posteriors.posterior import Posterior
@@ -60,12 +60,26 @@ class JointDensity:
         return density
 
 
+class IntegralNormal(NamedTuple):
+    """
+    The normal of a model's integral.
+
+    :param space: the normal, and the reductions of its elements.
+    :param num_evaluations: how often the density was evaluated for it.
+    :param shift: where the posterior lies beside it.
+    """
+
+    space: NormalSpace
+    num_evaluations: int
+    shift: Shift | None
+
+
 def normal_of_integral(
     fitted: Posterior,
     priors: Mapping[str, Distribution],
     reduced_priors: Mapping[str, Distribution],
     groups: Groups,
-) -> tuple[NormalSpace, int]:
+) -> IntegralNormal:
     """
     The joint normal that has the moments of a model's posterior, by the draws with which its evidence was integrated.
 
@@ -73,7 +87,6 @@ def normal_of_integral(
     :param priors: of each site that may be reduced.
     :param reduced_priors: of each.
     :param groups: which elements switch together.
-    :return: the normal, and how often the density was evaluated for it.
     :raises ReductionError: where the integral is not to be trusted, and as
         :func:`~pyro_bmrs.search.observations.read_normal_space` does.
     """
@@ -94,4 +107,5 @@ def normal_of_integral(
         for name, place in joint.places.items()
     ]
     factor = JointNormalFactor("", dist.MultivariateNormal(loc, scale_tril=scale_tril), tuple(blocks))
-    return read_normal_space([factor], priors, reduced_priors, groups), full.integral.num_evaluations
+    space = read_normal_space([factor], priors, reduced_priors, groups)
+    return IntegralNormal(space, full.integral.num_evaluations, mean_shift(fitted, full))

@@ -12,6 +12,7 @@ integrated.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,8 +21,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.integration.fits import fit_of
+from pyro_bmrs.errors import ReductionError, ReductionWarning
+from pyro_bmrs.integration.fits import Shift, fit_of
 from pyro_bmrs.integration.log_joint import LogJoint
 from pyro_bmrs.integration.stated_model import check_density
 from pyro_bmrs.reduction.automatic import CHECK, Limits, where_cheap
@@ -52,11 +53,35 @@ class Refined(NamedTuple):
     :param models: the models.
     :param posterior: the full posterior that their reduced posteriors are of.
     :param agreement: of their inclusion probabilities with those by integrals.
+    :param shift: where what was fitted lies beside the model's posterior, if the model was integrated.
     """
 
     models: ListedModels | VisitedModels
     posterior: NormalPosterior
     agreement: Agreement
+    shift: Shift | None = None
+
+    def warn(self, noun: str, stacklevel: int = 3) -> None:
+        """
+        Says what is not to be trusted.
+
+        :param noun: what was fitted.
+        :param stacklevel: of the warning; by default that of the caller's caller.
+        """
+        if self.shift is not None and self.shift.is_far:
+            warnings.warn(
+                f"The probabilities of models are those of the model given, and {self.shift.words(noun)}. See that "
+                "model=, args= and kwargs= are those of the fit, and that it has converged.",
+                ReductionWarning,
+                stacklevel=stacklevel,
+            )
+        if not self.agreement.is_close:
+            warnings.warn(
+                f"Inclusion probabilities are not to be trusted: {self.agreement.words()}. Hold the best models "
+                "against the model, with check(), or fit them by themselves.",
+                ReductionWarning,
+                stacklevel=stacklevel,
+            )
 
 
 class Refinement:
@@ -155,10 +180,10 @@ class Refinement:
         _, priors, reduced_priors = self._candidates
         fit = fit_of(self._fitted)
         is_known = None in fit.evidence
-        space, num_evaluations = normal_of_integral(self._fitted, priors, reduced_priors, self._groups)
-        fit.num_evaluations += 0 if is_known else num_evaluations
-        models, _ = search_normal(space, self._models.prior, "auto", MAX_MODELS, progress=False)
-        return self._refined(space, models)
+        normal = normal_of_integral(self._fitted, priors, reduced_priors, self._groups)
+        fit.num_evaluations += 0 if is_known else normal.num_evaluations
+        models, _ = search_normal(normal.space, self._models.prior, "auto", MAX_MODELS, progress=False)
+        return self._refined(normal.space, models)._replace(shift=normal.shift)
 
     def _refined(self, space: NormalSpace, models: ListedModels | VisitedModels) -> Refined:
         nodes: Any = self._fitted.trace.nodes
@@ -203,4 +228,6 @@ def _with_evidence(
 
 
 def _closer(found: Refined | None, other: Refined) -> Refined:
-    return other if found is None else min(found, other, key=lambda refined: refined.agreement.distance)
+    """The one to be trusted more; where the posterior lies is told in any case."""
+    nearer = other if found is None else min(found, other, key=lambda refined: refined.agreement.distance)
+    return nearer._replace(shift=other.shift)

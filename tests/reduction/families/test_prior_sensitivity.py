@@ -100,6 +100,14 @@ def test_draws_of_another_language_by_their_prior(draws):
         )
 
 
+def test_draws_of_other_data_are_told():
+    draws = {"b": torch.tensor([3.0, -3.0]) + 0.2 * torch.randn(500, 2)}
+    with pytest.warns(ReductionWarning) as caught:
+        found = prior_sensitivity(draws, "b", grid=[0.9, 1.1], model=model, args=(Y,), check=True)
+    assert "The set of draws is not the posterior of this model and these data" in str(caught[0].message)
+    assert found.shift.site == "b" and found.shift.deviations > 2
+
+
 def test_a_point_to_compare_with_needs_the_density(draws):
     point = dist.Delta(torch.tensor(0.0))
     with pytest.raises(ReductionError, match="give log_density="):

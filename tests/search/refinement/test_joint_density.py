@@ -29,11 +29,13 @@ def test_the_normal_of_the_integral_is_the_posterior_whatever_the_guide(exact_gu
     priors = {name: fitted.prior(name) for name in ("first", "rest")}
     reduced = {name: match_prior(name, dist.Delta(torch.tensor(0.1)), prior) for name, prior in priors.items()}
     groups = read_groups("element", {name: torch.Size([2]) for name in priors})
-    space, num_evaluations = normal_of_integral(fitted, priors, reduced, groups)
+    space, num_evaluations, shift = normal_of_integral(fitted, priors, reduced, groups)
     exact = conjugate.exact_posterior(x, y, *conjugate.prior(4))
     torch.testing.assert_close(space.loc, exact.mean, atol=0.02, rtol=0)
     torch.testing.assert_close(space.rows @ space.rows.mT, exact.covariance_matrix, atol=1e-3, rtol=0.05)
     assert num_evaluations > 1000
+    deviations = 0.3 / float(exact.stddev[:2].min())
+    assert shift.site == "first" and shift.deviations == pytest.approx(deviations, rel=0.2) and shift.is_far
 
 
 def other_supports():

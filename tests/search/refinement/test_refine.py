@@ -17,6 +17,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro_bmrs import ReductionError, ReductionWarning, search_models
 from pyro_bmrs.search.refinement import refine
 from tests.exact_guides import put_posterior
+from tests.search.regression import exact_guide as exact_guide_of
 from tests.search.regression import model, regression
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -180,6 +181,20 @@ def test_a_guide_that_is_not_the_posterior_of_a_model_too_large_to_integrate_una
     exact = log_evidence.softmax(0)
     head, tail = float(exact[0] + exact[2]), float(exact[0] + exact[1])
     assert asked.inclusion_probability["effects"][[0, 20]].tolist() == pytest.approx([head, tail], abs=0.01)
+
+
+def test_draws_of_other_data_are_told():
+    problem = regression(4, seed=2, num_rows=30)
+    drawn = problem.guide.get_posterior().sample((1000,))
+    draws, others = {"bias": drawn[:, 0], "weights": drawn[:, 1:]}, (problem.x, problem.y + 2 * problem.x[:, 0])
+    with (
+        pyro.settings.context(bmrs_automatic_check=True),
+        pytest.warns(ReductionWarning, match="those of the model given, and the normal of the draws' moments is not"),
+    ):
+        space = search_models(draws, {"weights": ZERO}, model=model, args=others)
+    exact = search_models(exact_guide_of(*others), {"weights": ZERO})
+    found, true = (s.inclusion_probability["weights"] for s in (space, exact))
+    torch.testing.assert_close(found, true, atol=0.02, rtol=0)
 
 
 def test_a_model_of_priors_alone_is_not_asked():
