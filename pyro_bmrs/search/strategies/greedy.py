@@ -26,6 +26,10 @@ from pyro_bmrs.errors import ReductionError
 
 # Less of a gain, in nats, may be rounding.
 TOLERANCE = 1e-8
+# How many kicks in turn may lead to nothing, of how many groups, out of how many that are least decided.
+_MOST_KICKS, _FLIPPED, _UNDECIDED = 40, 5, 20
+# Of so many groups and more each kick takes longer, and there are fewer, and beyond the second none.
+_FEWER_KICKS, _NO_KICKS = 100, 400
 # Numbers in the blocks of pairs of groups that are looked at together.
 _BATCH = 2**22
 
@@ -226,5 +230,23 @@ def starts(observed: Observed) -> Sequence[Tensor]:
 
 
 def climb_from_several(observed: Observed, advance: Callable[[Sweep], object] = lambda sweep: None) -> Sweep:
-    """The best of the optima that :func:`climb` reaches from each of the :func:`starts`."""
-    return max((climb(observed, start, advance) for start in starts(observed)), key=lambda sweep: float(sweep.score))
+    """
+    The best of the optima that :func:`climb` reaches from each of the :func:`starts`, and from around the best of them.
+
+    Where covariates share few causes, many models are optima. From the best of them some of the least decided groups
+    are flipped, at random, and the climb begins again, until so many such kicks have led to nothing better (H. R.
+    Lourenço, O. C. Martin and T. Stützle (2003), *Iterated local search*, https://doi.org/10.1007/0-306-48056-5_11).
+    """
+    best = max((climb(observed, start, advance) for start in starts(observed)), key=lambda sweep: float(sweep.score))
+    count = len(observed.constants)
+    num_kicks = _MOST_KICKS * _FEWER_KICKS // max(count, _FEWER_KICKS) if _FLIPPED < count <= _NO_KICKS else 0
+    generator, idle = torch.Generator().manual_seed(0), 0
+    while idle < num_kicks:
+        undecided = best.changes().topk(min(_UNDECIDED, count)).indices
+        kicked = undecided[torch.randperm(len(undecided), generator=generator)[:_FLIPPED].to(undecided.device)]
+        start = best.reduced.clone()
+        start[kicked] ^= True
+        found = climb(observed, start, advance)
+        idle = 0 if found.score > best.score + TOLERANCE else idle + 1
+        best = max((best, found), key=lambda sweep: float(sweep.score))
+    return best
