@@ -333,5 +333,14 @@ def _in_chains(dataset: Any, values: np.ndarray) -> np.ndarray:
 def _labels(array: Any, leading: tuple[str, ...]) -> SiteLabels:
     dims = tuple(str(dim) for dim in array.dims if dim not in leading)
     sizes = dict(zip(map(str, array.dims), array.shape))
-    places = (array.coords[dim].values.tolist() if dim in array.coords else range(sizes[dim]) for dim in dims)
+    places = (_places(array.coords[dim].values) if dim in array.coords else range(sizes[dim]) for dim in dims)
     return SiteLabels(dims, tuple(map(tuple, places)))
+
+
+def _places(values: np.ndarray) -> list[Any]:
+    """What the places along a dimension are called; of two that are called alike, the later one has its number, too."""
+    names = [name.decode(errors="replace") if isinstance(name, bytes) else name for name in values.tolist()]
+    if len({str(name) for name in names}) == len(names):
+        return names
+    first = {str(name): place for place, name in reversed(list(enumerate(names)))}
+    return [name if first[str(name)] == place else f"{name} ({place})" for place, name in enumerate(names)]

@@ -201,6 +201,7 @@ def plot_model_space(
     top = space.top(num_models)
     left.bar(range(1, len(top.probability) + 1), top.probability.tolist(), color="tab:gray")
     left.set_xlabel("model, the most probable first")
+    left.set_ylim(bottom=0.0)
     left.set_ylabel("posterior probability")
     left.xaxis.get_major_locator().set_params(integer=True)
     reduced = _flat({site: space.reduced[site] for site in inclusion})

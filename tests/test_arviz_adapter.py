@@ -100,6 +100,16 @@ def test_draws_are_the_same_in_all_forms_of_arviz(form: str) -> None:
     assert read["weights"].labels == SiteLabels(("feature",), (("age", "bmi", "dose", "sex"),))
 
 
+def test_places_have_names_that_tell_them_apart() -> None:
+    def coords(names):
+        draws = (("chain", "draw", "f"), np.zeros((2, 5, len(names))))
+        return posterior_draws(xarray.Dataset({"b": draws}, coords={"f": names}))["b"].labels.coords
+
+    assert coords(np.array([b"age", b"dose"])) == (("age", "dose"),)  # as a file of NetCDF may have them
+    assert coords(["age", "dose", "age", "age"]) == (("age", "dose", "age (2)", "age (3)"),)
+    assert coords([1, 2]) == ((1, 2),)
+
+
 def test_a_part_of_the_draws_of_several_chains_is_taken_for_one() -> None:
     part = arviz.extract(DATA).isel(sample=[5, 0, 3])
     assert (posterior_draws(part)["weights"].values == WEIGHTS.reshape(6, 4)[[5, 0, 3]]).all()

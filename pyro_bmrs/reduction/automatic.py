@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
+from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.integration.fits import fit_of
 from pyro_bmrs.integration.log_joint import LogJoint
 from pyro_bmrs.integration.stated_model import StatedModel
@@ -101,6 +102,8 @@ def where_cheap(
         try:
             why_not = _objection(fitted, stated, limits)
             return (check(), None) if why_not is None else (None, why_not)
+        except ReductionError as error:
+            return None, str(error)
         except Exception as error:
             return None, f"that could not be done ({type(error).__name__}: {error})"
 
@@ -121,7 +124,7 @@ def _objection(
     if torch._C._get_tracing_state() is not None or torch.compiler.is_compiling():
         return "it is being traced"
     if isinstance(fitted.model, StatedModel) and fitted.model.log_density is None:
-        return "of which no more than priors is known"
+        return "no more than priors is known of it"
     nodes = fitted.trace.nodes
     sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
     if any(map(subsampled_plates, sites.values())):

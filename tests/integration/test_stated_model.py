@@ -52,7 +52,7 @@ def test_the_prior_is_all_that_draws_need(data, prior):
     exact = log_evidence(0.5) - log_evidence(1.0)
     assert reduction.method == "importance"
     assert reduction.delta_evidence.item() == pytest.approx(exact, abs=4 * reduction.standard_error.item())
-    assert "not checked against the model: of which no more than priors is known" in repr(reduction)
+    assert "not checked against the model: no more than priors is known of it" in repr(reduction)
 
 
 def test_all_elements_of_a_site_take_a_scalar_prior():

@@ -40,11 +40,17 @@ def normal_of_draws(drawn: FittedDraws, sites: Collection[str]) -> FittedGuide:
             f"the draws have discrete sites, {discrete}, whose models no normal stands for; use reduce_model, which "
             "takes the draws as they are"
         )
+    first = next(iter(drawn.values.values()))
+    count = sum(values[0].numel() for values in drawn.values.values())
+    if len(first) <= count:
+        raise ReductionError(
+            f"{len(first)} draws are too few for the covariance of {count:,} coordinates; take more, or leave some "
+            "variables out. Are they by chain? Make ArviZ data of them: arviz.from_dict(posterior=...)"
+        )
     size = min(drawn.relative_efficiency.values(), default=1.0) * len(next(iter(drawn.values.values())))
     for name in sorted(set(sites) & drawn.sites):
         coordinates = biject_to(nodes[name]["fn"].support).inv(drawn.values[name])
         _warn_where_far(name, coordinates.reshape(len(coordinates), -1).double(), size)
-    first = next(iter(drawn.values.values()))
     draws = DrawsGuide(drawn.model, drawn.values, first.new_zeros(len(first)), (drawn.args, drawn.kwargs))
     guide = guide_at_moments(AutoMultivariateNormal(drawn.model), drawn.model, draws, drawn.args, drawn.kwargs)
     fitted = FittedGuide(guide, drawn.model, drawn.args, drawn.kwargs)

@@ -53,11 +53,18 @@ class Agreement(NamedTuple):
         """Whether they are so near that another normal need not be asked for."""
         return self._is_within(_SMALL_DISTANCE)
 
+    @property
+    def is_off(self) -> bool:
+        """Whether the draws say that inclusion probabilities are off, and not merely too little."""
+        return not self.is_known or self.distance > _LARGEST_DISTANCE
+
     def _is_within(self, distance: float) -> bool:
         return self.is_known and self.distance <= distance * min(1.0, self.share / _LARGE_SHARE)
 
     def words(self) -> str:
         """In a sentence, if it is not close."""
+        if not self.is_off:
+            return f"no more than {self.share:.0%} of the draws of reduced posteriors count for their integrals"
         if not self.is_known:
             return "too few draws of the reduced posteriors count, so that the model cannot be asked cheaply"
         return f"integrals of some models move inclusion probabilities by up to {self.distance:.2g}"

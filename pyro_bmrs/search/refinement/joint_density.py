@@ -107,5 +107,11 @@ def normal_of_integral(
         for name, place in joint.places.items()
     ]
     factor = JointNormalFactor("", dist.MultivariateNormal(loc, scale_tril=scale_tril), tuple(blocks))
-    space = read_normal_space([factor], priors, reduced_priors, groups)
+    try:
+        space = read_normal_space([factor], priors, reduced_priors, groups)
+    except ReductionError as error:
+        raise ReductionError(
+            f"of the normal that the model's integral has, priors and reduced priors must be normals, the latter "
+            f"narrower, or points: {error}"
+        ) from error
     return IntegralNormal(space, full.integral.num_evaluations, mean_shift(fitted, full))

@@ -24,7 +24,7 @@ from torch import Tensor
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.integration.fits import Shift, fit_of
 from pyro_bmrs.integration.log_joint import LogJoint
-from pyro_bmrs.integration.stated_model import check_density
+from pyro_bmrs.integration.stated_model import StatedModel, check_density
 from pyro_bmrs.reduction.automatic import CHECK, Limits, where_cheap
 from pyro_bmrs.search.averaging.model_average import AveragedPosterior, NormalPosterior
 from pyro_bmrs.search.groups import Candidates, Groups
@@ -75,7 +75,7 @@ class Refined(NamedTuple):
                 ReductionWarning,
                 stacklevel=stacklevel,
             )
-        if not self.agreement.is_close:
+        if self.agreement.is_off:
             warnings.warn(
                 f"Inclusion probabilities are not to be trusted: {self.agreement.words()}. Hold the best models "
                 "against the model, with check(), or fit them by themselves.",
@@ -132,6 +132,8 @@ class Refinement:
         """
         if not pyro.settings.get("bmrs_automatic_check"):
             return None, None
+        if isinstance(self._fitted.model, StatedModel) and self._fitted.model.log_density is None:
+            return None, "no more than priors is known of the model"
         # A model of priors alone beside draws from elsewhere: its density is not that of the posterior.
         nodes: Any = self._fitted.trace.nodes
         if not any(site["type"] == "sample" and site["is_observed"] for site in nodes.values()):

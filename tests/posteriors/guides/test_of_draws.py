@@ -63,3 +63,9 @@ def test_discrete_draws_are_refused():
     given = {"label": torch.ones(100), "scale": torch.randn(100, 1)}
     with pytest.raises(ReductionError, match=r"discrete sites, \['label'\], whose models no normal stands for"):
         search_models(given, {"scale": dist.Normal(0.0, 0.1)}, model=label_model)
+
+
+def test_draws_too_few_for_their_coordinates_are_refused():
+    by_chain = {"scale": torch.randn(4, 250, 3)}
+    with pytest.raises(ReductionError, match="4 draws are too few for the covariance of 750 coordinates.*by chain"):
+        search_models(by_chain, dist.Normal(0.0, 0.1), prior={"scale": dist.Normal(0.0, 1.0)})

@@ -82,4 +82,7 @@ def test_words():
     assert not far.is_close and near.is_close and not blind.is_close and not Agreement(0.03, 0.2).is_close
     assert Agreement(0.03, 0.9).is_close and not Agreement(0.03, 0.9).is_beyond_doubt
     assert far.words() == "integrals of some models move inclusion probabilities by up to 0.2"
+    unsure = Agreement(0.02, 0.1)
+    assert not unsure.is_close and not unsure.is_off and far.is_off and blind.is_off
+    assert unsure.words() == "no more than 10% of the draws of reduced posteriors count for their integrals"
     assert "too few draws of the reduced posteriors count" in blind.words()
