@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.compaction.architecture import describe
 from pyro_bmrs.pruning.compaction.cost import compare_costs, cost
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel
 from pyro_bmrs.pruning.compaction.modules.plain import make_plain
+from pyro_bmrs.pruning.compaction.modules.recurrence import fuse
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scale_network, scales_of, unwrap
 from pyro_bmrs.pruning.compaction.report import KEPT, MASKED, REMOVED, CompactionReport
-from pyro_bmrs.pruning.compaction.saved import describe
 from pyro_bmrs.pruning.compaction.surgery.blocks import remove_blocks
 from pyro_bmrs.pruning.compaction.surgery.folding import fold
 from pyro_bmrs.pruning.compaction.surgery.heads import HeadPlace, remove_heads
@@ -61,6 +62,10 @@ def compact(
 
     Weights that are computed, as by norms of weights or by a convolution's own forward, are in the result as they come
     out in evaluation, and what computed them is not.
+
+    A recurrent layer whose layers and directions keep different numbers of hidden units is replaced by one that passes
+    for torch's, with a tuple of final states in the place of one tensor. A first state has to be of the new width.
+    Recurrent layers are followed step by step: a few steps in the example inputs do.
 
     An ``nn.MultiheadAttention`` is replaced by an :class:`~pyro_bmrs.pruning.Attention`, which can have fewer heads; an
     attention written as projections loses heads if it holds their number, and their width, as attributes.
@@ -226,6 +231,7 @@ def _rewrite(
     left.update(reasons)
     present = set(scales_of(net))
     net, multiplied = fold(net, example_inputs, outputs)
+    fuse(net)
     if outputs.difference(net) > 1:
         raise ReductionError(
             "the compact network does not compute what the masked one does; please report this network"
@@ -238,8 +244,9 @@ def _without_noise(
 ) -> nn.Module:
     """A plain copy of the network without any noise, which computes the same as the network does."""
     net = deepcopy(original)
-    others = {name: site for name, site in sites.items() if site.kind != "width"}
-    for scale in scale_network(net, {name: torch.ones_like(gates[name]) for name in others}, others).values():
+    # What it calls itself; all other noise is off.
+    own = {name: site for name, site in sites.items() if not site.module}
+    for scale in scale_network(net, {name: torch.ones_like(gates[name]) for name in own}, own).values():
         unwrap(net, scale)
     check_example_inputs(net, example_inputs)
     outputs = Outputs(net, example_inputs)
@@ -249,6 +256,7 @@ def _without_noise(
             "the network's output is random in evaluation mode, or not the same with plain attention in place of "
             "nn.MultiheadAttention: no two networks can be compared"
         )
+    fuse(net)
     return net
 
 

@@ -47,6 +47,7 @@ def cost(net: nn.Module, example_inputs: Any) -> pd.DataFrame:
     with (
         evaluation(net),
         _without_gradients(net),
+        _without_fused_layers(),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
@@ -73,6 +74,17 @@ def cost(net: nn.Module, example_inputs: Any) -> pd.DataFrame:
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["parameters", "macs"], dtype=int)
     table.index.name = "layer"
     return table
+
+
+@contextmanager
+def _without_fused_layers() -> Iterator[None]:
+    """LSTMs by products of matrices, which are counted, and not by a kernel of the processor's, which is not."""
+    kernels: Any = torch.backends.mkldnn
+    enabled, kernels.enabled = kernels.enabled, False
+    try:
+        yield
+    finally:
+        kernels.enabled = enabled
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pyro_bmrs.pruning.criteria.weights import incoming_weights
 from pyro_bmrs.pruning.examples import run
 from pyro_bmrs.pruning.layers import channel_dim
 from pyro_bmrs.pruning.noise.attachment import noise_sites
+from pyro_bmrs.pruning.noise.recognition.recurrences import is_recurrent, num_steps
 
 
 def unit_costs(net: nn.Module, example_inputs: Any = None) -> dict[str, float]:
@@ -49,8 +50,12 @@ def unit_costs(net: nn.Module, example_inputs: Any = None) -> dict[str, float]:
 
     def count(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         value = output[0] if isinstance(output, tuple) else output
+        if is_recurrent(layer):
+            places: float = num_steps(layer, value)
+        else:
+            places = value[0].numel() / value.shape[channel_dim(layer, value)]
         # Once more for each call.
-        positions[layer] = positions.get(layer, 0.0) + value[0].numel() / value.shape[channel_dim(layer, value)]
+        positions[layer] = positions.get(layer, 0.0) + places
 
     layers = {name: net.get_submodule(site.module) for name, site in sites.items()}
     ones = {name: torch.ones_like(site.noise.unit_prior.low) for name, site in sites.items()}

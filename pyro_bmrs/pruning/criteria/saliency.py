@@ -18,7 +18,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores
 from pyro_bmrs.pruning.examples import call, evaluation, one_by_one
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
-from pyro_bmrs.pruning.noise.hooks import AttentionHook, noise_hooks_in
+from pyro_bmrs.pruning.noise.hooks import shares_noise
 from pyro_bmrs.pruning.noise.steps.precision import at_least_single
 from pyro_bmrs.pruning.training.batches import prediction
 
@@ -59,7 +59,7 @@ class Saliency(Criterion):
         """The estimated change in the mean loss; 0 for units that are gone."""
         means = guide.mean_noise()
         # Noise on weights is shared by the examples of a batch.
-        is_shared = any(isinstance(hook, AttentionHook) for hook in noise_hooks_in(net))
+        is_shared = shares_noise(net)
         total, count = {name: torch.zeros_like(mean) for name, mean in means.items()}, 0
         with evaluation(net):
             for x, y in self.batches:

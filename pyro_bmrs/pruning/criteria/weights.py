@@ -16,6 +16,7 @@ from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores
 from pyro_bmrs.pruning.layers import weight_rows
 from pyro_bmrs.pruning.noise.attachment import NoiseSite, noise_sites
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
+from pyro_bmrs.pruning.noise.recognition.recurrences import CELLS, is_recurrent, rows_of_units
 from pyro_bmrs.pruning.noise.steps.precision import at_least_single
 
 
@@ -44,6 +45,8 @@ def incoming_weights(net: nn.Module, site: NoiseSite) -> Tensor:
     :raises ReductionError: where the layer has no weight, or is not known.
     """
     layer: Any = net.get_submodule(site.place if site.kind == "heads" else site.module)
+    if site.kind == "units" and (is_recurrent(layer) or type(layer) in CELLS):
+        return at_least_single(rows_of_units(layer, site.part))
     if site.kind == "block" and not isinstance(getattr(layer, "weight", None), Tensor):
         inner = [module for module in layer.modules() if isinstance(getattr(module, "weight", None), Tensor)]
         layer = inner[-1] if inner else layer

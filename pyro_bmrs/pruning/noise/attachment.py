@@ -26,12 +26,14 @@ from pyro_bmrs.pruning.noise.hooks import (
     AttentionHook,
     ConvolutionHook,
     NoiseHook,
+    RecurrentHook,
     WidthHook,
     noise_hooks_in,
     remove_hooks,
 )
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 from pyro_bmrs.pruning.noise.placement import Placement, find_placements
+from pyro_bmrs.pruning.noise.recognition.recurrences import Part, why_without_noise
 from pyro_bmrs.pruning.streams.streams import NormPlace
 
 Selection: TypeAlias = str | type[nn.Module]
@@ -57,6 +59,7 @@ class NoiseSite:
         ``"block"``, the whole residual branch that ends at ``place``, as one unit; or the ``"width"`` of a stream to
         which many layers add, ``module`` the first of them.
     :param norms: for a width, the norms that lead out of the stream, at all of which the noise acts.
+    :param part: for hidden units of a recurrent layer, of which of its layers they are, in which direction.
     """
 
     name: str
@@ -66,6 +69,7 @@ class NoiseSite:
     when: str
     kind: str
     norms: tuple[NormPlace, ...] = ()
+    part: Part | None = None
 
 
 def attach_noise(
@@ -82,10 +86,11 @@ def attach_noise(
     """
     Puts multiplicative noise on the units of a network, whose code stays as it is.
 
-    Each linear or convolutional layer gets a noise variable for each feature or channel of its output, each attention
-    one for each head, and, where asked for, each residual branch one for the whole of it. The sample site has the name
-    of the layer. The layers that compute the network's output are left alone. A layer that is called more than once, as
-    in two towers that share their weights, has one noise, the same in all its calls.
+    Each linear or convolutional layer gets a noise variable for each feature or channel of its output, each recurrent
+    layer one for each hidden unit, each attention one for each head, and, where asked for, each residual branch one for
+    the whole of it. The sample site has the name of the layer. The layers that compute the network's output are left
+    alone. A layer that is called more than once, as in two towers that share their weights, has one noise, the same in
+    all its calls.
 
     The noise on a layer's units acts after the activation that follows (or else after the batch norm): on the output of
     the activation's module; on that of the pooling behind it, or on the weight of the convolution that comes next,
@@ -103,6 +108,12 @@ def attach_noise(
     these norms puts out, and the mean and the variance of the norm are of the channels that are kept: over fewer it is
     another function, so that the network has to be trained with it. Streams that something reads past the norms have
     no noise. They are followed through one call of the network.
+
+    Of ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` each layer has a noise in each direction, named after the ends of torch's
+    parameters, as ``"lstm.l1_reverse"``, or after the module where there is only one. It multiplies hidden units as all
+    others see them: what is put out, the final states, and what the next layer and the gates of the next step read, by
+    one draw for all steps and all examples (Y. Gal and Z. Ghahramani (2016), https://arxiv.org/abs/1512.05287); not
+    what a unit keeps for itself, such as the cell of an LSTM. What ``nn.LSTMCell`` and ``nn.RNNCell`` return has it too.
 
     Attentions are ``nn.MultiheadAttention``, and modules that hold a number of heads or the width of one, as
     ``num_heads`` or ``head_dim``, and linear layers under the names usual for queries, keys and values, with one more
@@ -150,13 +161,13 @@ def attach_noise(
     layers = dict(net.named_modules())
     hooks: list[NoiseHook] = []
     for placement in chosen:
-        layer, place = layers[placement.module], layers[placement.place]
+        layer, place, part = layers[placement.module], layers[placement.place], placement.part
         is_attention = isinstance(layer, ATTENTION) and placement.kind == "heads"
         noise = MultiplicativeNoise(
             placement.num_units,
             dim=placement.dim,
             unit_size=placement.unit_size,
-            per_example=per_example and not is_attention,
+            per_example=per_example and not is_attention and part is None,
             low=low,
             high=high,
             name=placement.name,
@@ -167,6 +178,9 @@ def attach_noise(
         if placement.norms:
             norms = enumerate(placement.norms)
             hooks += [WidthHook(noise, layer, layers[norm.name], norm, number) for number, norm in norms]
+            continue
+        if part is not None:
+            hooks.append(RecurrentHook(noise, layer, place, placement.when, placement.kind, part))
             continue
         hook = AttentionHook if is_attention else ConvolutionHook if is_convolution else NoiseHook
         hooks.append(hook(noise, layer, place, placement.when, placement.kind))
@@ -237,9 +251,10 @@ def _choose(
         chosen = [placement for placement in found if placement.is_default or placement.kind == "block"]
         if not chosen:
             other = f"; name one of {[placement.name for placement in found]}" if found else ""
+            reasons = "".join(f"; {reason}" for reason in _reasons(net.modules()))
             raise ReductionError(
-                f"the network has nothing to attach noise to, of the kinds {kinds}: no linear or convolutional layer "
-                f"before the last, no attention, no residual branch{other}"
+                f"the network has nothing to attach noise to, of the kinds {kinds}: no linear, convolutional or "
+                f"recurrent layer before the last, no attention, no residual branch{other}{reasons}"
             )
         return chosen
     selections = [modules] if isinstance(modules, (str, type)) else list(modules)
@@ -267,11 +282,18 @@ def _no_match(selection: Selection, found: list[Placement], layers: Mapping[str,
     if isinstance(selection, type):
         return ReductionError(f"no layer that can have noise is, or is in, a {selection.__name__}; there are {names}")
     if selection in layers:
+        why = "; ".join(_reasons(layers[selection].modules()))
         return ReductionError(
-            f"{selection!r} cannot have noise: it is, or holds, no layer but the last, or one of a kind not asked for; "
-            f"there are {names}"
+            f"{selection!r} cannot have noise: "
+            f"{why or 'it is, or holds, no layer but the last, or one of a kind not asked for'}; there are {names}"
         )
     return ReductionError(f"no layer is named, or matches, {selection!r}{_near(selection, names)}; there are {names}")
+
+
+def _reasons(modules: Iterable[nn.Module]) -> list[str]:
+    """Why modules have no noise for what they are, once each."""
+    reasons = dict.fromkeys(map(why_without_noise, modules))
+    return [reason for reason in reasons if reason]
 
 
 def _near(name: str, known: Iterable[str]) -> str:
@@ -301,6 +323,7 @@ def noise_sites(net: nn.Module) -> dict[str, NoiseSite]:
             hook.when,
             hook.kind,
             tuple(other.norm for other in sorted(norms.get(hook.noise, []), key=lambda other: other.position)),
+            hook.part if isinstance(hook, RecurrentHook) else None,
         )
         for hook in hooks
         if not isinstance(hook, WidthHook) or hook.position == 0

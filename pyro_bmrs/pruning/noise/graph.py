@@ -9,11 +9,13 @@ A network whose forward cannot be traced (:mod:`torch.fx`) is read part by part.
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from threading import get_ident
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from pyro_bmrs.pruning.layers import (
@@ -38,7 +40,7 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs) if get_ident() == self.thread else forward(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        is_step = layer_kind(m) is not None or is_activation(m)
+        is_step = layer_kind(m) is not None or isinstance(m, nn.RNNBase) or is_activation(m)
         return m in self.leaves or is_step or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -64,7 +66,7 @@ def graphs(
 
     Its training mode is not kept.
     """
-    if layer_units(module) is not None or isinstance(module, (ATTENTION, *TRANSFORMER_LAYERS)):
+    if layer_units(module) is not None or isinstance(module, (ATTENTION, *TRANSFORMER_LAYERS, nn.RNNBase)):
         return
     graph = _trace(module, ())
     if graph is None and attentions and module not in attentions:
@@ -115,6 +117,21 @@ class Flow:
         """Whether no further layer follows."""
         return not any(node in self.ancestors[other] and self.is_weighted(other) for other in self.graph.nodes)
 
+    def is_read_by_layers(self, node: fx.Node) -> bool:
+        """Whether what a step gives comes to layers before it comes to a norm, or to a sum with something else."""
+        left, seen = list(node.users), set()
+        while left:
+            step = left.pop()
+            module = self.called(step)
+            if step in seen or _is_shape(step) or self.is_weighted(step):
+                continue
+            seen.add(step)
+            own = {source for source in step.all_input_nodes if source is node or node in self.ancestors[source]}
+            if (module is not None and normalised_width(module)) or (is_sum(step) and own != {*step.all_input_nodes}):
+                return False
+            left += step.users
+        return True
+
     def steps(self, node: fx.Node) -> Iterator[fx.Node]:
         """What happens to a value, one after the other, while it goes one way only."""
         while True:
@@ -129,6 +146,12 @@ def called_name(node: fx.Node) -> str:
     """The name of the function or method that a step calls."""
     target: Any = node.target
     return target if node.op == "call_method" else getattr(target, "__name__", "")
+
+
+def is_sum(node: fx.Node) -> bool:
+    """Whether a step adds."""
+    is_method = node.op == "call_method" and called_name(node) in ("add", "add_")
+    return is_method or node.target in (operator.add, operator.iadd, torch.add)
 
 
 def _is_shape(node: fx.Node) -> bool:

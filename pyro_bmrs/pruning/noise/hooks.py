@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
+from pyro_bmrs.pruning.noise.recognition.recurrences import Part, parts_of
 from pyro_bmrs.pruning.streams.norms import forward_of, normalise_kept
 from pyro_bmrs.pruning.streams.streams import NormPlace
 
@@ -26,6 +28,9 @@ class NoiseHook:
     :param when: ``"output"`` or ``"input"``.
     :param kind: ``"units"``, ``"heads"`` or ``"block"``.
     """
+
+    # Whether all examples meet the same noise, as it is on weights.
+    is_shared = False
 
     def __init__(self, noise: MultiplicativeNoise, layer: nn.Module, place: nn.Module, when: str, kind: str) -> None:
         self.noise, self.layer, self.place, self.when, self.kind = noise, layer, place, when, kind
@@ -44,7 +49,10 @@ class NoiseHook:
         """What a forward hook and a forward pre-hook do."""
         # Straight to forward: what Pyro does around the call of a module has no use here, and costs as much as a layer.
         noise = self.noise.forward
-        return (noise(args[0]), *args[1:]) if self.when == "input" else noise(output)
+        if self.when == "input":
+            return (noise(args[0]), *args[1:])
+        # What an LSTMCell keeps for itself comes behind what it puts out.
+        return (noise(output[0]), *output[1:]) if isinstance(output, tuple) else noise(output)
 
 
 class ConvolutionHook(NoiseHook):
@@ -122,6 +130,8 @@ class AttentionHook(NoiseHook):
     hook it does nothing; but where there are hooks, torch's transformers do not go past their attentions.
     """
 
+    is_shared = True
+
     def attach(self) -> None:
         self.place.add_module(f"{self.kind}_noise_on_{self.when}", self.noise)
         self.layer.register_forward_pre_hook(self)
@@ -150,6 +160,92 @@ class _WithNoise:
             del attributes["weight"]
 
 
+class RecurrentHook(NoiseHook):
+    """
+    Noise on the hidden units of one part of a recurrent layer, as all others see them.
+
+    It multiplies what the layer puts out, the final state, what the next layer reads, and what the gates of all units
+    read of the step before. What a unit keeps for itself, the cell of an LSTM and what a GRU leaves of its state, is
+    not multiplied, as that would be done anew in each step; of a unit that is multiplied by 0 nobody sees it. The draw
+    is one for all time steps (Y. Gal and Z. Ghahramani (2016), *A theoretically grounded application of dropout in
+    recurrent neural networks*, https://arxiv.org/abs/1512.05287), and, as it is on weights, for all examples.
+
+    As a hook it does nothing: the layer's ``forward`` does all its parts at once.
+
+    :param part: which part.
+    """
+
+    is_shared = True
+
+    def __init__(
+        self, noise: MultiplicativeNoise, layer: nn.Module, place: nn.Module, when: str, kind: str, part: Part
+    ) -> None:
+        super().__init__(noise, layer, place, when, kind)
+        self.part = part
+
+    def attach(self) -> None:
+        self.place.add_module(f"{self.kind}_noise_on_{self.part.name}", self.noise)
+        self.place.register_forward_pre_hook(self)
+        forward = vars(self.place).setdefault("forward", _RecurrentForward(self.place))
+        forward.noise[self.part] = self.noise
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:
+        """What a forward pre-hook does."""
+
+
+class _RecurrentForward:
+    """The forward of a recurrent layer, with noise on the weights that read its units, and on what it returns."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer: Any = layer
+        self.noise: dict[Part, MultiplicativeNoise] = {}
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def __call__(self, input: Any, hx: Any = None) -> Any:
+        layer = self.layer
+        factors = {part: noise.kept_part(noise.draw(1)) for part, noise in self.noise.items()}
+        weights = {name: getattr(layer, name) for name in layer._flat_weights_names}
+        of_layers = [self._of_layer(number, factors) for number in range(layer.num_layers)]
+        for part in parts_of(layer):
+            read = {"hh": factors.get(part), "ih": of_layers[part.layer - 1] if part.layer else None}
+            for source, factor in read.items():
+                if factor is not None:
+                    name = f"weight_{source}_{part.name}"
+                    weights[name] = _times(weights[name], factor)
+        output, state = type(layer).forward(_with_weights(layer, list(weights.values())), input, hx)
+        if of_layers[-1] is not None:
+            is_packed = isinstance(output, PackedSequence)
+            values = _times(output.data if is_packed else output, of_layers[-1])
+            output = output._replace(data=values) if is_packed else values
+        hidden = state[0] if isinstance(state, tuple) else state
+        ones = hidden.new_ones(layer.hidden_size)
+        by_part = torch.stack([factors.get(part, ones) for part in parts_of(layer)])
+        hidden = _times(hidden, by_part.unsqueeze(1) if hidden.dim() == 3 else by_part)
+        return output, (hidden, *state[1:]) if isinstance(state, tuple) else hidden
+
+    def _of_layer(self, number: int, factors: dict[Part, Tensor]) -> Tensor | None:
+        """The factors of all that a layer puts out, of both directions; None for no noise."""
+        parts = [part for part in parts_of(self.layer) if part.layer == number]
+        present = [factors[part] for part in parts if part in factors]
+        if not present:
+            return None
+        ones = torch.ones_like(present[0])
+        return torch.cat([factors.get(part, ones) for part in parts])
+
+
+def _times(values: Tensor, factors: Tensor) -> Tensor:
+    """A product in the precision of the layers, which may be less than that of noise."""
+    return (values * factors).to(values.dtype)
+
+
+def _with_weights(layer: Any, weights: list[Tensor]) -> Any:
+    """The same recurrent layer with other weights; the layer stays as it is, whatever interrupts."""
+    other = object.__new__(type(layer))
+    # No names by which torch would look up the layer's own again.
+    vars(other).update(vars(layer), _flat_weights=weights, _flat_weights_names=[], _flat_weight_refs=[])
+    return other
+
+
 def noise_hooks_in(net: nn.Module) -> Iterator[NoiseHook]:
     """The noise hooks on a network and its modules."""
     for module in net.modules():
@@ -159,6 +255,11 @@ def noise_hooks_in(net: nn.Module) -> Iterator[NoiseHook]:
                 yield hook
 
 
+def shares_noise(net: nn.Module) -> bool:
+    """Whether there is noise that all examples share, in training too, so that each has to be run by itself."""
+    return any(hook.is_shared for hook in noise_hooks_in(net))
+
+
 def remove_hooks(net: nn.Module) -> None:
     """Takes the noise hooks, and the noise, off a network and its modules."""
     for hook in list(noise_hooks_in(net)):
@@ -166,7 +267,7 @@ def remove_hooks(net: nn.Module) -> None:
             for registry in (module._forward_pre_hooks, module._forward_hooks):
                 for key in [key for key, other in registry.items() if other is hook]:
                     del registry[key]
-            if isinstance(vars(module).get("forward"), NoiseHook | _WithNoise):
+            if isinstance(vars(module).get("forward"), NoiseHook | _WithNoise | _RecurrentForward):
                 del vars(module)["forward"]
         for name in [name for name, child in hook.place.named_children() if child is hook.noise]:
             delattr(hook.place, name)

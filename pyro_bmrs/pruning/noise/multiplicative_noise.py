@@ -245,8 +245,7 @@ class MultiplicativeNoise(PyroModule):
         :param noise: that was drawn.
         """
         dim = self._unit_dim(input)
-        if not self.is_whole:
-            noise = noise * self.kept
+        noise = self.kept_part(noise)
         if self.unit_size > 1:
             noise = noise.repeat_interleave(self.unit_size, dim=-1)
         batch, trailing = noise.shape[:-1], input.dim() - 1 - dim
@@ -256,6 +255,10 @@ class MultiplicativeNoise(PyroModule):
         product = input * noise
         # In the precision of the layers, which may be less than that of noise.
         return product if product.dtype == input.dtype else product.to(input.dtype)
+
+    def kept_part(self, noise: Tensor) -> Tensor:
+        """Noise that was drawn, with 0 for units that are not kept."""
+        return noise if self.is_whole else noise * self.kept
 
     @property
     def is_whole(self) -> bool:

@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from pyro_bmrs.pruning.examples import copy_network
@@ -35,12 +34,12 @@ from pyro_bmrs.pruning.layers import (
     normalised_width,
     unit_dim,
 )
-from pyro_bmrs.pruning.noise.graph import Flow, called_name, graphs, is_flattening
+from pyro_bmrs.pruning.noise.graph import Flow, called_name, graphs, is_flattening, is_sum
 from pyro_bmrs.pruning.noise.recognition.activations import is_activation
 from pyro_bmrs.pruning.noise.recognition.attentions import Heads, attention_of, recognised_heads
+from pyro_bmrs.pruning.noise.recognition.recurrences import CELLS, Part, is_recurrent, parts_of
 from pyro_bmrs.pruning.streams.streams import NormPlace, Stream, find_streams
 
-_SUMS = (operator.add, operator.iadd, torch.add)
 # What moves channels, or combines them one by one, so that those of a convolution can be followed through it.
 _FOLLOWED = (nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.GLU, nn.Unflatten)
 _FOLLOWED_NAMES = frozenset(
@@ -67,6 +66,7 @@ class Placement:
     unit_size: int = 1
     is_default: bool = True
     norms: tuple[NormPlace, ...] = ()
+    part: Part | None = None
 
 
 def find_placements(
@@ -87,7 +87,7 @@ def find_placements(
     recognised = [attention for attention in recognised_heads(modules) if attention.output not in heads]
     flows = [Flow(*part) for part in graphs(net, [modules[attention.attention] for attention in recognised])]
     known = {name for attention in recognised for name in (*attention.projections, attention.output)}
-    units = [*_units(net, modules, flows), *_transformer_units(modules)]
+    units = [*_units(net, modules, flows), *_transformer_units(modules), *_recurrent_units(net, modules, flows)]
     # Of the layers of an attention, only heads can be taken out, and what is of a stream has its noise there.
     known |= {name for stream in streams for name in stream.writers}
     units = [replace(unit, is_default=unit.is_default and unit.module not in known) for unit in units]
@@ -138,7 +138,12 @@ def _units(net: nn.Module, modules: Mapping[str, nn.Module], flows: Sequence[Flo
 
 
 def _is_last_layer(modules: Mapping[str, nn.Module], name: str) -> bool:
-    return [other for other, module in modules.items() if layer_units(module) is not None][-1] == name
+    last = [other for other, module in modules.items() if _has_units(module)][-1]
+    return f"{last}.".startswith(f"{name}.")
+
+
+def _has_units(module: nn.Module) -> bool:
+    return layer_units(module) is not None or isinstance(module, (nn.RNNBase, nn.RNNCellBase))
 
 
 def _place_of_all(flow: Flow, calls: Sequence[fx.Node], layer: nn.Module) -> Placement:
@@ -181,7 +186,7 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
             following = _at_input(own, module, flow.name(step), flattened) if is_next else None
             return (own, at) if following is None else (following, step)
         elif not isinstance(module, PASSIVE) and called not in PASSIVE_NAMES:
-            is_followed = step.target in _SUMS or called in _FOLLOWED_NAMES or isinstance(module, _FOLLOWED)
+            is_followed = is_sum(step) or called in _FOLLOWED_NAMES or isinstance(module, _FOLLOWED)
             return replace(own, is_default=activated or own.place != name or (is_image and is_followed)), at
     # A stage of images that a norm over channels comes to keeps its width, whatever is between them.
     reaches_norm = units in flow.normalised_widths
@@ -274,6 +279,38 @@ def _transformer_blocks(modules: Mapping[str, nn.Module]) -> Iterator[Placement]
                 yield Placement(place, _join(name, layer), place, "output", "block", 1, None, is_default=False)
 
 
+def _recurrent_units(net: nn.Module, modules: Mapping[str, nn.Module], flows: Sequence[Flow]) -> Iterator[Placement]:
+    """The hidden units of recurrent layers and cells, but those that the network puts out."""
+    widths = {normalised_width(module) for module in modules.values()}
+    found: dict[str, Any] = {name: module for name, module in modules.items() if name}
+    for name, module in found.items():
+        if not (is_recurrent(module) or type(module) in CELLS):
+            continue
+        # Compaction may have left a module for each part; what is called is the one around them.
+        around = next((o for o in found if isinstance(found[o], nn.RNNBase) and name.startswith(f"{o}.")), name)
+        whole = found[around]
+        calls = [(flow, node) for flow in flows for node in flow.graph.nodes if flow.called(node) is whole]
+        if not calls and any(flow.module is net for flow in flows):
+            continue
+        is_last = not calls or any(flow.is_last(node) for flow, node in calls)
+        is_last = is_last and (any(flow.module is net for flow, _ in calls) or _is_last_layer(modules, around))
+        own = Placement(name, name, name, "output", "units", module.hidden_size, -1)
+        if type(module) in CELLS:
+            if not is_last:
+                yield own
+            continue
+        # Where a norm, or a sum with others, comes first, the units are likely to have to stay.
+        is_read = all(flow.is_read_by_layers(node) for flow, node in calls)
+        is_read = is_read if calls else not widths & {module.hidden_size, 2 * module.hidden_size}
+        parts = parts_of(module)
+        for part in parts:
+            place = next((p for p in parts_of(whole) if name.startswith(f"{around}.{p.name}.")), part)
+            is_inside = place.layer < whole.num_layers - 1
+            site = f"{name}.{part.name}" if len(parts) > 1 else name.removesuffix(".layer")
+            if is_inside or not is_last:
+                yield replace(own, name=site, part=part, is_default=is_inside or is_read)
+
+
 def _heads(
     modules: Mapping[str, nn.Module], recognised: Sequence[Heads], projections: Mapping[str, int]
 ) -> Iterator[Placement]:
@@ -301,8 +338,8 @@ def _blocks(flows: Sequence[Flow]) -> Iterator[Placement]:
     for flow in flows:
         branches = []
         for node in flow.graph.nodes:
-            is_sum = node.target in _SUMS or (node.op == "call_method" and called_name(node) in ("add", "add_"))
-            end = _branch_end(flow, *node.all_input_nodes) if is_sum and len(node.all_input_nodes) == 2 else None
+            summands = node.all_input_nodes if is_sum(node) else []
+            end = _branch_end(flow, *summands) if len(summands) == 2 else None
             if end is not None:
                 branches.append((_owner(node), flow.name(end)))
         owners = Counter(owner for owner, _ in branches)

@@ -69,6 +69,14 @@ def test_a_view_of_a_parameter_as_what_a_module_is_given() -> None:
     assert [parameter.requires_grad for parameter in net.parameters()] == [True, False, True, True]
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_the_products_of_recurrent_layers(kind: type[nn.Module]) -> None:
+    before = torch.backends.mkldnn.enabled
+    gates = 4 if kind is nn.LSTM else 3
+    table = cost(nn.Sequential(kind(3, 5)), torch.ones(7, 2, 3))
+    assert table.loc["0", "macs"] == 7 * 2 * gates * 5 * (3 + 5) and torch.backends.mkldnn.enabled is before
+
+
 def test_side_by_side() -> None:
     before = cost(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), torch.ones(1, 4))
     after = cost(nn.Sequential(nn.Linear(4, 2), nn.Identity(), nn.Linear(2, 1)), torch.ones(1, 4))

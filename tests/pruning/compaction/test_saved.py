@@ -19,7 +19,6 @@ from pyro_bmrs.pruning import attach_noise, compaction_report, detach_noise, loa
 from pyro_bmrs.pruning.compaction.archive import read_archive, write_archive
 from pyro_bmrs.pruning.compaction.compact import compact_gated
 from pyro_bmrs.pruning.compaction.modules.scaling import scales_of
-from pyro_bmrs.pruning.compaction.saved import rebuild
 from tests.pruning.compaction.gated import random_gates
 from tests.pruning.networks import NETWORKS, make, mlp
 
@@ -169,19 +168,11 @@ class TestBadFiles:
             write_archive(file, {**tensors, "0.weight": weight}, description)
             with pytest.raises(ReductionError):
                 load_compact(file, NETWORKS["mlp-tanh"][0])
+        # Sizes for which there is no memory.
         architecture = [{"children": {"0": {"attributes": {"out_features": 10**12}}}}]
         write_archive(file, tensors, {**description, "report": {**description["report"], "architecture": architecture}})
         with pytest.raises(ReductionError, match="fit|channels"):
             load_compact(file, NETWORKS["mlp-tanh"][0])
-
-    @pytest.mark.parametrize("sizes", [[10**12, 1], [4, 5], [9, -1], [2.5], [], "4", None])
-    def test_groups_that_no_norm_had(self, sizes: Any) -> None:
-        """Which there is no memory for, as one of them."""
-        description = {"uneven_groups": sizes, "eps": 1e-5, "affine": True}
-        with pytest.raises(ReductionError, match="of a GroupNorm with 8 channels"):
-            rebuild(nn.GroupNorm(2, 8), description)
-        with pytest.raises(ReductionError, match="no part of a Linear"):
-            rebuild(nn.Linear(2, 8), description)
 
     @pytest.mark.parametrize("other", ["lenet-5", "grouped"])
     def test_another_network(self, file: Path, other: str) -> None:

@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from pyro import poutine
 from torch import nn
 
-from pyro_bmrs.pruning import AutoTruncatedLogNormal, attach_noise, detach_noise, noise_sites
+from pyro_bmrs.pruning import AutoTruncatedLogNormal, Saliency, attach_noise, detach_noise, noise_sites
+from pyro_bmrs.pruning.noise.hooks import shares_noise
 from tests.pruning.noise.places import (
     LeNet,
     ResNet,
     convolutions,
     places,
 )
+from tests.pruning.recurrent import Loop, Tagger
 
 
 def at(net, values, x):
@@ -88,3 +90,100 @@ def test_the_attentions_weight_is_back_after_an_error():
     with pytest.raises(Exception, match="shape|dimension|size"):
         attention(*[torch.randn(2, 5, 9)] * 3)
     assert isinstance(attention.out_proj.weight, nn.Parameter)
+
+
+def written_out(layer, sequence, noise):
+    """What a layer of one direction puts out, as its definition has it, where others see its units times the noise."""
+    shown = state = cell = torch.zeros(len(noise), dtype=noise.dtype)
+    outputs = []
+    for given in sequence:
+        one = layer.weight_ih_l0 @ given + layer.bias_ih_l0
+        other = layer.weight_hh_l0 @ shown + layer.bias_hh_l0
+        if isinstance(layer, nn.LSTM):
+            i, f, g, o = (one + other).chunk(4)
+            cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+            state = o.sigmoid() * cell.tanh()
+        elif isinstance(layer, nn.GRU):
+            (r, z, n), (own_r, own_z, own_n) = one.chunk(3), other.chunk(3)
+            z, n = (z + own_z).sigmoid(), (n + (r + own_r).sigmoid() * own_n).tanh()
+            state = (1 - z) * n + z * state
+        else:
+            state = (one + other).tanh()
+        shown = noise * state
+        outputs.append(shown)
+    return torch.stack(outputs), shown
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_noise_on_hidden_units_is_what_all_others_see_of_them(kind):
+    layer = kind(3, 4).double()
+    net = attach_noise(nn.ModuleDict({"layer": layer, "head": nn.Linear(4, 2)}))
+    sequence, noise = torch.randn(6, 3).double(), torch.tensor([0.3, 1.0, 0.7, 0.5]).double()
+    weights = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+    for kept in (True, False):
+        noise_sites(net)["layer"].noise.kept[1] = kept
+        expected, last = written_out(layer, sequence, noise * noise_sites(net)["layer"].noise.kept)
+        with poutine.condition(data={"layer": noise}):
+            outputs, state = layer(sequence)
+        torch.testing.assert_close(outputs, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(state[0][0] if kind is nn.LSTM else state[0], last, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(weight, weights[name]) for name, weight in net.named_parameters())
+
+
+def test_layers_and_directions_read_the_units_below_times_their_noise():
+    whole = nn.GRU(3, 4, num_layers=2, bidirectional=True, batch_first=True).double()
+    halves = [nn.GRU(size, 4, bidirectional=True, batch_first=True).double() for size in (3, 8)]
+    for number, half in enumerate(halves):
+        for name, weight in half.named_parameters():
+            weight.data.copy_(whole.get_parameter(name.replace("l0", f"l{number}")))
+    nets = [
+        attach_noise(nn.ModuleDict({"a": whole, "head": nn.Linear(8, 2)})),
+        *(attach_noise(nn.ModuleDict({"a": half, "head": nn.Linear(8, 2)})) for half in halves),
+    ]
+    values = {name: torch.rand(4).double() for name in noise_sites(nets[0])}
+    assert list(values) == ["a.l0", "a.l0_reverse", "a.l1", "a.l1_reverse"]
+    x = torch.randn(2, 5, 3).double()
+    with poutine.condition(data=values):
+        outputs, states = whole(x)
+        between, first = halves[0](x)
+    with poutine.condition(data={name.replace("l1", "l0"): values[name] for name in ("a.l1", "a.l1_reverse")}):
+        expected, second = halves[1](between)
+    torch.testing.assert_close(outputs, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(states, torch.cat([first, second]), rtol=1e-12, atol=1e-12)
+
+
+def test_a_recurrent_layer_as_it_was_after_an_error_and_without_noise():
+    net = attach_noise(Tagger(nn.LSTM, batch_first=True), per_example=True)
+    AutoTruncatedLogNormal(net)
+    state = {name for name in net.state_dict() if "noise" not in name}
+    # One draw for all examples, as the noise is on weights.
+    assert not noise_sites(net)["rnn"].noise.per_example and noise_sites(net)["first"].noise.per_example
+    with pytest.raises(RuntimeError, match="input_size"):
+        net.rnn(torch.randn(2, 5, 7))
+    x = torch.randn(2, 5, 4)
+    assert shares_noise(net)
+    assert not torch.equal(net(x), net(x))
+    detach_noise(net)
+    assert set(net.state_dict()) == state and torch.equal(net(x), net(x)) and not shares_noise(net)
+
+
+def test_a_cell_keeps_its_own_state():
+    net = attach_noise(Loop(nn.LSTMCell).double())
+    layer = nn.LSTM(4, 8).double()
+    for name, weight in net.cell.named_parameters():
+        if "noise" not in name:
+            layer.get_parameter(f"{name}_l0").data.copy_(weight)
+    noise, x = torch.rand(8).double(), torch.randn(1, 5, 4).double()
+    with poutine.condition(data={"cell": noise}):
+        outputs = net(x)
+    expected, _ = written_out(layer, x[0], noise)
+    torch.testing.assert_close(outputs[0], net.last(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_saliency_of_hidden_units_runs_examples_one_by_one():
+    net = attach_noise(Tagger(nn.RNN, batch_first=True), ["rnn"])
+    guide = AutoTruncatedLogNormal(net)
+    x, y = torch.randn(3, 5, 4), torch.randint(5, (3, 3))
+    scores = [Saliency([(x, y)], "fisher").scores(net, guide)["rnn"]]
+    scores += [sum(Saliency([(x[i : i + 1], y[i : i + 1])], "fisher").scores(net, guide)["rnn"] for i in range(3)) / 3]
+    torch.testing.assert_close(*scores)

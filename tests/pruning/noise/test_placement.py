@@ -17,6 +17,7 @@ from tests.pruning.noise.places import (
     mlp,
     places,
 )
+from tests.pruning.recurrent import Loop, Residual, Tagger
 
 
 def test_places_after_the_activations_modules_and_batch_norms():
@@ -114,3 +115,44 @@ def test_a_gate_and_what_it_is_for_are_one_unit(way):
 def test_other_halves_are_no_gates(way):
     net = attach_noise(nn.Sequential(Halves(way), nn.Linear(3, 2)), "0.up")
     assert noise_sites(net)["0.up"].noise.num_units == 8
+
+
+class Packs(nn.Module):
+    """Cannot be traced: it asks for lengths."""
+
+    def __init__(self, norm=8):
+        super().__init__()
+        self.rnn, self.norm, self.last = nn.GRU(4, 8, num_layers=2), nn.LayerNorm(norm), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.norm(self.rnn(x[: int(x.sum())])[0]))
+
+
+def test_hidden_units_by_layer_and_direction():
+    net = Tagger(nn.LSTM, num_layers=2, bidirectional=True)
+    parts = ["rnn.l0", "rnn.l0_reverse", "rnn.l1", "rnn.l1_reverse"]
+    assert places(net) == {"first": ("first", "output", 6, 1)} | dict.fromkeys(parts, ("rnn", "output", 8, 1))
+    assert [f"rnn.{site.part.name}" for site in noise_sites(net).values() if site.part] == parts
+
+
+@pytest.mark.parametrize(
+    ("net", "names", "found"),
+    [
+        (Tagger(), None, ["first", "rnn"]),
+        (Loop(nn.RNNCell), None, ["cell"]),
+        # What is tied to a residual stream, and what a norm needs, can be named.
+        (Residual(), None, ["first"]),
+        (Residual(), ["rnn"], ["rnn"]),
+        (
+            nn.ModuleDict({"a": nn.GRU(4, 8, num_layers=2), "b": nn.LSTM(8, 8, num_layers=2)}),
+            None,
+            ["a.l0", "a.l1", "b.l0"],
+        ),
+        (Packs(), None, ["rnn.l0"]),
+        (Packs(5), None, ["rnn.l0", "rnn.l1"]),
+        (Packs(), ["rnn.l1"], ["rnn.l1"]),
+        (Packs(), [nn.GRU], ["rnn.l0", "rnn.l1"]),
+    ],
+)
+def test_where_hidden_units_have_noise(net, names, found):
+    assert list(noise_sites(attach_noise(net, names))) == found

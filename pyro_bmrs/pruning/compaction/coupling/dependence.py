@@ -155,14 +155,39 @@ def _moved(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
 
     The operation does to the marks, as numbers of 0 and 1, what it does to the elements.
     """
-    places = [argument for name, argument in operation.arguments.items() if name in PLACES]
+    given = operation.arguments
+    places = [argument for name, argument in given.items() if name in PLACES]
+    dims = []
     if any(of(leaf).any() for leaf in tree_leaves(places) if torch.is_tensor(leaf)):
-        return _of_anything(operation, of)
-    marks = operation.on(
-        lambda name, tensor: tensor if name in PLACES else of(tensor).float(),
-        **{name: 0 for name in ("value", "fill_value") if not torch.is_tensor(operation.arguments.get(name))},
-    )
+        dims = _dims_of_places(operation)
+        if not dims:
+            return _of_anything(operation, of)
+
+    def moved(name: str, tensor: Tensor) -> Tensor:
+        if name in PLACES:
+            return tensor
+        marks = of(tensor)
+        if dims and name in ("self", "input"):
+            # From wherever along these dimensions it is, it is a constant where all of them are, and the same.
+            differ = tensor.amin(dims, keepdim=True) != tensor.amax(dims, keepdim=True)
+            marks = (marks.any(dims, keepdim=True) | differ).expand(tensor.shape)
+        return marks.float()
+
+    marks = operation.on(moved, **{name: 0 for name in ("value", "fill_value") if not torch.is_tensor(given.get(name))})
     return (marks if torch.is_tensor(marks) else marks[0]) > 0
+
+
+def _dims_of_places(operation: Operation) -> list[int]:
+    """The dimensions along which an operation that takes elements from given places does so, if that is all it does."""
+    given = operation.arguments
+    if operation.name == "_pack_padded_sequence":
+        return [0, 1]
+    if operation.name in ("index_select", "gather"):
+        return [given["dim"]]
+    indices = given["indices"] if operation.name == "index" else []
+    if any(index is not None and index.dtype is torch.bool for index in indices):
+        return []
+    return [dim for dim, index in enumerate(indices) if index is not None]
 
 
 def _looked_up(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
@@ -233,7 +258,7 @@ SHAPED = frozenset(
     "new_ones new_full".split()
 )
 # Arguments that say where elements are, and are none of them.
-PLACES = frozenset("index indices mask repeats".split())
+PLACES = frozenset("index indices lengths mask repeats".split())
 MATRICES = {
     "mm": ("self", "mat2"),
     "bmm": ("self", "mat2"),
@@ -257,7 +282,7 @@ _RULES: dict[str, Rule] = {
         _elementwise: "_to_copy hardswish _prelu_kernel log_sigmoid_forward rrelu_with_noise lift_fresh_copy",
         _moved: "cat stack index_select gather take index index_put _index_put_impl index_copy index_add index_fill "
         "scatter scatter_add slice_scatter select_scatter repeat flip roll tril triu diag_embed constant_pad_nd "
-        "pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im cumsum "
+        "pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im cumsum _pack_padded_sequence "
         + " ".join(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3))
         + " "
         + " ".join(POOLINGS),

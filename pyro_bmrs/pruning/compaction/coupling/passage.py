@@ -228,7 +228,7 @@ _RULES: dict[str, Rule] = {
         _of_source: "copy fill",
         _moved: "cat stack index_select gather take index index_put _index_put_impl index_copy index_add index_fill "
         "scatter scatter_add slice_scatter select_scatter repeat flip roll tril triu diag_embed constant_pad_nd "
-        "pixel_unshuffle channel_shuffle native_channel_shuffle im2col",
+        "pixel_unshuffle channel_shuffle native_channel_shuffle im2col _pack_padded_sequence",
         _pooled: " ".join(POOLINGS),
         _reduced: "sum mean amax amin max min prod var std var_mean std_mean logsumexp norm linalg_vector_norm any all "
         "argmax argmin count_nonzero nansum aminmax median",

@@ -149,9 +149,10 @@ def channel_ties(net: nn.Module, example_inputs: Any) -> ChannelTies:
     sets: _Sets[int] = _Sets()
     for number in range(flow.size):
         sets.tie(number, number)
-    for pairs in [*flow.pairs, *_groups(flow, net), *_shared(flow, net)]:
-        for one, other in pairs.tolist():
-            sets.tie(one, other)
+    pairs = [*flow.pairs, *_groups(flow, net), *_shared(flow, net)]
+    # What happens in each step of a loop ties the same.
+    for one, other in torch.cat(pairs).unique(dim=0).tolist() if pairs else ():
+        sets.tie(one, other)
     for one, other in _divided(flow, sets):
         sets.tie(one, other)
     begins = sorted((begin, *place) for place, (begin, _) in flow.begins.items())

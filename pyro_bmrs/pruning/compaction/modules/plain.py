@@ -16,6 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pyro_bmrs.pruning.compaction.modules.attention import Attention
+from pyro_bmrs.pruning.compaction.modules.recurrence import unroll
 from pyro_bmrs.pruning.compaction.modules.scaling import substitute
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
 
@@ -26,8 +27,8 @@ _SETTINGS = ("stride", "padding", "dilation", "groups")
 def make_plain(net: nn.Module) -> None:
     """
     Puts an :class:`~pyro_bmrs.pruning.Attention` in the place of each ``nn.MultiheadAttention``, what can lose heads in
-    the place of attentions that share a bias of positions, and weights in the place of what computes them, such as
-    weight normalisation; in place.
+    the place of attentions that share a bias of positions, weights in the place of what computes them, such as
+    weight normalisation, and what recurrent layers do step by step in their place; in place.
     """
     for module in list(net.modules()):
         if type(module) is nn.MultiheadAttention:
@@ -38,6 +39,7 @@ def make_plain(net: nn.Module) -> None:
             # Nested tensors are for the fused path only.
             module.use_nested_tensor = False
         fix_weights(module)
+    unroll(net)
 
 
 def has_computed_weights(module: nn.Module) -> bool:

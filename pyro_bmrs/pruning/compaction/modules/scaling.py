@@ -51,7 +51,7 @@ class Scale(nn.Module):
 
 class Scaled(nn.Module):
     """
-    A module whose output, or whose first input, is multiplied by fixed factors.
+    A module whose output, or whose first input, is multiplied by fixed factors; of several outputs the first.
 
     :param module: the module.
     :param scale: the factors.
@@ -70,7 +70,9 @@ class Scaled(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.when == "input":
             return self.module(self.scale(args[0]), *args[1:], **kwargs)
-        return self.scale(self.module(*args, **kwargs))
+        output = self.module(*args, **kwargs)
+        # What an LSTMCell keeps for itself comes behind what it puts out.
+        return (self.scale(output[0]), *output[1:]) if isinstance(output, tuple) else self.scale(output)
 
     def extra_repr(self) -> str:
         return f"when={self.when!r}"
@@ -88,7 +90,7 @@ def scale_network(net: nn.Module, gates: Mapping[str, Tensor], sites: Mapping[st
     """
     Puts multiplications by the gates where the noise acts, in place.
 
-    :param net: a network without noise hooks.
+    :param net: a network without noise hooks, whose recurrent layers are written out.
     :param gates: for each site the factors of its units, shape ``(num_units,)``.
     :param sites: for each site where it acts.
     :return: for each site the multiplication.
@@ -99,6 +101,10 @@ def scale_network(net: nn.Module, gates: Mapping[str, Tensor], sites: Mapping[st
     for name, site in sites.items():
         place = places[name]
         scale = Scale(gates[name].detach().repeat_interleave(site.noise.unit_size), site.noise.dim)
+        if site.part is not None:
+            layer: Any = place.get_submodule(f"{site.part.name}.layer")
+            layer.seen = scales[name] = scale
+            continue
         current = outermost.get(place, place)
         # Noise that the network calls itself is all that its module does.
         new = scale if isinstance(place, MultiplicativeNoise) else Scaled(current, scale, site.when)

@@ -34,6 +34,7 @@ _ELEMENTWISE = {
 _MOVES = {
     *("__get__", "flatten", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "unflatten", "chunk", "split"),
     *("unbind", "__getitem__", "expand", "movedim", "swapaxes", "select", "narrow", "pixel_shuffle", "repeat", "flip"),
+    *("index_select", "_pack_padded_sequence"),
 }
 _POOLINGS = {f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg") for n in (1, 2, 3)}
 _PRODUCTS = {"mul", "multiply", "div", "divide", "true_divide"}
@@ -74,7 +75,7 @@ class FunctionCall:
 
 def function_name(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> str:
     """The name of one of torch's functions in the tables here."""
-    name = (resolve_name(function) or str(function)).rpartition(".")[2]
+    name = (resolve_name(function) or getattr(function, "__name__", str(function))).rpartition(".")[2]
     name = name if name.endswith("__") else name.rstrip("_")
     return f"{name} with rounding" if kwargs.get("rounding_mode") else name
 
@@ -190,6 +191,12 @@ def _moved(call: FunctionCall, indices_of: Callable[[Any], Tensor | None]) -> An
     return call.function(only_indices(call, indices_of)[...], *call.args[1:], **call.kwargs)
 
 
+def _padded(call: FunctionCall, indices_of: Callable[[Any], Tensor | None]) -> Any:
+    # Of the zeros that are filled in, any multiple is 0.
+    indices = same_along(only_indices(call, indices_of), [0])
+    return indices.expand(call.result[0].shape), None
+
+
 def _pooled(call: FunctionCall, indices_of: Callable[[Any], Tensor | None]) -> Any:
     indices = only_indices(call, indices_of)
     require(indices.dim() == 2 + int(call.name[-2]))
@@ -210,6 +217,7 @@ _HANDLERS: dict[str, Callable[[FunctionCall, Callable[[Any], Tensor | None]], An
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     "view": _viewed,
     **dict.fromkeys(_MOVES, _moved),
+    "_pad_packed_sequence": _padded,
     **dict.fromkeys(_POOLINGS, _pooled),
     **dict.fromkeys(("mean", "sum", "amax"), _reduced),
 }

@@ -126,8 +126,15 @@ class _Flow(TorchFunctionMode):
             return "it is called in training alone"
         if self._has_own_weights(scale):
             return None
-        shared = any(self._uses[id(weight)] > 1 for weight, _, _ in self._columns[scale])
-        return self._obstacles.get(scale) or ("the weights that come next are used twice" if shared else None)
+        columns = self._columns[scale]
+        # Weights that are used more than once may be given the same products each time, as in each step of a loop.
+        times, first = (
+            Counter(id(weight) for weight, _, _ in columns),
+            {id(w): indices for w, _, indices in reversed(columns)},
+        )
+        shared = any(self._uses[weight] > count for weight, count in times.items())
+        shared = shared or any(not torch.equal(indices, first[id(weight)]) for weight, _, indices in columns)
+        return self._obstacles.get(scale) or ("the weights that come next are used for more" if shared else None)
 
     @torch.no_grad()
     def fold(self, scale: Scale) -> None:
@@ -137,7 +144,7 @@ class _Flow(TorchFunctionMode):
                 parameter.mul_(arrange(scale.factor))
         else:
             factors = torch.cat([scale.factor, scale.factor.new_ones(1)])
-            for weight, arrange, indices in self._columns[scale]:
+            for weight, arrange, indices in {id(column[0]): column for column in self._columns[scale]}.values():
                 weight.mul_(arrange(factors[indices]))
         unwrap(self._net, scale)
 
@@ -215,7 +222,8 @@ class _Flow(TorchFunctionMode):
             return
         after = indices_after(done, indices_of)
         for tensor, indices in zip(tree_leaves(done.result), tree_leaves(after)):
-            self._follow(tensor, scale, indices)
+            if indices is not None and tensor.is_floating_point():
+                self._follow(tensor, scale, indices)
 
     def _trace_back(self, done: FunctionCall) -> None:
         """Notes uses of tensors, and the layer that a function's result is of."""

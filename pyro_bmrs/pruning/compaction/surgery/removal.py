@@ -20,6 +20,7 @@ from pyro_bmrs.pruning.compaction.coupling.ties import Channel, ChannelTies, Tie
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scales_of
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
 from pyro_bmrs.pruning.compaction.surgery.divisions import divided_by, resize_divisions
+from pyro_bmrs.pruning.compaction.surgery.evenness import UNEVEN, equally_many
 from pyro_bmrs.pruning.examples import Outputs
 from pyro_bmrs.pruning.layers import absorb, can_absorb, num_channels, take_out
 
@@ -92,14 +93,26 @@ def _most_removed(
     # Some modules hold the sizes of the parts that they divide channels into: tried where the channels alone do not do.
     divided = {channel for _, parts in ties.divisions for part in parts for channel in part}
     again = [place for place in failed if divided.intersection(_channels([bundles[place]]))]
+    resized: list[Sequence[TiedChannels]] = []
     if again:
         smaller, failed_again = most_that_work([bundles[place] for place in again], partial(removed, gone), outputs)
+        resized = [bundles[place] for number, place in enumerate(again) if number not in failed_again]
         failed = {
             place: f"{reason}{divided_by(ties.divisions, bundles[place])}"
             for place, reason in failed.items()
             if place not in again or again.index(place) in failed_again
         }
-    return smaller, {tie: reason for place, reason in failed.items() for tie in bundles[place]}
+    left = {tie: reason for place, reason in failed.items() for tie in bundles[place]}
+    # Some networks take the final states of recurrent layers as one tensor.
+    even = equally_many(net, left)
+    if even:
+        chosen = [together for together, _ in even]
+        smaller, uneven = most_that_work(chosen, lambda more: removed([*gone, *more], resized), outputs)
+        for place, (together, others) in enumerate(even):
+            if place not in uneven:
+                left = {tie: reason for tie, reason in left.items() if tie not in together}
+                left.update(dict.fromkeys(others, UNEVEN))
+    return smaller, left
 
 
 def _channels(bundles: Iterable[Sequence[TiedChannels]]) -> list[Channel]:

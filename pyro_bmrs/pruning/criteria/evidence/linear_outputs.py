@@ -18,7 +18,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_bmrs.pruning.criteria.evidence.unit_profile import NUM_PLACES, Places
-from pyro_bmrs.pruning.noise.hooks import AttentionHook, noise_hooks_in
+from pyro_bmrs.pruning.noise.hooks import shares_noise
 from pyro_bmrs.pruning.noise.steps.precision import full_precision
 from pyro_bmrs.pruning.training.batches import prediction, run_on_batch
 from pyro_bmrs.pruning.training.models import Likelihood
@@ -100,7 +100,7 @@ def linear_outputs(
     :param at: by site, where to evaluate.
     :return: None for a network of more than 32 outputs, and for one with noise on weights that all examples share.
     """
-    if any(isinstance(hook, AttentionHook) for hook in noise_hooks_in(net)):
+    if shares_noise(net):
         return None
     with torch.enable_grad():
         noise = {name: places.mean.expand(len(y), -1).clone().requires_grad_() for name, places in at.items()}

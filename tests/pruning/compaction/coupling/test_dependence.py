@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from pyro_bmrs.pruning.compaction.coupling.dependence import Dependence
 
@@ -75,6 +76,7 @@ EXACT: dict[str, Function] = {
     "stack": lambda x: torch.stack([x, x.flip(2), torch.ones_like(x)]),
     "index": lambda x: x[:, torch.tensor([3, 1])][..., [0, 1], [2, 2]],
     "index_select, gather": lambda x: x.index_select(1, torch.tensor([1])).gather(3, torch.zeros_like(x[:, :1]).long()),
+    "packed": lambda x: pack_padded_sequence(x[..., 0], torch.tensor([4, 2]), batch_first=True).data,
     "pad": lambda x: F.pad(F.pad(x, (1, 2), value=4.0), (1, 1, 1, 1), mode="reflect"),
     "circular pad": lambda x: F.pad(x, (2, 1, 0, 3), mode="circular"),
     "pixel_shuffle": lambda x: F.pixel_shuffle(x, 2).roll(1, -1),
@@ -146,6 +148,26 @@ def test_marks_what_changes(name: str, values: Tensor, places: Tensor) -> None:
 @pytest.mark.parametrize("name", [*EXACT, *(name for name in CAUTIOUS if "read" not in name and name != "numpy")])
 def test_marks_nothing_of_what_is_not_marked(name: str, values: Tensor) -> None:
     assert not marked({**EXACT, **CAUTIOUS}[name], values, torch.zeros_like(values, dtype=torch.bool)).any()
+
+
+TAKEN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "index_select": lambda x, chosen: x.index_select(1, chosen),
+    "gather": lambda x, chosen: x.gather(1, chosen.reshape(1, -1, 1).expand(2, -1, 3)),
+    "index": lambda x, chosen: x[torch.arange(2), chosen[:2]],
+    "packed": lambda x, chosen: pack_padded_sequence(x, chosen[:2] + 1, batch_first=True, enforce_sorted=False).data,
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_is_taken_from_somewhere(name: str) -> None:
+    """Of the last dimension the second is one constant, and the third differs by place."""
+    values = torch.stack([torch.randn(2, 4), torch.full((2, 4), 0.5), torch.arange(8.0).reshape(2, 4)], -1)
+    with Dependence() as dependence:
+        chosen = torch.tensor([3, 0, 2])
+        dependence.mark(chosen)
+        dependence.mark(values[..., 0])
+        found = dependence.of(TAKEN[name](values, chosen))
+    assert found[..., 0].all() and not found[..., 1].any() and found[..., 2].all()
 
 
 def test_groups_of_a_convolution_are_apart(values: Tensor) -> None:

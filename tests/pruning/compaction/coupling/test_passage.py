@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from pyro_bmrs.pruning.compaction.coupling.flow import ChannelFlow
 from pyro_bmrs.pruning.compaction.coupling.passage import NONE, compressed
@@ -32,6 +33,7 @@ FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
     "unshuffle": lambda images: F.pixel_unshuffle(images, 2),
     "index": lambda images: images[:, torch.tensor([3, 1, 6])],
     "roll": lambda images: images.roll(1, 1),
+    "pack": lambda images: pack_padded_sequence(images.flatten(2).transpose(1, 2), torch.tensor([16, 3]), True).data,
     "repeat": lambda images: images.repeat_interleave(2, 1),
 }
 STOPPED: dict[str, Callable[[Tensor], Tensor]] = {

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pyro_bmrs.pruning.compaction.architecture import describe, rebuild
 from pyro_bmrs.pruning.compaction.modules.gated_norm import GatedNorm
-from pyro_bmrs.pruning.compaction.saved import describe, fit_shapes, rebuild
+from pyro_bmrs.pruning.compaction.saved import fit_shapes
 
 
 def test_a_norm_of_what_is_kept_times_its_factors() -> None:

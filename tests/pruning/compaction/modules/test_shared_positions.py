@@ -16,8 +16,8 @@ from torch import nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning import attach_noise, compact_gated, compaction_report, load_compact, noise_sites, save_compact
+from pyro_bmrs.pruning.compaction.architecture import rebuild
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
-from pyro_bmrs.pruning.compaction.saved import rebuild
 
 TOKENS = {"input_ids": torch.arange(10).reshape(2, 5), "decoder_input_ids": torch.arange(6).reshape(2, 3)}
 

@@ -120,6 +120,21 @@ def test_indices_that_are_the_same_along_dimensions() -> None:
         same_along(indices, [0])
 
 
+def test_sequences_that_are_packed_and_padded() -> None:
+    values, factors, lengths = torch.randn(2, 4, 3), torch.rand(3) + 0.2, torch.tensor([4, 2])
+    indices = torch.arange(3).expand(values.shape)
+    packing = called(lambda x: torch._VF._pack_padded_sequence(x, lengths, True), values)
+    packed = indices_after(packing, lambda argument: indices if argument is values else None)[0]
+    data, sizes = packing.result
+    torch.testing.assert_close(
+        torch._VF._pack_padded_sequence(values * factors, lengths, True)[0], data * factors[packed]
+    )
+    padding = called(lambda x: torch._VF._pad_packed_sequence(x, sizes, True, 0.0, 5), data)
+    padded, _ = indices_after(padding, lambda argument: packed if argument is data else None)
+    expected, _ = torch._VF._pad_packed_sequence(data * factors[packed], sizes, True, 0.0, 5)
+    torch.testing.assert_close(expected, padding.result[0] * factors[padded])
+
+
 def test_questions_and_what_commutes() -> None:
     values = torch.rand(2, 3)
     assert called(lambda x: x.size(), values).is_question and called(lambda x: x.shape, values).is_question

@@ -19,6 +19,31 @@ from pyro_bmrs.pruning.examples import Outputs
 IMAGES = (2, 3, 9, 9)
 
 
+class Loop(nn.Module):
+    """The same weights in each step; in the first of something else, if they are shared."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.first, self.gate, self.back = nn.Linear(3, 3), scale(3), nn.Linear(3, 3)
+        self.shared, self.last = shared, nn.Linear(3, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.back(inputs) if self.shared else self.first(inputs)
+        for _ in range(3):
+            hidden = self.back(self.gate(torch.tanh(hidden)))
+        return self.last(hidden)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_into_weights_that_are_used_in_each_step(shared: bool) -> None:
+    net = Loop(shared)
+    smaller, left = folded(net, 2, 3)
+    assert bool(left) is shared
+    assert all("used for more" in reason for reason in left.values())
+    factor = 1.0 if shared else net.gate.factor
+    torch.testing.assert_close(smaller.back.weight, net.back.weight * factor, rtol=1e-12, atol=0)
+
+
 def scale(num: int, dim: int | None = 1) -> Scale:
     return Scale(torch.rand(num, dtype=torch.float64) + 0.2, dim)
 
@@ -123,8 +148,8 @@ def test_into_all_that_come_next(function: Callable[[nn.Module, Tensor], Tensor]
         (lambda net, x: net.one(x.clamp(max=5.0)), "clamp"),
         (lambda net, x: net.one(x.cumsum(1)), "cumsum"),
         (lambda net, x: net.one(x).relu() + x, "add"),
-        (lambda net, x: net.one(net.one(x)), "twice"),
-        (lambda net, x: net.one(x.flip(1)) + F.linear(x, net.one.weight), "twice"),
+        (lambda net, x: net.one(net.one(x)), "used for more"),
+        (lambda net, x: net.one(x.flip(1)) + F.linear(x, net.one.weight), "used for more"),
         (lambda net, x: x, "returns"),
         (lambda net, x: net.one(x @ net.other.weight), "matmul"),
     ],
