@@ -113,7 +113,8 @@ def attach_noise(
     parameters, as ``"lstm.l1_reverse"``, or after the module where there is only one. It multiplies hidden units as all
     others see them: what is put out, the final states, and what the next layer and the gates of the next step read, by
     one draw for all steps and all examples (Y. Gal and Z. Ghahramani (2016), https://arxiv.org/abs/1512.05287); not
-    what a unit keeps for itself, such as the cell of an LSTM. What ``nn.LSTMCell`` and ``nn.RNNCell`` return has it too.
+    what a unit keeps for itself, such as the cell of an LSTM. What ``nn.LSTMCell`` and ``nn.RNNCell`` return has it
+    too.
 
     Attentions are ``nn.MultiheadAttention``, and modules that hold a number of heads or the width of one, as
     ``num_heads`` or ``head_dim``, and linear layers under the names usual for queries, keys and values, with one more
