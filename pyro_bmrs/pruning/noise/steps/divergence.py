@@ -26,17 +26,21 @@ _LOG_ROOT_2 = 0.5 * math.log(2.0)
 
 
 class Divergence(NamedTuple):
-    """
-    Divergences, and the logs of the integrals of the densities relative to their modes, of shape ``(units,)``.
-
-    The derivatives are in the location and the log of the scale, of shape ``(2, units)``. The mode of the normaliser
-    stands still: where it moves with the location, the slope there is 0.
-    """
+    """Divergences, and what else is known of the densities of the logarithms, of shape ``(units,)``."""
 
     divergence: Any
-    log_normaliser: Any
-    by_divergence: Any
-    by_normaliser: Any
+    log_normaliser: Any  # the log of the integral of the density relative to its mode
+    by_parameters: Any  # how the divergence changes with the location and the log of the scale, of shape (2, units)
+    mean: Any  # of t
+    energy: Any  # the mean of -e(t)
+
+    def by_normaliser(self, law: Law) -> Any:
+        """
+        How the log normaliser changes with the location and the log of the scale, of shape ``(2, units)``.
+
+        The mode stands still: where it moves with the location, the slope there is 0.
+        """
+        return pair(2 * self.mean / cast(law.unit, self.mean), -2 * self.energy, self.mean)
 
 
 def find_divergence(law: Law, parameters: Any, priors: LogUniforms) -> Divergence:
@@ -49,17 +53,17 @@ def find_divergence(law: Law, parameters: Any, priors: LogUniforms) -> Divergenc
     """
     xp = library(parameters)
     start, length, unit = cast(law.ends[0], parameters), cast(law.length, parameters), cast(law.unit, parameters)
-    mode = xp.where(start > 0, start, 0.0)
+    mode = xp.maximum(start, priors.zero)
     # Where the density has fallen far enough: the root of 2 mode t + t² = reach².
-    reach = priors.reach * priors.reach / (mode + xp.hypot(mode, priors.reach))
-    below = mode - start
-    below, above = xp.minimum(below, reach), xp.minimum(length - below, reach)
+    reach = priors.fall / (mode + xp.hypot(mode, priors.reach))
+    inside = mode - start
+    below, above = xp.minimum(inside, reach), xp.minimum(length - inside, reach)
     width, middle = below + above, 0.5 * (above - below)
     # The density, times -e, and times e² at the nodes, in one block, the units in a row: an operation costs as much as
     # its memory is far.
     block = empty((3, len(priors.nodes), len(width)), parameters)
     density, weighted, squared = block
-    t = priors.nodes[:, None] * width
+    t = priors.nodes * width
     t += middle
     height = xp.subtract(-2 * mode, t, out=weighted)
     height *= t
@@ -67,12 +71,12 @@ def find_divergence(law: Law, parameters: Any, priors: LogUniforms) -> Divergenc
     xp.multiply(height, height, out=squared)
     squared *= density
     weighted *= density
-    # The integrals of each, and of each times the node.
-    (mass, node), (height, cross), (square, _) = priors.moments @ block
-    height, node = height / mass, node / mass
+    # The integrals of each, and of each times the node; then means.
+    integrals = priors.moments @ block
+    mass = integrals[0, 0]
+    (_, node), (height, cross), (square, _) = integrals / mass
     log_normaliser = xp.log(mass * width) + (parameters[1] + _LOG_ROOT_2)
+    by_loc = (cross - node * height) * (2 * width / unit)
+    by_parameters = pair(by_loc, -2 * (square - height * height), parameters)
     divergence = priors.log_widths - log_normaliser + height
-    by_loc = (cross / mass - node * height) * width * 2 / unit
-    by_log_scale = -2 * (square / mass - height * height)
-    by_normaliser = pair(2 * (width * node + middle) / unit, -2 * height, parameters)
-    return Divergence(divergence, log_normaliser, pair(by_loc, by_log_scale, parameters), by_normaliser)
+    return Divergence(divergence, log_normaliser, by_parameters, width * node + middle, height)

@@ -73,7 +73,7 @@ def draw(uniform: Any, law: Law, parameters: Any, priors: LogUniforms) -> Draws:
     like = law.unit if is_double else parameters
     values, beyond, places, rises = (empty(uniform.shape, part) for part in (parameters, uniform, like, like))
     draws = Draws(values, beyond, places, rises, inversion.reference)
-    is_lower, least = 1 - cast(law.is_upper, uniform), empty((1,), uniform)
+    is_lower, least = cast(law.is_lower, uniform), empty((1,), uniform)
     least[0] = _LEAST[uniform.dtype.itemsize]
     for row in range(0, num_draws, rows):
         part = draws if num_draws <= rows else _rows(draws, slice(row, row + rows))
@@ -107,7 +107,7 @@ def _inversion(xp: Any, law: Law, priors: LogUniforms) -> _Inversion:
         return _Inversion(False, 0.0, loc, *(special(torch.erf, law.ends) * _LAST))
     low, high = priors.log_ends
     reference = xp.where(is_in_tail, start, 0.0)
-    origin = xp.where(is_in_tail, xp.where(law.is_upper, high, low), loc)
+    origin = xp.where(is_in_tail, xp.where(law.is_lower, low, high), loc)
     return _Inversion(True, reference, origin, *(special(torch.special.erfc, law.ends) * (0.5 * _LAST)))
 
 
@@ -177,14 +177,14 @@ def gradient(draws: Draws, law: Law, weights: Any, parameters: Any) -> Any:
     :param parameters: whose precision it has.
     :return: shape ``(2, units)``.
     """
-    xp, reference, is_one = library(draws.values), draws.reference, len(draws.values) == 1
+    xp, is_one = library(draws.values), len(draws.values) == 1
     # Of the logarithms.
     weights = weights * cast(draws.values, draws.rises)
     risen = weights * draws.rises
     parts = weights, weights * draws.places, risen, risen * draws.beyond
     total, along, both, near = (part[0] if is_one else part.sum(0) for part in parts)
-    from_ends = law.ends - reference
-    flows = xp.exp(-from_ends * (from_ends + 2 * reference)) * pair(near, both - near, law.unit)
-    by_loc = total - flows[0] - flows[1]
-    along, back = along + reference * by_loc, from_ends * flows
-    return pair(by_loc, law.unit * (along - back[0] - back[1]), parameters)
+    before, after = from_ends = law.ends - draws.reference
+    falls = xp.exp(-from_ends * (law.ends + draws.reference))
+    near, far = falls[0] * near, falls[1] * (both - near)
+    by_loc = total - near - far
+    return pair(by_loc, law.unit * (along + draws.reference * by_loc - before * near - after * far), parameters)

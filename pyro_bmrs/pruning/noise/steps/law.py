@@ -40,9 +40,11 @@ class LogUniforms(NamedTuple):
     widths: Any  # how far those are apart, in double precision
     log_widths: Any  # the log of that, in the precision of the parameters
     # A Gauss-Legendre rule that integrates to rounding in that precision.
-    nodes: Any  # on [-1/2, 1/2], symmetric to the last bit
+    nodes: Any  # on [-1/2, 1/2], symmetric to the last bit, below each other
     moments: Any  # the weights of the integral, and of the integral times the node
-    reach: Any  # how far a normal takes to fall, in units of its law
+    fall: Any  # so many e-folds below its mode a density is nothing
+    reach: Any  # how far a normal takes to fall so much, in units of its law
+    zero: Any
 
     @classmethod
     def of(cls, ends: Tensor, dtype: torch.dtype) -> LogUniforms:
@@ -56,11 +58,15 @@ class LogUniforms(NamedTuple):
         num_folds, num_nodes = _SINGLE if torch.finfo(dtype).bits <= 32 else _DOUBLE
         nodes, weights = log_ends.new_tensor(gauss_legendre(num_nodes))
         nodes = 0.5 * (nodes - nodes.flip(0))
-        moments, reach = torch.stack([weights, weights * nodes]), log_ends.new_tensor(math.sqrt(num_folds))
+        moments, fall, zero = (
+            torch.stack([weights, weights * nodes]),
+            log_ends.new_tensor(num_folds),
+            log_ends.new_zeros(()),
+        )
         margin, widths = _MARGIN * (1 + log_ends.abs()), log_ends[1] - log_ends[0]
         inside = log_ends + torch.stack([margin[0], -margin[1]])
-        rounded = (table.to(dtype) for table in (widths.log(), nodes, moments, reach))
-        tables = log_ends, inside, widths, *rounded
+        rounded = widths.log(), nodes.unsqueeze(-1), moments, fall, fall.sqrt(), zero
+        tables = log_ends, inside, widths, *(table.to(dtype) for table in rounded)
         return cls(*(table.numpy() if is_numpys(table.device, dtype) else table for table in tables))
 
     def at(self, units: Tensor) -> LogUniforms:
@@ -77,7 +83,7 @@ class LogUniforms(NamedTuple):
 class Law(NamedTuple):
     """The truncated normals of all units, in double precision; the logarithm is ``loc + unit * z``."""
 
-    is_upper: Any  # whether the nearer end is the upper one
+    is_lower: Any  # whether the nearer end is the lower one
     loc: Any
     unit: Any  # the square root of 2 times the scale, negative where the interval extends downwards from that end
     ends: Any  # where z begins and ends, of shape (2, units)
@@ -100,8 +106,7 @@ def find_law(xp: Any, parameters: Any, priors: LogUniforms) -> Law:
     unit = xp.exp(log_scale)
     unit *= _ROOT_2
     low, high = (priors.log_ends - loc) / unit
-    # Where the middle is below the location, the nearer end is the upper one.
     middle, length, ends = low + high, priors.widths / unit, empty(priors.log_ends.shape, unit)
     xp.maximum(low, -high, out=ends[0])
     xp.add(ends[0], length, out=ends[1])
-    return Law(middle < 0, loc, xp.copysign(unit, middle), ends, length)
+    return Law(middle >= 0, loc, xp.copysign(unit, middle), ends, length)

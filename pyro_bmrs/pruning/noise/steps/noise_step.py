@@ -118,7 +118,7 @@ class _Step(torch.autograd.Function):
         if of_weighted is not None:
             of_divergence = of_weighted * ctx.weights + (0 if of_divergence is None else of_divergence)
         if of_divergence is not None:
-            whole = whole + of_divergence * ctx.divergence.by_divergence
+            whole = whole + of_divergence * ctx.divergence.by_parameters
         if of_normaliser is not None:
-            whole = whole + of_normaliser * ctx.divergence.by_normaliser
+            whole = whole + of_normaliser * ctx.divergence.by_normaliser(ctx.law)
         return None, None, None, None, tensor(whole)

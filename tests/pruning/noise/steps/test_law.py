@@ -21,7 +21,7 @@ def test_intervals_are_seen_from_the_end_that_is_nearer():
     # From the start to the end of each, from the nearer end to the other one.
     places = law.loc + law.unit * law.ends
     is_upper = loc.numpy() > -10.0
-    assert (law.is_upper == is_upper).all()
+    assert (law.is_lower != is_upper).all()
     for place, end in zip(places, np.where(is_upper, [[0.0], [-20.0]], [[-20.0], [0.0]])):
         assert_allclose(place, end, rtol=1e-13, atol=1e-11)
     assert_allclose(law.length, 20.0 / unit, rtol=1e-14)
