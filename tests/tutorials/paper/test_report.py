@@ -435,6 +435,7 @@ def test_a_report_of_one_run(tmp_path, configs):
     assert (tmp_path / "report.md").read_text().endswith("## Missing\n\n- nothing\n")
 
 
+@pytest.mark.filterwarnings("ignore")  # of Lightning and what it calls
 def test_a_sweep_and_its_report(tmp_path, capfd):
     config, results, output = tmp_path / "sweep.yaml", tmp_path / "results", tmp_path / "output"
     (tmp_path / "quick.yaml").write_text((CONFIGS / "quick.yaml").read_text())

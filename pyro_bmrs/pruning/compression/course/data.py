@@ -68,7 +68,7 @@ def read_data(train_data: Any, validation_data: Any = None, *, seed: int = 0) ->
         >>> import torch
         >>> data = read_data((torch.randn(50, 3), torch.randint(2, (50,))))
         >>> data.num_examples, [len(y) for _, y in data.validation]
-        (45, [5])
+        (40, [10])
     """
     source = train_data if isinstance(train_data, DataLoader) else _dataset(train_data, "train_data")
     if validation_data is None:
