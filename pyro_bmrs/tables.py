@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -132,6 +133,29 @@ def element_labels(name: str, shape: torch.Size, labels: SiteLabels | None = Non
     """
     places = itertools.product(*map(range, shape)) if labels is None else labels.places(shape)
     return [f"{name}[{', '.join(map(str, place))}]" if place else name for place in places]
+
+
+def numbers(given: Any, what: str) -> Tensor:
+    """
+    Numbers out of a tensor, an array, a data frame or lists of them, in double precision.
+
+    :param what: they are called.
+    :raises ReductionError: for what is no number, or of no shape.
+
+    Example::
+
+        >>> numbers([[1, 2], [3, 4]], "design")
+        tensor([[1., 2.],
+                [3., 4.]], dtype=torch.float64)
+    """
+    if isinstance(given, Tensor):
+        return given.detach().cpu().double()
+    try:
+        return torch.tensor(np.asarray(given, dtype=float), dtype=torch.double)
+    except (TypeError, ValueError) as error:
+        raise ReductionError(
+            f"{what} has something in it that is no number ({error}); give a table of numbers"
+        ) from error
 
 
 @torch.no_grad()

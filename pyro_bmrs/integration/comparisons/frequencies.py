@@ -24,12 +24,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_bmrs.errors import ReductionError, check_number
 from pyro_bmrs.evidence.quadrature.panels import nodes
+from pyro_bmrs.tables import numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -169,14 +169,17 @@ def group_study(
 
 
 def _read(given: Any) -> tuple[Tensor, tuple[str, ...], tuple[str, ...]]:
-    models, studies = getattr(given, "columns", None), getattr(given, "index", None)
     if isinstance(given, Mapping):
-        models, given = list(given), list(given.values())
-        if len({len(column) for column in given}) > 1:
-            raise ReductionError("log_evidences has models with other numbers of studies; give each all of them")
-        given = np.stack([np.asarray(column, dtype=float) for column in given], -1)
-    values = given.detach().cpu() if isinstance(given, Tensor) else np.asarray(given, dtype=float)
-    table = torch.as_tensor(np.array(values), dtype=torch.double)
+        import pandas as pd
+
+        try:
+            given = pd.DataFrame({model: _column(of_studies) for model, of_studies in given.items()})
+        except ValueError as error:
+            raise ReductionError(
+                f"log_evidences has models with other numbers of studies ({error}); give each all of them"
+            ) from error
+    models, studies = getattr(given, "columns", None), getattr(given, "index", None)
+    table = numbers(given, "log_evidences")
     if table.dim() != 2 or table.shape[0] < 1 or table.shape[1] < 2:
         raise ReductionError(
             f"log_evidences has the shape {tuple(table.shape)}; give a table with a row for each study and a column "
@@ -192,6 +195,17 @@ def _read(given: Any) -> tuple[Tensor, tuple[str, ...], tuple[str, ...]]:
     names = [str(name) for name in (models if models is not None else range(table.shape[1]))]
     rows = [str(name) for name in (studies if studies is not None and not callable(studies) else range(len(table)))]
     return table, tuple(names), tuple(rows)
+
+
+def _column(of_studies: Any) -> Any:
+    """What a model has in each study, with the names of studies, if there are any."""
+    if isinstance(of_studies, Tensor):
+        return of_studies.detach().cpu().numpy()
+    if isinstance(of_studies, Mapping):
+        import pandas as pd
+
+        return pd.Series(of_studies)
+    return of_studies
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import (
@@ -35,6 +34,7 @@ from torch.distributions import (
 
 from pyro_bmrs.errors import ReductionError, check_number
 from pyro_bmrs.evidence.quadrature.panels import nodes
+from pyro_bmrs.tables import numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -329,8 +329,7 @@ def _spreads(between: float | Distribution) -> tuple[Tensor, Tensor]:
 def _design(design: Any, count: int) -> Tensor:
     if design is None:
         return torch.ones(count, 1, dtype=torch.double)
-    values = design.detach().cpu() if isinstance(design, Tensor) else np.asarray(design, dtype=float)
-    matrix = torch.as_tensor(np.array(values), dtype=torch.double)
+    matrix = numbers(design, "design")
     if matrix.dim() != 2 or len(matrix) != count or not matrix.shape[1]:
         raise ReductionError(f"design has the shape {tuple(matrix.shape)}; give a row for each of the {count} studies")
     if not matrix.isfinite().all():

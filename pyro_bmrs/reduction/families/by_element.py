@@ -14,7 +14,7 @@ import torch
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
-from pyro_bmrs.errors import ReductionWarning, name_of_unknown
+from pyro_bmrs.errors import ReductionError, ReductionWarning, name_of_unknown
 from pyro_bmrs.evidence.dispatch import NUM_SAMPLES
 from pyro_bmrs.integration.stated_model import LogDensity, PriorLike, read_stated
 from pyro_bmrs.reduction.families.grid import FamilyLike
@@ -113,7 +113,7 @@ def sensitivity_by_element(
     family: FamilyLike | None = None,
     grid: Any = None,
     *,
-    elements: Sequence[int | str] | None = None,
+    elements: int | str | Sequence[int | str] | None = None,
     against: Distribution | None = None,
     threshold: float = 0.0,
     model: Callable[..., Any] | None = None,
@@ -170,22 +170,36 @@ def sensitivity_by_element(
         if site not in fitted.sites:
             raise name_of_unknown(site, fitted.sites, fitted.noun)
         names = Question(fitted, site, None, num_samples, progress).names
-        chosen: Sequence[int | str] = range(len(names)) if elements is None else elements
+        chosen = _chosen(site, elements, len(names))
+        said: dict[str, list[str]] = {}
         for element in tqdm(chosen, desc="elements", disable=not progress, leave=False):
             question = Question(fitted, site, element, num_samples, False)
             (name,) = question.labels
-            found[name] = question.answer(family, grid, against, threshold, check)
-    _warn(found)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", ReductionWarning)
+                found[name] = question.answer(family, grid, against, threshold, check)
+            own = [str(warning.message) for warning in caught if issubclass(warning.category, ReductionWarning)]
+            said[name] = own + problems(found[name])
+    _warn(said)
     return SensitivityByElement(site, found)
 
 
-def _warn(found: Mapping[str, PriorSensitivity]) -> None:
+def _chosen(site: str, elements: int | str | Sequence[int | str] | None, count: int) -> Sequence[int | str]:
+    if elements is None:
+        return range(count)
+    chosen = [elements] if isinstance(elements, (int, str)) else list(elements)
+    if not chosen:
+        raise ReductionError(f"elements names none of site {site!r}; leave it out for all")
+    return chosen
+
+
+def _warn(said: Mapping[str, Sequence[str]]) -> None:
     """One warning for each kind of problem, with what is said of the first element that has it."""
     kinds: dict[str, list[tuple[str, str]]] = {}
-    for name, sensitivity in found.items():
-        for words in problems(sensitivity):
+    for name, of_element in said.items():
+        for words in of_element:
             kinds.setdefault(words[:12], []).append((name, words))
-    for said in kinds.values():
-        name, words = said[0]
-        of_others = f", and of {len(said) - 1} more of the {len(found)} elements" if len(said) > 1 else ""
+    for alike in kinds.values():
+        name, words = alike[0]
+        of_others = f", and of {len(alike) - 1} more of the {len(said)} elements" if len(alike) > 1 else ""
         warnings.warn(f"Of {name}{of_others}: {words}", ReductionWarning, stacklevel=3)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_COLUMNS = 20  # elements of which a table shows the moments
-_LONGEST_WORDS = 40
 _BARE_MENTION = 1.0  # nats, "not worth more than a bare mention" (Kass and Raftery 1995)
 
 
@@ -286,4 +285,7 @@ def words(against: Distribution) -> str:
         values = point.v.unique()
         return f"the point {float(values):.3g}" if len(values) == 1 else "the point"
     core = peel(against).core
-    return type(core).__name__ if len(str(core)) > _LONGEST_WORDS else str(core)
+    parameters = {name: vars(core)[name].unique() for name in core.arg_constraints if name in vars(core)}
+    if not parameters or any(len(values) > 1 for values in parameters.values()):
+        return type(core).__name__
+    return f"{type(core).__name__}({', '.join(f'{name}: {float(v):.3g}' for name, v in parameters.items())})"

@@ -117,6 +117,16 @@ def test_clear_evidence_in_some_studies_gives_the_published_picture() -> None:
     assert "usual in 86%" in repr(study)
 
 
+def test_studies_are_told_by_their_names() -> None:
+    by_name = {"a": {"s1": 1.0, "s2": -7.0}, "b": pd.Series({"s2": -5.0, "s1": 1.5})}
+    study = group_study(by_name)
+    assert study.studies == ("s1", "s2") and study.fixed_log_evidence.tolist() == [-6.0, -3.5]
+    tensors = group_study({"a": torch.tensor([1.0, -7.0]), "b": torch.tensor([1.5, -5.0])})
+    torch.testing.assert_close(tensors.frequency, study.frequency)
+    with pytest.raises(ReductionError, match="NaN or infinite at 2 of 6 places"):
+        group_study({"a": {"s1": 1.0, "s2": 2.0}, "b": {"s1": 0.0, "s3": 2.0}})
+
+
 def test_no_evidence_gives_no_preference() -> None:
     study = group_study({"a": [1.0, -7.0, 3.0], "b": [1.0, -7.0, 3.0]})
     np.testing.assert_allclose(study.frequency, 0.5)
@@ -137,6 +147,7 @@ def test_many_studies_of_many_models_are_approximated() -> None:
         ([1.0, 2.0], {}, r"shape \(2,\); give a table"),
         ([[1.0, math.nan]], {}, "NaN or infinite at 1 of 2 places, first in study 0, model 1"),
         ({"a": [1.0, 2.0], "b": [1.0]}, {}, "other numbers of studies"),
+        ([["good", 1.0]], {}, "something in it that is no number"),
         ([[1.0, 2.0]], {"prior": 0.0}, "concentration of the prior is a finite number above 0"),
         ([[1.0, 2.0]], {"method": "fast"}, "method must be one of"),
     ],

@@ -111,6 +111,7 @@ def test_where_the_model_agrees_it_is_said(problem):
     ("wrong", "message"),
     [
         ({"site": "slopes"}, "no latent site 'slopes'"),
+        ({"elements": []}, "elements names none of site 'weights'"),
         ({"elements": [7]}, "has 4 elements, so none at 7"),
         ({"elements": ["dose"]}, "no elements of site 'weights' are called 'dose'"),
         ({"check": "often"}, "check must be"),

@@ -87,7 +87,7 @@ def test_the_sentence_says_for_which_priors_the_decision_holds(found):
 
 def test_the_other_prior_is_called_as_it_was_given_for_one_element_too():
     narrow = dist.Normal(0.0, 0.01)
-    for against, called in ((NULL, "the point 0"), (narrow, "Normal(loc: 0.0, scale: 0.01")):
+    for against, called in ((NULL, "the point 0"), (narrow, "Normal(loc: 0, scale: 0.01)")):
         found = prior_sensitivity(fitted(vector_model, loc=0.1), "slopes", against=against, element=1)
         assert f"the data favour {called}" in found.decision or f"the decision for {called}" in found.decision
 
