@@ -205,7 +205,8 @@ def _approximate(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     :warns ReductionWarning: where Newton's decrement says that the mode is elsewhere.
     """
     try:
-        normal = guide.laplace_approximation(*args, **kwargs)
+        with torch.enable_grad():
+            normal = guide.laplace_approximation(*args, **kwargs)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ReductionError(
             "the Laplace approximation does not exist where the guide is: the log density is not curved downwards in "

@@ -154,6 +154,18 @@ def test_a_laplace_approximation_away_from_the_mode_is_named():
         assert any(f"would gain {5 * distance**2 / 2:.2g} nats" in str(one.message) for one in caught) == warns
 
 
+def test_a_laplace_approximation_is_read_where_gradients_are_switched_off():
+    def model(y):
+        pyro.sample("y", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 0.5), obs=y)
+
+    guide = AutoLaplaceApproximation(model)
+    guide(torch.tensor(1.0))
+    with torch.no_grad():
+        guide.loc.fill_(0.8)
+        (factor,) = read_guide(guide, args=(torch.tensor(1.0),)).factors
+    assert factor.distribution.stddev.item() == pytest.approx(0.2**0.5)
+
+
 def test_a_laplace_approximation_at_no_mode_is_refused():
     def model():
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
