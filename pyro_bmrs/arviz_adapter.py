@@ -10,7 +10,7 @@ ArviZ is imported on first use: it brings a plotting library with it, and most r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.tables import SiteLabels
+from pyro_bmrs.tables import SiteLabels, counted
 
 FEWEST_DRAWS = 25  # below this, the tail that Pareto smoothing fits has fewer than five draws
 FEWEST_IN_CHAIN = 4  # for its autocorrelation to be seen at all
@@ -192,6 +192,59 @@ def to_arviz(groups: Mapping[str, Mapping[str, np.ndarray]], labels: Mapping[str
             data.add_groups(beside, **named)  # such as log_prior, which from_dict does not know
         return data
     return arviz.from_dict(nested, **named)
+
+
+def add_elements(
+    data: Any,
+    group: str,
+    values: Mapping[str, np.ndarray],
+    labels: Mapping[str, SiteLabels],
+    attributes: Mapping[str, str | float] | None = None,
+) -> None:
+    """
+    A group with a number for each element of sites, beside the draws, along the same dimensions.
+
+    :param data: what :func:`to_arviz` made.
+    :param group: its name.
+    :param values: for each site an array of its shape, or its batch shape.
+    :param labels: as for :func:`to_arviz`.
+    :param attributes: of the group.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from pyro_bmrs.arviz_adapter import add_elements, to_arviz
+        >>> data = to_arviz({"posterior": {"weights": np.zeros((4, 100, 3))}})
+        >>> add_elements(data, "evidence", {"weights": np.ones(3)}, {}, {"method": "exact"})
+        >>> data["evidence"]["weights"].dims
+        ('weights_dim_0',)
+    """
+    own = {name: labels.get(name) or counted(name, array.shape) for name, array in values.items()}
+    variables = {name: (own[name].dims[: array.ndim], array) for name, array in values.items()}
+    coords = {dim: list(places) for found in own.values() for dim, places in zip(found.dims, found.coords)}
+    used = {dim for dims, _ in variables.values() for dim in dims}
+    add_group(data, group, variables, {dim: places for dim, places in coords.items() if dim in used}, attributes)
+
+
+def add_group(
+    data: Any,
+    group: str,
+    variables: Mapping[str, tuple[Sequence[str], np.ndarray]],
+    coords: Mapping[str, Sequence[Any]],
+    attributes: Mapping[str, str | float] | None = None,
+) -> None:
+    """
+    A group of any variables, each with its dimensions; the other parameters are those of :func:`add_elements`.
+
+    :param coords: what the places along dimensions are called.
+    """
+    import xarray
+
+    dataset = xarray.Dataset(dict(variables), dict(coords), dict(attributes or {}))
+    if hasattr(data, "add_groups"):
+        data.add_groups({group: dataset})
+    else:
+        data[group] = xarray.DataTree(dataset)
 
 
 def compare(data: Mapping[str, Any], method: str) -> Any:

@@ -9,7 +9,14 @@ import pytest
 import xarray
 from scipy.special import logsumexp
 
-from pyro_bmrs.arviz_adapter import has_posterior, posterior_draws, smooth_log_weights, to_arviz
+from pyro_bmrs.arviz_adapter import (
+    add_elements,
+    add_group,
+    has_posterior,
+    posterior_draws,
+    smooth_log_weights,
+    to_arviz,
+)
 from pyro_bmrs.tables import SiteLabels
 
 
@@ -118,6 +125,24 @@ def test_a_part_of_the_draws_of_several_chains_is_taken_for_one() -> None:
 def test_labels_of_another_shape_are_not_written_upon_draws() -> None:
     data = to_arviz({"posterior": {"w": np.zeros((1, 2, 3))}}, {"w": SiteLabels(("feature",), (("age", "bmi"),))})
     assert "feature" not in data.posterior.dims
+
+
+def test_groups_beside_the_draws_go_into_a_file_with_them(tmp_path):
+    labels = {"w": SiteLabels(("feature", "week"), (("age", "bmi"), (1, 2, 3)))}
+    data = to_arviz({"posterior": {"w": np.zeros((1, 2, 2, 3)), "b": np.zeros((1, 2))}}, labels)
+    add_elements(data, "evidence", {"w": np.arange(2.0), "b": np.array(7.0)}, labels, {"method": "exact"})
+    variables = {"reduced": (("model", "group"), np.eye(2, dtype=bool))}
+    add_group(data, "models", variables, {"group": ["age", "bmi"]})
+    data.to_netcdf(tmp_path / "file.nc")
+    back = arviz.from_netcdf(tmp_path / "file.nc")
+    evidence = back["evidence"]
+    assert evidence["w"].dims == ("feature",) and evidence["w"].sel(feature="bmi") == 1.0 and evidence["b"] == 7.0
+    assert "week" not in evidence.coords and evidence.attrs["method"] == "exact"
+    assert back["models"]["reduced"].dtype == bool and back["models"]["reduced"].sel(group="bmi").values.tolist() == [
+        0,
+        1,
+    ]
+    assert set(posterior_draws(back)) == {"w", "b"}
 
 
 @pytest.mark.parametrize("other", [{"posterior": {}}, None, np.zeros(3), to_arviz({"prior": {"x": np.zeros((1, 2))}})])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from pyro_bmrs import arviz_adapter
 from pyro_bmrs.evidence.accuracy import Estimated
 from pyro_bmrs.integration.fits import guide_tail, mean_shift
 from pyro_bmrs.plotting import plot_reduction
+from pyro_bmrs.plotting.figures import height_of
+from pyro_bmrs.plotting.html_report import Part, report, stacked
 from pyro_bmrs.posteriors.draws import Draws
 from pyro_bmrs.posteriors.posterior import Posterior
 from pyro_bmrs.posteriors.reduced_guide import DrawsGuide
@@ -215,6 +218,16 @@ class Reduction(Estimated):
             f"<p><b>Reduction</b> of {sites}: {html.escape(self._headline())}</p>{self.summary().to_html(max_rows=20)}"
         )
 
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """
+        The answer with its figure and its table as a page of HTML that stands by itself: nothing is fetched.
+
+        :param path: the file that the page is written to; none by default.
+        :return: the page.
+        :raises ImportError: without matplotlib.
+        """
+        return report(f"Reduction of {', '.join(self.reduced_sites)}", self._headline(), *parts_of(self), path=path)
+
     def summary(self) -> pd.DataFrame:
         """
         A table of the reduced sites, one row an element: its moments before and after, and what its reduction brings.
@@ -231,7 +244,10 @@ class Reduction(Estimated):
 
     def to_arviz(self, num_samples: int = 1000) -> Any:
         """
-        Draws from the reduced posterior as ArviZ data, with the change in log evidence among its attributes.
+        Draws from the reduced posterior as ArviZ data, with a group ``evidence``.
+
+        That has, in nats, the :attr:`elementwise` changes in log evidence as variables, by the names of the sites, and
+        ``delta_evidence`` of all, its ``method`` and its errors as attributes. It goes into a file with the rest.
 
         They are independent and in one chain. What ArviZ data hold beside the model's sites, such as generated
         quantities, is there under the reduced prior as well. After importance sampling they are drawn with replacement
@@ -275,6 +291,43 @@ def summarise(reduction: Reduction) -> pd.DataFrame:
 
 
 @torch.no_grad()
+def parts_of(reduction: Reduction) -> tuple[Part, ...]:
+    """What stands on the page of :meth:`pyro_bmrs.Reduction.to_html`."""
+    table = reduction.summary()
+    figure, (ax,) = stacked(height_of(len(table)))
+    reduction.plot(ax)
+    facts: dict[str, Any] = {
+        "read off the posterior": float(reduction.delta_evidence),
+        "probability of the reduced model": float(reduction.probability),
+        "how": _OF_THE_GUIDE.get(reduction.method, reduction.method),
+    }
+    named = {
+        "standard error": "standard_error",
+        "Pareto k": "pareto_k",
+        "effective sample size": "effective_sample_size",
+    }
+    values = {name: getattr(reduction, attribute) for name, attribute in named.items()}
+    facts |= {name: float(value) for name, value in values.items() if value is not None}
+    if "check" in table.attrs:
+        facts["check"] = table.attrs["check"]
+    return (
+        Part(
+            "Change in log evidence (nats)",
+            facts,
+            "Of the reduced model, less that of the fitted one: what is positive speaks for the reduced model. The "
+            "probability is at even prior odds.",
+        ),
+        Part("Elements, each reduced alone", figure, "To the right: better without it."),
+        Part(
+            "Elements before and after",
+            table,
+            "Means and standard deviations of the posterior, those called reduced under the reduction of all; the "
+            "change in log evidence and the probability, of reducing the element alone.",
+        ),
+    )
+
+
+@torch.no_grad()
 def to_arviz(reduction: Reduction, num_samples: int) -> Any:
     """The data behind :meth:`pyro_bmrs.Reduction.to_arviz`."""
     guide = reduction.guide
@@ -287,14 +340,16 @@ def to_arviz(reduction: Reduction, num_samples: int) -> Any:
         draws = _run_guide(reduction, num_samples)
     chain = {name: values.unsqueeze(0).cpu().numpy() for name, values in draws.items()}
     data = arviz_adapter.to_arviz({"posterior": chain}, reduction.fitted.labels)
-    data.posterior.attrs["method"] = reduction.method
+    attributes: dict[str, str | float] = {"method": reduction.method}
     for attribute in ("delta_evidence", "standard_error", "pareto_k", "effective_sample_size"):
         value = getattr(reduction, attribute)
         if value is not None:
-            data.posterior.attrs[attribute] = float(value)
+            attributes[attribute] = float(value)
     if reduction.checked is not None:
-        data.posterior.attrs["checked_delta_evidence"] = reduction.checked.delta_evidence
-        data.posterior.attrs["checked_standard_error"] = reduction.checked.standard_error
+        attributes["checked_delta_evidence"] = reduction.checked.delta_evidence
+        attributes["checked_standard_error"] = reduction.checked.standard_error
+    elements = {name: delta.cpu().numpy() for name, delta in reduction.elementwise.items()}
+    arviz_adapter.add_elements(data, "evidence", elements, reduction.fitted.labels, attributes)
     return data
 
 

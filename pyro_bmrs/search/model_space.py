@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,12 +19,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
-from pyro_bmrs.arviz_adapter import to_arviz
 from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.plotting import plot_model_space
 from pyro_bmrs.reduction.check import Check
 from pyro_bmrs.reduction.reduce_model import reduce_posterior
 from pyro_bmrs.reduction.reduction import Reduction
+from pyro_bmrs.search import space_tables
 from pyro_bmrs.search.averaging.comparison import compare_predictions
 from pyro_bmrs.search.averaging.model_average import AveragedPosterior
 from pyro_bmrs.search.averaging.prediction import Averaged
@@ -32,7 +33,6 @@ from pyro_bmrs.search.probabilities.models import ModelPosterior, Models
 from pyro_bmrs.search.refinement.agreement import Agreement
 from pyro_bmrs.search.refinement.checks import check_models, warn_of_problems
 from pyro_bmrs.search.refinement.refine import Refinement
-from pyro_bmrs.search.space_tables import headline_of, name_of_model, summary_of, table_of, words_of_source
 from pyro_bmrs.structure.copies import detached
 from pyro_bmrs.structure.mixtures import mix
 from pyro_bmrs.structure.vectorised import TURN, own_parameters, own_random_numbers, set_seed
@@ -296,7 +296,7 @@ class ModelSpace:
     def _names(self, num_models: int) -> list[str]:
         """Of the most probable models."""
         rows = enumerate(self.top(num_models).reduced, 1)
-        return [f"{rank}: without {name_of_model(self.groups, row)}" for rank, row in rows]
+        return [f"{rank}: without {space_tables.name_of_model(self.groups, row)}" for rank, row in rows]
 
     def average(self, num_models: int | None = None) -> dict[str, Distribution]:
         """
@@ -322,7 +322,7 @@ class ModelSpace:
         :meth:`check`, ``checked_delta_evidence`` is what the model says, with its ``standard_error`` and the
         ``pareto_k`` of its integrals, above 0.7 where they are not to be trusted; NaN for models that were not checked.
         """
-        return table_of(self.top(num_models), self.groups, self.checks)
+        return space_tables.table_of(self.top(num_models), self.groups, self.checks)
 
     def summary(self) -> pd.DataFrame:
         """
@@ -340,11 +340,15 @@ class ModelSpace:
             **({"inclusion_error": self.inclusion_error} if self._models.inclusion_error.any() else {}),
             "reduced": self.reduced,
         }
-        return summary_of(self._groups, labels, posteriors, values, self.source)
+        return space_tables.summary_of(self._groups, labels, posteriors, values, self.source)
 
     def to_arviz(self, num_samples: int = 1000, num_models: int | None = None) -> Any:
         """
-        Draws from the averaged posterior as ArviZ data, with what the best model is among the attributes.
+        Draws from the averaged posterior as ArviZ data, with groups of what is known of models and elements.
+
+        ``models`` are the hundred most probable: the groups of elements that they reduce, their ``delta_evidence``
+        (nats) and ``probability``. ``inclusion_probability`` has a number for each element of each site, ``evidence``
+        the change in log evidence of reducing its group alone.
 
         :param num_samples: how many draws.
         :param num_models: over how many models, as for :meth:`average`.
@@ -352,17 +356,9 @@ class ModelSpace:
         """
         with torch.no_grad():
             draws = self._posterior.average(self._models, num_models).draw(num_samples)
-        chain = {name: values.cpu().numpy()[None] for name, values in draws.items()}
-        data = to_arviz({"posterior": chain}, self._fitted.labels)
-        best = self.top(1)
-        data.posterior.attrs.update(
-            best_model=name_of_model(self.groups, best.reduced[0]),
-            best_delta_evidence=float(best.delta_evidence),
-            best_probability=float(best.probability),
-            strategy=self.strategy,
-            source=self.source,
-        )
-        return data
+        elements = {"inclusion_probability": self.inclusion_probability, "evidence": self.delta_evidence}
+        attributes = {"strategy": self.strategy, "source": self.source}
+        return space_tables.arviz_of(draws, elements, self.top(100), self.groups, self._fitted.labels, attributes)
 
     def plot(self, **options: Any) -> Figure:
         """The probabilities of models and of elements as a figure; see :func:`pyro_bmrs.plotting.plot_model_space`."""
@@ -377,8 +373,8 @@ class ModelSpace:
         return f"{count:,} groups, {models} models, {self.strategy}"
 
     def _headline(self) -> str:
-        words = words_of_source(self.agreement, self.unrefined, self._fitted.noun)
-        return headline_of(self.top(1), self.groups, self.checks[0].words() if self.checks else words)
+        words = space_tables.words_of_source(self.agreement, self.unrefined, self._fitted.noun)
+        return space_tables.headline_of(self.top(1), self.groups, self.checks[0].words() if self.checks else words)
 
     @property
     def source(self) -> str:
@@ -392,8 +388,10 @@ class ModelSpace:
             return "posterior"
         return "model" if self.agreement.is_close else "model, in doubt"
 
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Models and elements, with figures, as a page that stands by itself; as :meth:`Reduction.to_html`."""
+        return space_tables.page_of(self, f"Space of models: {self._size()}", self._headline(), path)
+
     def _repr_html_(self) -> str:
-        return (
-            f"<p><b>ModelSpace</b> ({self._size()}): {html.escape(self._headline())}</p>"
-            f"{self.table(5).to_html()}{self.summary().to_html(max_rows=20)}"
-        )
+        tables = f"{self.table(5).to_html()}{self.summary().to_html(max_rows=20)}"
+        return f"<p><b>ModelSpace</b> ({self._size()}): {html.escape(self._headline())}</p>{tables}"

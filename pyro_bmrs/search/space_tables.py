@@ -1,24 +1,28 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Tables of the models of a space, and of its elements; and what it is in a sentence."""
+"""Tables of the models of a space, and of its elements, its page, and what it is in a sentence."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_bmrs.arviz_adapter import add_elements, add_group, to_arviz
+from pyro_bmrs.plotting.figures import Space, height_of, plot_model_space
+from pyro_bmrs.plotting.html_report import Part, report, stacked
 from pyro_bmrs.reduction.check import Check
 from pyro_bmrs.search.groups import Groups
 from pyro_bmrs.search.probabilities.models import Models
 from pyro_bmrs.search.refinement.agreement import Agreement
 from pyro_bmrs.search.refinement.checks import columns_of
-from pyro_bmrs.tables import moments
+from pyro_bmrs.tables import SiteLabels, moments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,6 +112,70 @@ def summary_of(
         }
         tables.append(pd.DataFrame(columns, index=list(labels[name])))
     return pd.concat(tables)
+
+
+def arviz_of(
+    draws: Mapping[str, Tensor],
+    elements: Mapping[str, Mapping[str, Tensor]],
+    models: Models,
+    groups: Sequence[str],
+    labels: Mapping[str, SiteLabels],
+    attributes: Mapping[str, str | float],
+) -> Any:
+    """
+    Draws as ArviZ data, with groups beside them of what is known of elements and of models.
+
+    :param draws: of each site, along the first dimension.
+    :param elements: by the name of the group, a value for each element of each site.
+    :param models: of the group ``models``.
+    :param groups: names of the groups of elements.
+    :param labels: of the sites.
+    :param attributes: of the group ``models``.
+    """
+    data = to_arviz({"posterior": {name: values.cpu().numpy()[None] for name, values in draws.items()}}, labels)
+    for group, values in elements.items():
+        add_elements(data, group, {name: own.detach().cpu().numpy() for name, own in values.items()}, labels)
+    each = {"reduced": models.reduced, "delta_evidence": models.delta_evidence, "probability": models.probability}
+    variables = {name: (("model", "group")[: own.dim()], own.detach().cpu().numpy()) for name, own in each.items()}
+    ranks = list(range(1, len(models.reduced) + 1))
+    add_group(data, "models", variables, {"model": ranks, "group": list(groups)}, attributes)
+    return data
+
+
+class Tabled(Space, Protocol):
+    """What is asked of a space of models to make a page of it."""
+
+    def table(self) -> pd.DataFrame:
+        """Of the most probable models."""
+
+    def summary(self) -> pd.DataFrame:
+        """Of the elements."""
+
+
+def page_of(space: Tabled, title: str, headline: str, path: str | os.PathLike[str] | None) -> str:
+    """The page of a space; see :func:`pyro_bmrs.plotting.html_report.report`."""
+    elements = space.summary()
+    figure, (upper, lower) = stacked(2.8, height_of(len(elements)))
+    plot_model_space(space, (upper, lower))
+    return report(
+        title,
+        headline,
+        Part(
+            "Models and elements",
+            figure,
+            "Above, the most probable models; below, for each element the probability that it keeps its full prior.",
+        ),
+        Part(
+            "The most probable models", space.table(), "Changes in log evidence, against the full model, are in nats."
+        ),
+        Part(
+            "Elements",
+            elements,
+            "Mean and sd are of the fitted posterior; the change in log evidence is of reducing the element's group "
+            "alone, in nats; source says what probabilities go by.",
+        ),
+        path=path,
+    )
 
 
 def _flat(values: Tensor) -> np.ndarray:

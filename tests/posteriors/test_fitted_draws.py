@@ -237,7 +237,9 @@ def test_the_weighted_draws_go_on_to_predictive_to_arviz_and_to_a_second_reducti
     error = posterior.stddev.numpy() / np.sqrt(2000)
     assert (np.abs(data.posterior["first"].values[0].mean(0) - posterior.mean.numpy()) < 5 * error).all()
     for name in ("delta_evidence", "standard_error", "pareto_k", "effective_sample_size"):
-        assert data.posterior.attrs[name] == pytest.approx(float(getattr(reduction, name)))
+        assert data["evidence"].attrs[name] == pytest.approx(float(getattr(reduction, name)))
+
+    assert (data["evidence"]["first"].values == reduction.elementwise["first"].numpy()).all()
 
     second = reduce_model(reduction.guide, {"first": dist.Normal(0.3, 0.5)}, num_samples=500)
     assert second.method == "importance"

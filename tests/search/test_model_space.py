@@ -88,7 +88,11 @@ def test_draws_of_the_average_are_arviz_data():
     data = space.to_arviz(num_samples=500)
     assert data.posterior["weights"].shape == (1, 500, 4)
     assert data.posterior["bias"].shape == (1, 500)
-    assert data.posterior.attrs["best_delta_evidence"] == pytest.approx(space.top(1).delta_evidence.item())
+    models = data["models"]
+    assert models["delta_evidence"].values == pytest.approx(space.top(100).delta_evidence.numpy())
+    assert models["reduced"].sel(model=1, group=space.groups[0]) == space.top(1).reduced[0, 0]
+    assert (data["evidence"]["weights"].values == space.delta_evidence["weights"].numpy()).all()
+    assert (data["inclusion_probability"]["weights"].values == space.inclusion_probability["weights"].numpy()).all()
     average = space.average()["weights"]
     error = average.stddev / math.sqrt(500)
     assert (

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import html
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.plotting import plot_compression
+from pyro_bmrs.plotting.html_report import Part, report, stacked
 from pyro_bmrs.pruning.compaction.report import CompactionReport, compaction_report
 from pyro_bmrs.pruning.compression.course.held_out import HeldOut
 from pyro_bmrs.pruning.compression.path import standard_error
@@ -163,6 +166,34 @@ class Compression:
         :raises ImportError: without matplotlib.
         """
         return plot_compression(self)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """
+        What was found, with its figures and tables, as a page of HTML that stands by itself: nothing is fetched.
+
+        :param path: the file that the page is written to; none by default.
+        :return: the page.
+        :raises ImportError: without matplotlib.
+        """
+        whole, chosen = self.steps[0], self.steps[self.chosen]
+        figure, (upper, lower) = stacked(3.4, 3.4)
+        plot_compression(self, (upper, lower))
+        facts = {
+            "parameters": f"{chosen.parameters:,} of {whole.parameters:,}",
+            "multiply-accumulate operations of an example": f"{chosen.macs:,} of {whole.macs:,}",
+            "chosen by": self.rule,
+        }
+        parts = [
+            Part("The network that was taken", facts),
+            Part("The path", figure, "Bars are standard errors of held-out examples."),
+            Part("The networks on the path", self.path),
+        ]
+        if self.report is not None:
+            parts += [Part("Units by site", self.report.sites), Part("Layers", self.report.layers)]
+        return report("Compression", f"{self}", *parts, path=path)
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.path.to_html(max_rows=20)}"
 
     def __repr__(self) -> str:
         whole, chosen = self.steps[0], self.steps[self.chosen]

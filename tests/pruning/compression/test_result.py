@@ -46,6 +46,14 @@ def test_what_is_shown(compression):
     assert "accuracy 50.00%" in repr(labels) and labels.path["accuracy"].tolist() == [0.5]
 
 
+def test_the_page_and_the_notebook_show_the_path(compression, tmp_path):
+    whole = Compression(compression.steps, 0, "whole")
+    page = whole.to_html(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
+    assert "51 of 51" in page and page.count("<tr>") == 3 + 1 + 3
+    assert "<table" in whole._repr_html_() and "units 10 of 10" in whole._repr_html_()
+
+
 def test_the_network_at_a_step_is_a_copy(compression):
     assert compression.network[0].out_features == 6 and compression.at(-1)[0].out_features == 2
     compression.at(1)[0].weight.data.zero_()

@@ -78,7 +78,7 @@ def test_of_any_guide_inclusion_probabilities_are_those_of_the_model():
     for space in (read_off.refine(), automatic(mean_field, priors, data), automatic(moved, priors, data)):
         assert space.strategy == "refined" and space.agreement.is_close
         torch.testing.assert_close(space.inclusion_probability["weights"], exact, atol=0.02, rtol=0)
-        assert set(space.summary()["source"]) == {"model"} == {space.to_arviz(5).posterior.attrs["source"]}
+        assert set(space.summary()["source"]) == {"model"} == {space.to_arviz(5)["models"].attrs["source"]}
 
 
 def automatic(guide, priors, data, **options):
@@ -160,7 +160,7 @@ def test_a_space_that_is_not_refined_says_why(reduced, why):
         space = search_models(guide, {"effects": reduced})
     assert space.unrefined.startswith(why) and copy.deepcopy(space).unrefined == space.unrefined
     assert f"inclusion probabilities may be off: not refined, as {why}" in repr(space)
-    assert set(space.summary()["source"]) == {space.to_arviz(5).posterior.attrs["source"]} == {"posterior"}
+    assert set(space.summary()["source"]) == {space.to_arviz(5)["models"].attrs["source"]} == {"posterior"}
     assert "read off the posterior" in space.plot().axes[1].get_xlabel()
 
 

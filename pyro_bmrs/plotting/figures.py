@@ -1,7 +1,7 @@
 # Copyright Contributors to the pyro_bmrs project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Figures of a reduction. They need matplotlib, which ``pip install pyro_bmrs[plot]`` brings."""
+"""Figures of results: axes in, and axes or their figure out."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def plot_reduction(
     elementwise = {site: delta.detach().cpu() for site, delta in reduction.elementwise.items()}
     names, values = _names(elementwise, reduction.element_labels, labels), _flat(elementwise)
     if ax is None:
-        _, ax = _pyplot().subplots(figsize=(6.4, _height(len(names))), layout="constrained")
+        _, ax = pyplot().subplots(figsize=(6.4, height_of(len(names))), layout="constrained")
     _draw_bars(ax, names, values, [value > 0 for value in values], ("for the reduced prior", "for the full prior"))
     ax.axvline(0.0, color="black", linewidth=0.8)
     ax.set_xlabel("change in log evidence (nats)")
@@ -163,6 +163,7 @@ def plot_reduction(
 
 def plot_model_space(
     space: Space,
+    axes: tuple[Axes, Axes] | None = None,
     *,
     num_models: int = 20,
     labels: Mapping[str, Sequence[str]] | None = None,
@@ -173,9 +174,10 @@ def plot_model_space(
     It says so where these were read off the posterior, and not the model's own.
 
     :param space: what :func:`~pyro_bmrs.search_models` returned.
+    :param axes: the two axes to draw on; a new figure by default.
     :param num_models: how many models.
     :param labels: names of a site's elements, as for :func:`plot_reduction`.
-    :return: a new figure.
+    :return: the figure.
     :raises ImportError: without matplotlib.
     :raises ReductionError: where ``labels`` names no site of the space, or not as many elements as the site has.
 
@@ -194,22 +196,23 @@ def plot_model_space(
     """
     inclusion = {site: probability.cpu() for site, probability in space.inclusion_probability.items()}
     names = _names(inclusion, space.element_labels, labels)
-    size = (10.0, _height(max(len(names), 10)))
-    figure: Figure
-    figure, (left, right) = _pyplot().subplots(1, 2, figsize=size, width_ratios=(2, 3), layout="constrained")
-
+    if axes is None:
+        size = (10.0, height_of(max(len(names), 10)))
+        _, made = pyplot().subplots(1, 2, figsize=size, width_ratios=(2, 3), layout="constrained")
+        axes = made[0], made[1]
+    left, right = axes
     top = space.top(num_models)
     left.bar(range(1, len(top.probability) + 1), top.probability.tolist(), color="tab:gray")
     left.set_xlabel("model, the most probable first")
     left.set_ylim(bottom=0.0)
     left.set_ylabel("posterior probability")
-    left.xaxis.get_major_locator().set_params(integer=True)
+    left.locator_params(axis="x", integer=True)
     reduced = _flat({site: space.reduced[site] for site in inclusion})
     meanings = ("reduced in the best", "full in the best")
     _draw_bars(right, names, _flat(inclusion), reduced, meanings)
     right.set_xlim(0.0, 1.0)
     right.set_xlabel(f"probability of the full prior{_SOURCES[space.source]}")
-    return figure
+    return _figure_of(left)
 
 
 def plot_sensitivity(sensitivity: Sensitivity, axes: tuple[Axes, Axes] | None = None) -> tuple[Axes, Axes]:
@@ -237,7 +240,7 @@ def plot_sensitivity(sensitivity: Sensitivity, axes: tuple[Axes, Axes] | None = 
         ('scale', 'scale')
     """
     if axes is None:
-        _, made = _pyplot().subplots(1, 2, figsize=(10.0, 4.0), layout="constrained")
+        _, made = pyplot().subplots(1, 2, figsize=(10.0, 4.0), layout="constrained")
         axes = made[0], made[1]
     left, right = axes
     places = sensitivity.places
@@ -268,14 +271,15 @@ def plot_sensitivity(sensitivity: Sensitivity, axes: tuple[Axes, Axes] | None = 
     return axes
 
 
-def plot_compression(compression: CompressionPath) -> Figure:
+def plot_compression(compression: CompressionPath, axes: tuple[Axes, Axes] | None = None) -> Figure:
     """
     Draws the held-out log likelihood of the networks on a path against their size, and what each site has left.
 
     Bars are one standard error. The chosen network is marked.
 
     :param compression: what :func:`~pyro_bmrs.pruning.compress` returned.
-    :return: a new figure.
+    :param axes: the two axes to draw on; a new figure by default.
+    :return: the figure.
     :raises ImportError: without matplotlib.
 
     Example::
@@ -289,8 +293,10 @@ def plot_compression(compression: CompressionPath) -> Figure:
         ['parameters', 'parameters']
     """
     path, units = compression.path, compression.units
-    figure: Figure
-    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(10.0, 4.0), layout="constrained")
+    if axes is None:
+        _, made = pyplot().subplots(1, 2, figsize=(10.0, 4.0), layout="constrained")
+        axes = made[0], made[1]
+    left, right = axes
     left.errorbar(path["parameters"], path["log_likelihood"], path["error"], marker="o", color=FULL_COLOR)
     chosen = path[path["chosen"]]
     left.plot(chosen["parameters"], chosen["log_likelihood"], "o", color=REDUCED_COLOR, label="chosen", zorder=3)
@@ -303,10 +309,17 @@ def plot_compression(compression: CompressionPath) -> Figure:
     for ax in (left, right):
         ax.set_xscale("log")
         ax.set_xlabel("parameters")
+    return _figure_of(left)
+
+
+def _figure_of(ax: Axes) -> Figure:
+    own: Any = ax.figure  # which may be a part of it
+    figure: Figure = own.figure
     return figure
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Matplotlib's, or an error that names the extra."""
     try:
         import matplotlib.pyplot
     except ImportError as error:
@@ -331,7 +344,8 @@ def _names(
     return [name for site_names in names.values() for name in site_names]
 
 
-def _height(bars: int) -> float:
+def height_of(bars: int) -> float:
+    """Inches that so many bars need."""
     return 1.2 + 0.25 * min(bars, _MOST_NAMED_BARS)
 
 
@@ -360,4 +374,4 @@ def _draw_bars(
     step = -(-len(names) // _MOST_NAMED_BARS)
     ax.set_yticks(range(len(names))[::step], names[::step])
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2, frameon=False, borderaxespad=0.0)
+    ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, borderaxespad=0.0)
