@@ -28,7 +28,7 @@ from tqdm import tqdm
 from pyro_bmrs.errors import ReductionError
 
 from .data import Images
-from .module import NoisyClassifier
+from .module import NoisyClassifier, count_steps
 from .results import job_key, run_folder
 from .run import Experiment, run
 
@@ -81,12 +81,12 @@ class StepProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Opens the bar where the training begins."""
-        total, done = int(trainer.estimated_stepping_batches), trainer.global_step
+        total, done = count_steps(trainer), trainer.global_step
         self._bar = tqdm(total=total, initial=done, desc=self.stage, unit="step", disable=not self._enabled)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Moves it now and then."""
-        if trainer.global_step % _STEPS_BETWEEN_REFRESHES == 0:
+        if trainer.global_step - self._bar.n >= _STEPS_BETWEEN_REFRESHES:
             self._bar.update(trainer.global_step - self._bar.n)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:

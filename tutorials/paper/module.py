@@ -27,11 +27,22 @@ from pyro_bmrs.pruning import (
     parameter_groups,
 )
 
+from .data import BATCHES_TOGETHER, Stretch
 from .networks import build_network, find_network
 
 Schedule = Literal["constant", "cosine"]
 
-_STEPS_BETWEEN_CHECKS = 100
+_STRETCHES_BETWEEN_CHECKS = 10
+
+
+def count_steps(trainer: Any) -> int:
+    """How many steps of the optimiser a training takes; the trainer itself counts stretches of them."""
+    stretches = trainer.estimated_stepping_batches
+    if trainer.max_epochs == -1:
+        return stretches
+    in_epoch = min(trainer.datamodule.steps_per_epoch, trainer.num_training_batches * BATCHES_TOGETHER)
+    steps = max(trainer.max_epochs, 1) * in_epoch
+    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
 
 class Classifier(LightningModule, ABC):
@@ -58,7 +69,9 @@ class Classifier(LightningModule, ABC):
         # After each epoch: its number, the units that are left, the validation accuracy.
         self.history: list[tuple[int, int, float]] = []
         self.seconds, self.cpu_seconds = 0.0, 0.0
-        self._correct, self._seen, self._loss = 0, 0, torch.zeros(())
+        self._correct, self._seen, self._steps, self._loss = 0, 0, 0, torch.zeros(())
+        # The steps of a stretch are taken here.
+        self.automatic_optimization = False
 
     @abstractmethod
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -79,25 +92,39 @@ class Classifier(LightningModule, ABC):
 
     def on_train_epoch_start(self) -> None:
         """Begins to sum."""
-        self._loss = torch.zeros((), device=self.device)
+        self._loss, self._steps = torch.zeros((), device=self.device), 0
         self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss; with an epoch's own random numbers from its first step on, whatever came before it."""
+    def training_step(self, batches: Stretch, batch_idx: int) -> None:
+        """Steps of a stretch; with an epoch's own random numbers from its first step on, whatever came before it."""
         if batch_idx == 0:
             pyro.set_rng_seed(hash((self.seed, self.current_epoch, self.global_rank)) % 2**32)
-        loss = self.loss(*batch)
-        self._loss += loss.detach()
-        if batch_idx % _STEPS_BETWEEN_CHECKS == 0:
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        loss = self._loss
+        for batch in batches:
+            optimizer.zero_grad()
+            loss_of_batch = self.loss(*batch)
+            self.manual_backward(loss_of_batch)
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            loss += loss_of_batch.detach()
+        self._steps += len(batches)
+        if batch_idx % _STRETCHES_BETWEEN_CHECKS == 0:
             self._check(loss)
-        return loss
 
     def on_train_epoch_end(self) -> None:
         """Logs the mean loss."""
         self._check(self._loss)
-        self.log("loss", self._loss / self.trainer.num_training_batches, sync_dist=True)
+        self.log("loss", self._loss / self._steps, sync_dist=True)
+        self._log_step()
         self.seconds += time.perf_counter() - self._start
         self.cpu_seconds += time.process_time() - self._cpu_start
+
+    def _log_step(self) -> None:
+        """Says how many steps there were, of which the trainer knows stretches."""
+        self.log("step", float(self.trainer.global_step))
 
     def _check(self, loss: Tensor) -> None:
         if not loss.isfinite():
@@ -110,11 +137,11 @@ class Classifier(LightningModule, ABC):
         """Begins to count."""
         self._correct, self._seen = 0, 0
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batches: Stretch, batch_idx: int) -> None:
         """Counts what is right."""
-        x, y = batch
-        self._correct += int((self.predict(x).argmax(-1) == y).sum())
-        self._seen += len(y)
+        for x, y in batches:
+            self._correct += int((self.predict(x).argmax(-1) == y).sum())
+            self._seen += len(y)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the accuracy on all that is held out."""
@@ -124,6 +151,7 @@ class Classifier(LightningModule, ABC):
         self.history.append((self.current_epoch, self.units_left, accuracy))
         self.log("units", float(self.units_left))
         self.log("validation_accuracy", accuracy, prog_bar=True)
+        self._log_step()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the history with the weights."""
@@ -139,11 +167,11 @@ class Classifier(LightningModule, ABC):
         optimizer = torch.optim.Adam(self.parameters_by_rate(), lr=self.lr, fused=True)
         if self.schedule == "constant":
             return optimizer
-        total = self.trainer.estimated_stepping_batches
+        total = count_steps(self.trainer)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1.0))
         )
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        return [optimizer], [schedule]
 
 
 class PlainClassifier(Classifier):
@@ -259,5 +287,8 @@ class NoisyClassifier(Classifier):
             return self.net(x)
 
     def parameters_by_rate(self) -> list[dict[str, Any]]:
-        """The weights and the noise."""
-        return parameter_groups(self.elbo, lr=self.lr, noise_lr=self.noise_lr)
+        """The weights and the noise; together where both learn alike, as an optimiser's step is by group."""
+        weights, noise = parameter_groups(self.elbo, lr=self.lr, noise_lr=self.noise_lr)
+        if weights["lr"] != noise["lr"]:
+            return [weights, noise]
+        return [{"params": [*weights["params"], *noise["params"]], "lr": self.lr}]

@@ -43,6 +43,12 @@ from pyro_bmrs.errors import ReductionError
 from .results import job_key, read_rows
 
 _NAMES = ("experiment", "settings", "data", "network", "criterion", "seed", "overrides")
+# One thread a job; and glibc keeps the memory that each step of training takes anew, which else is a fifth of its time.
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**28),
+}
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_END = 10.0
 
@@ -275,7 +281,7 @@ def _start(job: Job, results: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={"OMP_NUM_THREADS": "1", **os.environ},
+            env={**_ENVIRONMENT, **os.environ},
             start_new_session=True,
         )
 

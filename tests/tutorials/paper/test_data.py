@@ -120,10 +120,10 @@ def test_parts_do_not_depend_on_the_seed():
 
 
 def batches(rank: int = 0, world_size: int = 1, epoch: int = 0, seed: int = 0) -> list[list[int]]:
-    made = Batches(50, 8, rank, world_size, seed)
+    made = Batches(50, 4, rank, world_size, seed)
     made.set_epoch(epoch)
-    assert len(list(made)) == len(made)
-    return [batch.tolist() for batch in made]
+    assert [len(stretch) for stretch in made] == [8, 5] and len(made) == 2
+    return [batch.tolist() for stretch in made for batch in stretch]
 
 
 def test_an_epoch_is_a_permutation_of_its_own():
@@ -144,6 +144,16 @@ def test_a_batch_that_cannot_be_shared_is_an_error_of_each_process(rank):
     data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
     with pytest.raises(ReductionError, match="63 examples cannot be shared evenly by 2 processes: give a batch_size"):
         data.train_dataloader()
+
+
+def test_a_loader_gives_each_batch_when_its_turn_comes():
+    data = load("digits", batch_size=100)
+    numbers = [batch for stretch in Batches(data.num_train, 100, 0, 1, data.seed) for batch in stretch]
+    given = [batch for stretch in data.train_dataloader() for batch in stretch.to("cpu")]
+    assert len(given) == len(numbers) == data.steps_per_epoch
+    for (x, y), of_batch in zip(given, numbers):
+        assert torch.equal(y, data.train.labels[of_batch])
+        assert torch.equal(x * data.train.scale + data.train.mean, data.train.images[of_batch].float())
 
 
 def test_mnist_as_published():
