@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MOST_NAMED = 5
+_NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?")
 
 
 class SensitivityByElement(Mapping[str, PriorSensitivity]):
@@ -194,11 +196,11 @@ def _chosen(site: str, elements: int | str | Sequence[int | str] | None, count: 
 
 
 def _warn(said: Mapping[str, Sequence[str]]) -> None:
-    """One warning for each kind of problem, with what is said of the first element that has it."""
+    """One warning for all that differ in numbers alone, with what is said of the first element of them."""
     kinds: dict[str, list[tuple[str, str]]] = {}
     for name, of_element in said.items():
         for words in of_element:
-            kinds.setdefault(words[:12], []).append((name, words))
+            kinds.setdefault(_NUMBER.sub("", words), []).append((name, words))
     for alike in kinds.values():
         name, words = alike[0]
         of_others = f", and of {len(alike) - 1} more of the {len(said)} elements" if len(alike) > 1 else ""

@@ -15,6 +15,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from scipy.optimize import brentq
 
 from pyro_bmrs import ReductionError, ReductionWarning, prior_sensitivity, sensitivity_by_element
+from pyro_bmrs.reduction.families import by_element
 from tests.exact_guides import put_posterior
 from tests.search.regression import NOISE, model, regression
 
@@ -97,6 +98,25 @@ def test_what_the_model_says_otherwise_is_said_once(problem):
     said = [str(warning.message) for warning in caught]
     assert len(said) == 1 and "more of the 4 elements: The model says otherwise" in said[0]
     assert "posterior, off" in set(found.summary()["source"])
+
+
+def test_problems_that_begin_alike_are_all_said(problem, monkeypatch):
+    """Each element has a problem of the first kind, with a number of its own, and one has another besides."""
+    numbers = iter([0.71, 1.2e-3, 3.0, -4.0])
+
+    def some(found):
+        first = next(numbers)
+        others = ["The posterior is off by much."] if first == 3.0 else []
+        return [f"The posterior has a tail of {first}.", *others]
+
+    monkeypatch.setattr(by_element, "problems", some)
+    with pytest.warns(ReductionWarning) as caught:
+        sensitivity_by_element(problem.guide, "weights", grid=[0.5, 1.0], check=False)
+    said = sorted(str(warning.message) for warning in caught)
+    assert said == [
+        "Of weights[0], and of 3 more of the 4 elements: The posterior has a tail of 0.71.",
+        "Of weights[2]: The posterior is off by much.",
+    ]
 
 
 def test_where_the_model_agrees_it_is_said(problem):
