@@ -87,7 +87,7 @@ dist: $(VENV)/installed-dist
 dev: $(VENV)/installed-dev
 
 clean:
-	rm -rf $(VENV) docs/_build build dist *.egg-info
+	rm -rf $(VENV) docs/_build docs/reference/api build dist *.egg-info
 
 # One stamp for each extra. A change of what is to be installed makes them stale.
 $(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt | $(BIN)/python

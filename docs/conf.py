@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from urllib.request import urlopen
+
 import pyro_bmrs
 
 project = "pyro_bmrs"
@@ -13,15 +16,22 @@ version = release = pyro_bmrs.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinx_design",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_templates"]
+templates_path = ["_templates"]
 
 html_theme = "furo"
 html_title = "pyro_bmrs"
 
+# A page for each public name is made by the build, from the tables of reference/api.md.
+autosummary_generate = True
+autosummary_filename_map = {"pyro_bmrs.Refit": "pyro_bmrs.Refit-class"}  # some file systems take it for refit
 # Overrides of torch say nothing that torch does not say.
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
@@ -29,7 +39,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 
-myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 # The pages with code are run when the site is built, so that what they show is what the code says.
@@ -38,3 +48,25 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 900
 nb_output_stderr = "remove"
 nb_merge_streams = True
+
+
+def is_reachable(other: str) -> bool:
+    try:
+        with urlopen(f"{OTHERS[other]}objects.inv", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+# Names of others are links where their sites can be asked: Sphinx warns of each that cannot, and a warning is an error.
+OTHERS = {
+    "arviz": "https://python.arviz.org/en/stable/",
+    "numpy": "https://numpy.org/doc/stable/",
+    "pandas": "https://pandas.pydata.org/docs/",
+    "pyro": "https://docs.pyro.ai/en/stable/",
+    "python": "https://docs.python.org/3/",
+    "torch": "https://pytorch.org/docs/stable/",
+}
+with ThreadPoolExecutor(len(OTHERS)) as pool:
+    answers = dict(zip(OTHERS, pool.map(is_reachable, OTHERS)))
+intersphinx_mapping = {other: (OTHERS[other], None) for other, answer in answers.items() if answer}

@@ -11,6 +11,7 @@ import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
+import pyro_bmrs  # noqa: F401  (registers the setting below, whichever file is run alone)
 from tests import exact_guides, programs
 
 
