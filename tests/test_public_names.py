@@ -22,7 +22,7 @@ PROMISED = {
         "ImportanceEstimate Reduced ReweightedDistribution importance_estimate log_evidence_change reduce "
         "reduced_posterior register_reduction"
     ),
-    "pyro_bmrs.plotting": "plot_compression plot_model_space plot_reduction",
+    "pyro_bmrs.plotting": "plot_compression plot_model_space plot_reduction plot_sensitivity",
     "pyro_bmrs.posteriors": "DrawsGuide JointNormalFactor PackedFactor ReducedGuide SiteFactor read_factors",
     "pyro_bmrs.pruning": (
         "Attention AttentionKind AutoTruncatedLogNormal BMRS_N BMRS_U Classification CompactionReport Compression "

@@ -20,7 +20,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro_bmrs.plotting.figures import pyplot
+from pyro_bmrs.plotting.canvas import pyplot
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -34,6 +34,7 @@ class Check:
         far from the posterior. None where there is no guide, or one of the two has no density at its draws.
     :param elementwise: for each reduced site, the change in log evidence of reducing each of its elements alone,
         integrated; None where this was not asked for.
+    :param elementwise_error: their standard errors, in nats.
     :param shift: how far the mean of draws is from the model's; None of a guide, which tells it by its weights.
     """
 
@@ -43,6 +44,7 @@ class Check:
     read_off_error: float = 0.0
     guide_pareto_k: float | None = None
     elementwise: Mapping[str, Tensor] | None = None
+    elementwise_error: Mapping[str, Tensor] | None = None
     shift: Shift | None = None
 
     @property

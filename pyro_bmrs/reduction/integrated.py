@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -74,15 +75,26 @@ class IntegratedReduction(Estimated):
         starts = starts or [self.full.draws(num)]
         return integrate_model(model, fitted.args, fitted.kwargs, starts, num_draws=self._num_draws)
 
-    @cached_property
+    @property
     def elementwise(self) -> dict[str, Tensor]:
         """Delta F of reducing each element of each reduced site alone: an integral each."""
+        return {name: changes for name, (changes, _) in self._alone.items()}
+
+    @property
+    def elementwise_error(self) -> dict[str, Tensor]:
+        """The standard errors of :attr:`elementwise`, in nats."""
+        return {name: errors for name, (_, errors) in self._alone.items()}
+
+    @cached_property
+    def _alone(self) -> dict[str, tuple[Tensor, Tensor]]:
         found = {}
         for name in sorted(self._reduced_priors.sites):
             value = self._full_draws[name][0]
             one_by_one = torch.eye(value.numel(), dtype=torch.bool).reshape(-1, *value.shape)
-            changes = [self._integrate(self._reduced_at(name, here)).value - self.full.value for here in one_by_one]
-            found[name] = torch.tensor(changes).reshape(value.shape)
+            ends = [self._integrate(self._reduced_at(name, here)) for here in one_by_one]
+            changes = torch.tensor([end.value - self.full.value for end in ends])
+            errors = torch.tensor([math.hypot(end.standard_error, self.full.standard_error) for end in ends])
+            found[name] = changes.reshape(value.shape), errors.reshape(value.shape)
         return found
 
     def _reduced_at(self, name: str, elements: Tensor) -> Callable[..., Any]:

@@ -20,7 +20,7 @@ from pyro_bmrs import arviz_adapter
 from pyro_bmrs.evidence.accuracy import Estimated
 from pyro_bmrs.integration.fits import guide_tail, mean_shift
 from pyro_bmrs.plotting import plot_reduction
-from pyro_bmrs.plotting.figures import height_of
+from pyro_bmrs.plotting.canvas import height_of
 from pyro_bmrs.plotting.html_report import Part, report, stacked
 from pyro_bmrs.posteriors.draws import Draws
 from pyro_bmrs.posteriors.posterior import Posterior
@@ -166,10 +166,10 @@ class Reduction(Estimated):
             integrated = IntegratedReduction(
                 self.fitted, self.reduced_priors, near=draws, num_draws=num_draws, progress=progress
             )
-            each = integrated.elementwise if elementwise else None
+            each, errors = (integrated.elementwise, integrated.elementwise_error) if elementwise else (None, None)
             tail = guide_tail(self.fitted)
             shift = mean_shift(self.fitted, integrated.full) if self.fitted.guide is None else None
-        self.checked = Check(integrated.full, integrated.reduced, read_off, error, tail, each, shift)
+        self.checked = Check(integrated.full, integrated.reduced, read_off, error, tail, each, errors, shift)
         return self.checked
 
     @property

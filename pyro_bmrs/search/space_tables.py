@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_bmrs.arviz_adapter import add_elements, add_group, to_arviz
-from pyro_bmrs.plotting.figures import Space, height_of, plot_model_space
+from pyro_bmrs.plotting.canvas import height_of
 from pyro_bmrs.plotting.html_report import Part, report, stacked
+from pyro_bmrs.plotting.models import Space, plot_model_space
 from pyro_bmrs.reduction.check import Check
 from pyro_bmrs.search.groups import Groups
 from pyro_bmrs.search.probabilities.models import Models

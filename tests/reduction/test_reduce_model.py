@@ -48,6 +48,8 @@ def test_a_right_answer_says_so_too(exact_guide):
     summary = reduction.summary()
     assert "agrees" in summary.attrs["check"]
     assert summary["checked_delta_evidence"].tolist() == pytest.approx(summary["delta_evidence"].tolist(), abs=0.1)
+    off = (check.elementwise["first"] - reduction.elementwise["first"]).abs()
+    assert (check.elementwise_error["first"] > 0).all() and (off < 4 * check.elementwise_error["first"]).all()
 
 
 def test_a_posterior_that_was_read_already_is_reduced_in_the_same_way(exact_guide):

@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
+from pyro_bmrs.plotting import plot_rank_correlations
+
 from .tables import Row, Unpruned, continuous_table, ordered
 
 # Colour, dashes and marker of a criterion; lines that coincide are seen through each other's gaps.
@@ -118,14 +120,7 @@ def rank_correlation_map(rows: Sequence[Row]) -> Figure | None:
     names = ordered(matrices[0].columns)
     values = np.mean([matrix.loc[names, names].to_numpy(dtype=float) for matrix in matrices], axis=0)
     figure, ax = _figure(1.6 + 0.62 * len(names), 1.1 + 0.52 * len(names))
-    image = ax.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
-    ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(names)), names)
-    for line, column in np.ndindex(*values.shape):
-        value = values[line, column]
-        ink = "white" if abs(value) > 0.6 else "black"
-        ax.text(column, line, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
-    figure.colorbar(image, ax=ax, label="Spearman's rank correlation")
+    plot_rank_correlations(pd.DataFrame(values, names, names), ax)
     ax.grid(False)
     ax.set_title(_title(rows))
     return figure
