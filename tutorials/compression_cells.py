@@ -228,9 +228,7 @@ def run_cell(
         elif method in IMPORTANCES:
             if "compress" not in sizes:
                 raise SystemExit("torch-pruning is told the size that compress came to: let it run first")
-            net = prune_by_torch_pruning(
-                deepcopy(dense), part, sizes["compress"], total - cell.epochs, IMPORTANCES[method]
-            )
+            net = prune_by_torch_pruning(dense, part, sizes["compress"], total - cell.epochs, IMPORTANCES[method])
         else:
             net = prune_by_setting(deepcopy(whole), name.split("-")[-1], part, total, SETTINGS[method])
         seconds = time.process_time() - start + (plain if method == "dense" or method in IMPORTANCES else 0)

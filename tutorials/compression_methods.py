@@ -11,6 +11,7 @@ falls to 0.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,7 @@ def train(
     groups: Any = None,
     lr: float = 1e-3,
     is_annealed: bool = True,
+    part_of: range | None = None,
 ) -> None:
     """
     An ordinary loop with Adam.
@@ -77,14 +79,16 @@ def train(
     :param groups: of parameters, with learning rates; by default all of the network's.
     :param lr: the learning rate of those that have none.
     :param is_annealed: whether it falls to 0 along half a cosine.
+    :param part_of: which of the epochs to do now; by default all.
     """
     net.train()
+    part_of = range(epochs) if part_of is None else part_of
     objective = objective or (lambda x, y: loss(net(x), y))
     optimizer = torch.optim.Adam(groups or net.parameters(), lr=lr)
     rates = [group["lr"] for group in optimizer.param_groups]
-    steps = epochs * -(-len(part.x) // BATCH_SIZE)
-    done = 0
-    for epoch in range(epochs):
+    steps_per_epoch = -(-len(part.x) // BATCH_SIZE)
+    steps, done = epochs * steps_per_epoch, part_of.start * steps_per_epoch
+    for epoch in part_of:
         for batch in torch.randperm(len(part.x)).split(BATCH_SIZE):
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * 0.5 * (1 + np.cos(np.pi * done / steps)) if is_annealed else rate
@@ -117,31 +121,46 @@ def prune_by_torch_pruning(net: nn.Module, part: Part, size: int, epochs: int, i
     """
     A network of a given size, by torch-pruning: units go epoch by epoch in the first third of a training.
 
-    :param net: the whole network, trained; changed in place.
+    Both ways of torch-pruning are tried, one share of all layers and the least important units of the whole network
+    (which can leave next to nothing of a layer): that with the lower loss after the second third is trained to its end.
+
+    :param net: the whole network, trained.
     :param part: what to train on.
     :param size: how many parameters it may have.
     :param epochs: of the training.
     :param importance: ``"norm"`` or ``"taylor"``.
     """
+    num_steps = max(1, epochs // 3)
+    candidates = [deepcopy(net) for _ in range(2)]
+    for candidate, is_global in zip(candidates, (False, True)):
+        prune = _torch_pruner(candidate, part, size, num_steps, importance, is_global)
+        train(candidate, part, epochs, prune, part_of=range(min(2 * num_steps, epochs)))
+    best = max(candidates, key=lambda candidate: measure(candidate, part)[1])
+    train(best, part, epochs, part_of=range(2 * num_steps, epochs))
+    return best
+
+
+def _torch_pruner(
+    net: nn.Module, part: Part, size: int, num_steps: int, importance: str, is_global: bool
+) -> Callable[[int], None]:
     kinds = {
         "norm": torch_pruning.importance.GroupMagnitudeImportance,
         "taylor": torch_pruning.importance.GroupTaylorImportance,
     }
-    example = part.x[:1]
     last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1]
     attentions = {module: module.num_heads for module in net.modules() if isinstance(module, nn.MultiheadAttention)}
     pruner = torch_pruning.pruner.BasePruner(
         net,
-        example,
+        part.x[:1],
         importance=kinds[importance](),
-        global_pruning=True,
+        global_pruning=is_global,
         pruning_ratio=1.0,
         max_pruning_ratio=0.99,
         iterative_steps=400,
         ignored_layers=[last],
         num_heads=attentions,
     )
-    whole, num_steps = size_of(net), max(1, epochs // 3)
+    whole = size_of(net)
 
     def prune(epoch: int) -> None:
         if epoch >= num_steps:
@@ -151,13 +170,9 @@ def prune_by_torch_pruning(net: nn.Module, part: Part, size: int, epochs: int, i
             if importance == "taylor":
                 net.zero_grad()
                 loss(net(part.x[:1000]), part.y[:1000]).backward()
-            before = size_of(net)
             pruner.step()
-            if size_of(net) == before and pruner.current_step >= pruner.iterative_steps:
-                break
 
-    train(net, part, epochs, prune)
-    return net
+    return prune
 
 
 class Setting(NamedTuple):
