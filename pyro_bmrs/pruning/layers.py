@@ -336,7 +336,9 @@ HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_d
 # Names of the layers that make queries, keys and values, in attentions written as projections.
 PROJECTIONS = frozenset(
     "q k v qkv kv qk q_proj k_proj v_proj qkv_proj kv_proj in_proj query key value queries keys values to_q to_k to_v "
-    "to_qkv to_kv wq wk wv wqkv w_q w_k w_v c_attn q_attn q_lin k_lin v_lin query_key_value".split()
+    "to_qkv to_kv wq wk wv wqkv w_q w_k w_v c_attn q_attn q_lin k_lin v_lin query_key_value query_proj key_proj "
+    # Of what stands for positions, too.
+    "value_proj pos_query_proj pos_key_proj".split()
 )
 
 # What acts on each unit by itself, and what makes the value that the next layer sees of it.

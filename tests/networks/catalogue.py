@@ -124,7 +124,7 @@ def _of_transformers(kind: str, config: dict[str, Any]) -> nn.Module:
     torchvision()  # Those of images ask for it.
     import transformers
 
-    settings = getattr(transformers, f"{kind.partition('For')[0].removesuffix('Model')}Config")(**config)
+    settings = getattr(transformers, f"{kind.partition('For')[0].removesuffix('LMHeadModel')}Config")(**config)
     net: nn.Module = getattr(transformers, kind)(settings)
     return net
 
@@ -162,7 +162,11 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Callable[[], Any]]] = {
     "distilbert": ("DistilBertForSequenceClassification", _DISTIL, _tokens),
     "electra": ("ElectraForSequenceClassification", {**_TEXT, "embedding_size": 16}, _tokens),
     "albert": ("AlbertForSequenceClassification", {**_TEXT, "embedding_size": 16}, _tokens),
-    "deberta_v2": ("DebertaV2ForSequenceClassification", _TEXT, _tokens),
+    "deberta_v2": (
+        "DebertaV2ForSequenceClassification",
+        {**_TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8},
+        _tokens,
+    ),
     "gpt2": ("GPT2LMHeadModel", _GPT, _tokens),
     "gpt_neox": ("GPTNeoXForCausalLM", _CAUSAL, _tokens),
     "opt": (
@@ -184,6 +188,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Callable[[], Any]]] = {
     "qwen2": ("Qwen2ForCausalLM", _GROUPED, _tokens),
     "gemma": ("GemmaForCausalLM", {**_GROUPED, "head_dim": 8}, _tokens),
     "phi": ("PhiForCausalLM", _GROUPED, _tokens),
+    "phi3": ("Phi3ForCausalLM", {**_GROUPED, "pad_token_id": 0}, _tokens),
     "bloom": (
         "BloomForCausalLM",
         {"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4, "use_cache": False},

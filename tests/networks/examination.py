@@ -5,7 +5,7 @@
 What becomes of a network half of whose units are pruned: one row of the table.
 
 Every second unit of each site is given a posterior far below 1, so that :func:`pyro_bmrs.pruning.prune` lets it go,
-with all that the network ties to it.
+with all that the network ties to it. Noise is on all units, heads and widths that can be pruned.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pyro_bmrs.pruning import (
     prune,
     save_compact,
 )
-from pyro_bmrs.pruning.examples import call
+from pyro_bmrs.pruning.examples import call, results
 from tests.networks.catalogue import Entry
 
 COLUMNS = (
@@ -40,6 +40,7 @@ COLUMNS = (
     *("float32", "float64", "export", "onnx", "trains", "saved", "seconds_to_prune", "seconds"),
     *("attaches", "compacts", "masked_since"),
 )
+KINDS = ("units", "heads", "width")
 # What a column says where the original cannot do it either.
 NOT_THERE = "original does not"
 YES = "yes"
@@ -114,7 +115,7 @@ def _lively(entry: Entry) -> nn.Module:
 
 def _pruned(original: nn.Module, inputs: Any) -> tuple[nn.Module, AutoTruncatedLogNormal]:
     """The network with noise, half of whose units are pruned, and its guide."""
-    net = attach_noise(copy.deepcopy(original))
+    net = attach_noise(copy.deepcopy(original), kinds=KINDS, example_inputs=inputs)
     guide = AutoTruncatedLogNormal(net)
     with torch.no_grad():
         guide.noise_parameters[0] = -0.7
@@ -159,7 +160,8 @@ def _outputs(net: nn.Module, inputs: Any) -> list[Tensor]:
 
 
 def _plain(output: Any) -> Any:
-    return dict(output) if hasattr(output, "to_tuple") else output
+    """What a network predicts; what transformers return of their insides is narrower in a smaller network."""
+    return results(dict(output) if hasattr(output, "to_tuple") else output)
 
 
 def _is_real(leaf: Any) -> bool:
@@ -216,16 +218,12 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _exports(net: nn.Module, inputs: Any) -> None:
-    positional, named = (
-        ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
-    )
+    positional, named = _arguments(inputs)
     torch.export.export(net.eval(), positional, named)
 
 
 def _exports_onnx(net: nn.Module, inputs: Any) -> None:
-    positional, named = (
-        ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
-    )
+    positional, named = _arguments(inputs)
     torch.onnx.export(net.eval(), positional, io.BytesIO(), kwargs=named, dynamo=True, verbose=False)
 
 

@@ -20,8 +20,8 @@ from torch import nn
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.layers import ATTENTION, HEAD_COUNTS, HEAD_WIDTHS, PROJECTIONS, layer_units, linear_width
 
-_VALUES = frozenset("v v_proj value values to_v wv w_v v_lin".split())
-_QUERIES = frozenset("q q_proj query queries to_q wq w_q q_lin q_attn".split())
+_VALUES = frozenset("v v_proj value values to_v wv w_v v_lin value_proj".split())
+_QUERIES = frozenset("q q_proj query queries to_q wq w_q q_lin q_attn query_proj".split())
 # Names of output projections, where other layers lie beside them.
 _OUTPUTS = frozenset("o o_proj out_proj proj dense c_proj out_lin to_out wo w_o proj_out out".split())
 
