@@ -15,7 +15,7 @@ import io
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,11 +46,12 @@ NOT_THERE = "original does not"
 YES = "yes"
 
 
-def examine(entry: Entry) -> dict[str, Any]:
+def examine(entry: Entry, *, without: Collection[str] = ()) -> dict[str, Any]:
     """
     A row of the table.
 
     :param entry: the network.
+    :param without: columns to leave out, as they take long: ``left_by_torch_pruning``, ``export`` or ``onnx``.
     :return: ``sites`` and ``units`` with noise, ``parameters``, the shares of them in layers that lose some
         (``prunable``) and left over (``left``, and ``left_by_torch_pruning``), the share of the pruned units that are
         removed; relative differences of the outputs in both precisions; what export, files and a step of training
@@ -73,7 +74,9 @@ def examine(entry: Entry) -> dict[str, Any]:
         row["seconds"] = round(time.process_time() - begin, 1)
         row.update(_counts(small), left=round(_num_parameters(small) / row["parameters"], 3), compacts=YES)
     with _told(row, "left_by_torch_pruning"):
-        row["left_by_torch_pruning"] = round(_by_torch_pruning(copy.deepcopy(original), inputs) / row["parameters"], 3)
+        if "left_by_torch_pruning" not in without:
+            left = _by_torch_pruning(copy.deepcopy(original), inputs)
+            row["left_by_torch_pruning"] = round(left / row["parameters"], 3)
     if row["compacts"] != YES:
         return row
     with _told(row, "float32"):
@@ -83,7 +86,8 @@ def examine(entry: Entry) -> dict[str, Any]:
         again = _pruned(double, inputs64)
         row["float64"] = difference(again[0], compact(*again, inputs64), inputs64)
     for column, does in (("export", _exports), ("onnx", _exports_onnx), ("trains", _trains)):
-        row[column] = _as_the_original(does, original, small, inputs)
+        if column not in without:
+            row[column] = _as_the_original(does, original, small, inputs)
     with _told(row, "saved"):
         row["saved"] = _is_saved(small, original, inputs)
     return row

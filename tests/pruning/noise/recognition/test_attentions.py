@@ -63,6 +63,13 @@ def test_an_output_projection_in_the_module_beside() -> None:
     assert (heads.attention, heads.output) == ("attention.inner", "attention.output.dense")
 
 
+def test_projections_of_positions_are_no_output() -> None:
+    names = ("query_proj", "key_proj", "value_proj", "pos_query_proj", "pos_key_proj")
+    inner = Holder(num_attention_heads=2, **{name: linear(8, 8) for name in names})
+    (heads,) = found(Holder(attention=Holder(inner=inner, output=Holder(dense=linear(8, 8)))))
+    assert heads.output == "attention.output.dense" and len(heads.projections) == 5
+
+
 def test_the_innermost_of_two_that_count_heads() -> None:
     inner = Holder(num_heads=2, to_qkv=linear(8, 24), to_out=nn.Sequential(linear(8, 8), nn.Dropout()))
     net = Holder(heads=2, attention=inner)
