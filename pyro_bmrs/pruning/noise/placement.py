@@ -46,6 +46,8 @@ _FOLLOWED_NAMES = frozenset(
     "add sub mul cat concat concatenate chunk split tensor_split getitem glu pixel_shuffle pixel_unshuffle "
     "channel_shuffle".split()
 )
+# Functions that are norms over units; over fewer units they are others.
+_NORM_NAMES = frozenset("layer_norm group_norm rms_norm".split())
 
 
 @dataclass(frozen=True)
@@ -169,13 +171,15 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
     gated = _gated(flow, node, units) if units % 2 == 0 and not is_image else None
     if gated is not None:
         return replace(own, place=flow.name(gated), when="input", num_units=units // 2), gated
+    # A stage of images that a norm over channels comes to keeps its width, whatever is between them.
+    reaches_norm = units in flow.normalised_widths
     activated = flattened = False
     for step in flow.steps(node):
         module, called = flow.called(step), "" if step.op == "call_module" else called_name(step)
         if is_activation(module) or called in ACTIVATION_NAMES:
             activated = True
             if module is not None and flow.is_as_often(step, node) and not flattened:
-                return _behind_activation(own, flow, step)
+                return _behind_activation(replace(own, is_default=not _comes_to_norm(flow, step)), flow, step)
         elif is_channelwise(module):
             if flow.is_as_often(step, node) and not (activated or flattened):
                 own, at = replace(own, place=flow.name(step)), step
@@ -187,10 +191,24 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
             return (own, at) if following is None else (following, step)
         elif not isinstance(module, PASSIVE) and called not in PASSIVE_NAMES:
             is_followed = is_sum(step) or called in _FOLLOWED_NAMES or isinstance(module, _FOLLOWED)
-            return replace(own, is_default=activated or own.place != name or (is_image and is_followed)), at
-    # A stage of images that a norm over channels comes to keeps its width, whatever is between them.
-    reaches_norm = units in flow.normalised_widths
+            is_known = activated or own.place != name or (is_image and is_followed and not reaches_norm)
+            return replace(own, is_default=is_known and not _is_over_units(flow, step)), at
     return replace(own, is_default=activated or own.place != name or (is_image and not reaches_norm)), at
+
+
+def _comes_to_norm(flow: Flow, node: fx.Node) -> bool:
+    """Whether the next thing that happens to a value is a norm over its units."""
+    for step in flow.steps(node):
+        if _is_over_units(flow, step):
+            return True
+        if not isinstance(flow.called(step), PASSIVE):
+            return False
+    return False
+
+
+def _is_over_units(flow: Flow, step: fx.Node) -> bool:
+    module = flow.called(step)
+    return called_name(step) in _NORM_NAMES if module is None else normalised_width(module) > 0
 
 
 def _gated(flow: Flow, node: fx.Node, units: int) -> fx.Node | None:

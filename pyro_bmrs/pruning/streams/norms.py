@@ -131,8 +131,9 @@ def narrow(norm: nn.Module, kept: Tensor, factors: Tensor, dim: int) -> nn.Modul
     """
     small: Any = narrowed(norm, kept)
     generator = torch.Generator().manual_seed(0)
-    shape = [4, len(kept), *[1] * (-1 - dim)]
-    shape[2:] = [3] * len(shape[2:])
+    # Some norms are over places, too, of which images have two dimensions.
+    has_places_first = dim == -1 and not isinstance(norm, nn.GroupNorm | UnevenGroupNorm)
+    shape = [4, 3, 3, len(kept)] if has_places_first else [4, len(kept), *[3] * (-1 - dim)]
     example = torch.randn(shape, generator=generator, dtype=torch.float64).to(factors)
     values = {name: vars(small)[name].detach() for name, _ in norm.named_parameters(recurse=False)}
     for folded in _folded(values, factors) if values else ():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.modules.gated_norm import GatedNorm
-from pyro_bmrs.pruning.compaction.modules.scaling import substitute
+from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled, substitute
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
 from pyro_bmrs.pruning.compaction.surgery.removal import LAST
 from pyro_bmrs.pruning.examples import Outputs
@@ -121,14 +121,22 @@ def _remove(net: nn.Module, stream: Stream, gone: Tensor, gates: Tensor) -> None
         if side.side == "norm":
             kept = (~is_gone).nonzero().flatten()
             norm = net.get_submodule(side.name)
-            small = narrow(norm, kept, gates[units[kept]], side.dim)
-            if small is None:
-                raise ReductionError(f"{side.name} cannot take factors of its channels over")
-            substitute(net, norm, small)
+            substitute(net, norm, _narrowed(side, norm, kept, gates[units[kept]]))
         elif is_gone.any():
             _take(net, side, is_gone.nonzero().flatten().tolist())
     for old, places in shared:
         _share_again(old, places)
+
+
+def _narrowed(side: Side, norm: nn.Module, kept: Tensor, factors: Tensor) -> nn.Module:
+    """A norm over the channels that are kept, multiplied: by its own parameters, or else behind it."""
+    small = narrow(norm, kept, factors, side.dim)
+    if small is not None:
+        return small
+    small = narrow(norm, kept, torch.ones_like(factors), side.dim)
+    if small is None:
+        raise ReductionError(f"{side.name} is no norm that can be over fewer channels")
+    return Scaled(small, Scale(factors, side.dim), "output")
 
 
 def _count_width(net: nn.Module, gone: Tensor) -> None:

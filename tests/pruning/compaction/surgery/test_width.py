@@ -56,6 +56,9 @@ def tiny(kind: str) -> tuple[nn.Module, Any]:
             first, second = nn.Conv2d(3, WIDTH - 1, 3), nn.Conv2d(WIDTH - 1, 6, 3)
             norm = nn.GroupNorm(3, WIDTH - 1)
             return nn.Sequential(first, norm, nn.ReLU(), second, nn.Flatten(), nn.Linear(96, 5)), images["pixel_values"]
+        case "a norm that no weight multiplies":
+            layers = nn.Linear(5, 8), nn.GELU(), ResponseNorm(8), nn.Linear(8, 4), nn.Flatten(), nn.Linear(12, 5)
+            return nn.Sequential(*layers), torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
         case "width as an attribute":
             return Reshaping(), torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(0))
         case _:
@@ -81,6 +84,18 @@ class Reshaping(nn.Module):
         return self.head(self.last_norm(x + self.down(self.up(self.norm(x)).relu())))
 
 
+class ResponseNorm(nn.Module):
+    """As in ConvNeXt V2: the strength of each channel beside the mean of all, and the channel itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.rand(width)), nn.Parameter(torch.rand(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        strength = x.norm(dim=1, keepdim=True)
+        return x + self.bias + self.weight * x * strength / (strength.mean(-1, keepdim=True) + 1e-6)
+
+
 def halved(net: nn.Module) -> dict[str, Tensor]:
     """Gates of which every other is 0."""
     gates = {}
@@ -93,7 +108,8 @@ def halved(net: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     "kind",
-    ["norms behind", "shared weight", "loose parameters", "two stages", "width as an attribute", "groups of channels"],
+    ["norms behind", "shared weight", "loose parameters", "two stages", "width as an attribute", "groups of channels"]
+    + ["a norm that no weight multiplies"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_left_computes_what_was_trained(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
