@@ -98,8 +98,19 @@ class Integrand:
         return self.density.line
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The log density in t, and x there."""
-        return self.density.at(t)
+        """
+        The log density in t, and x there.
+
+        Where it is not finite, as where x is rounded to 0 on the way, it is minus infinity, as in the panels, and x is
+        the middle of the line: elsewhere of a batch such places may hold mass, and are asked for.
+        """
+        log_density, x = self.density.at(t)
+        finite = log_density.isfinite()
+        if finite.all():
+            return log_density, x
+        # Evaluated elsewhere: the gradient of NaN is NaN, even times 0.
+        log_density, x = self.density.at(torch.where(finite, t, 0.0))
+        return torch.where(finite, log_density, -torch.inf), x
 
     @cached_property
     def relevant(self) -> Panels:

@@ -293,3 +293,19 @@ def test_it_keeps_the_evidence_it_is_given() -> None:
     assert posterior.log_evidence == exact
     total = torch.linspace(-12, 12, 2001, dtype=torch.float64)
     assert torch.trapezoid(posterior.log_prob(total).exp(), total).item() == pytest.approx(1, rel=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_one_of_a_batch_cannot_be_evaluated_it_has_no_mass(dtype: torch.dtype) -> None:
+    """Weibull distributions next to 0, where torch's density of the larger is 0 / 0, and the smaller has its mass."""
+    k, scales = torch.full((3,), 2.0, dtype=dtype), torch.tensor([0.5, 1.0, 1.5], dtype=dtype, requires_grad=True)
+    priors = dist.Weibull(2.0 * torch.ones_like(k), k), dist.Weibull(torch.ones_like(k), k)
+    reduced = reduce(dist.Weibull(scales, k), *priors).posterior
+    assert isinstance(reduced, ReweightedDistribution)
+    exact = dist.Weibull((scales**-2 + 1.0 - 0.25) ** -0.5, k)
+    torch.testing.assert_close(reduced.mean, exact.mean, rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(reduced.variance, exact.variance, rtol=1e-3, atol=0.0)
+    tiny = torch.full((3,), 1e-25, dtype=dtype)
+    torch.testing.assert_close(reduced.cdf(tiny), torch.zeros_like(tiny), rtol=0.0, atol=1e-12)
+    (slope,) = torch.autograd.grad(reduced.mean.sum(), scales)
+    torch.testing.assert_close(slope, torch.autograd.grad(exact.mean.sum(), scales)[0], rtol=1e-3, atol=0.0)
