@@ -116,19 +116,26 @@ class Integrand:
     def relevant(self) -> Panels:
         """The panels that hold all but a negligible share of the mass, from left to right."""
         with torch.no_grad():
-            share = self.panels.log_mass - self.panels.total
-            count = int((share > math.log(torch.finfo(share.dtype).eps) - _SPARE_NATS).sum(0).max())
-            return self.panels.pick(share.topk(max(count, 1), 0).indices).sort()
+            count = int((~self._is_negligible(self.panels)).sum(0).max())
+            return self.panels.pick(self.panels.log_mass.topk(max(count, 1), 0).indices).sort()
+
+    def _is_negligible(self, panels: Panels) -> Tensor:
+        share = panels.log_mass - self.panels.total
+        return ~(share > math.log(torch.finfo(share.dtype).eps) - _SPARE_NATS)
 
     def nodes(self) -> tuple[Tensor, Tensor]:
         """
         Log masses at nodes on the :attr:`relevant` panels, differentiable, and x there.
 
-        Both have the shape ``(order, num_panels, *batch_shape)``.
+        Both have the shape ``(order, num_panels, *batch_shape)``. What is relevant to others of a batch may be where an
+        element has no density that can be evaluated, or none with a gradient; it has no mass there, and is evaluated
+        in the middle of the line, as NaN stays NaN times 0.
         """
         t, weights = nodes(self.relevant.left, self.relevant.right)
-        log_density, x = self.at(t)
-        return log_density + weights.log(), x
+        with torch.no_grad():
+            negligible = self._is_negligible(self.relevant)
+        log_density, x = self.at(torch.where(negligible, 0.0, t))
+        return torch.where(negligible, -torch.inf, log_density) + weights.log(), x
 
     @cached_property
     def rounding(self) -> Tensor:
