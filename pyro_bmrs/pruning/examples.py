@@ -34,7 +34,11 @@ _BESIDE = frozenset(
 def call(net: Callable[..., Any], example_inputs: Any) -> Any:
     """The network's output: of one tensor, of a sequence of positional arguments, or of a mapping of keyword ones."""
     # Copies, as some networks write to what they are given.
-    inputs = tree_map_only(Tensor, Tensor.clone, example_inputs)
+    return invoke(net, tree_map_only(Tensor, Tensor.clone, example_inputs))
+
+
+def invoke(net: Callable[..., Any], inputs: Any) -> Any:
+    """As :func:`call`, with the tensors themselves."""
     if isinstance(inputs, Mapping):
         return net(**inputs)
     return net(*inputs) if isinstance(inputs, tuple | list) else net(inputs)

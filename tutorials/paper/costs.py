@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, NoiseELBO
-from pyro_bmrs.pruning.compaction.cost import cost
+from pyro_bmrs.pruning.compaction.reporting.cost import cost
 
 _TIMED_EXAMPLES, _TIMED_CALLS = 128, 20
 # As many examples as a batch of the paper's Tables 3 and 4 has.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -45,8 +46,9 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
     if isinstance(new, Scale) and not isinstance(old, Scale):
         return {"scale": True, "dim": new.dim}
     if isinstance(new, Attention) and isinstance(old, nn.MultiheadAttention):
-        plain = Attention.of(old)
-        return {"attention": True, **describe(plain, new)}
+        return {"attention": True, **describe(Attention.of(old), new)}
+    if isinstance(new, Attention) and isinstance(old, Attention) and new.is_packed != old.is_packed:
+        return {"packed": new.is_packed, **describe(_packed(deepcopy(old), new.is_packed), new)}
     if isinstance(new, SharedPositions) and not isinstance(old, SharedPositions):
         return {"shared_positions": True, **describe(SharedPositions.of(old), new)}
     if isinstance(new, Recurrence) and not isinstance(old, Recurrence):
@@ -107,6 +109,10 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
         if not isinstance(module, nn.MultiheadAttention):
             raise ReductionError(f"the compact network had an nn.MultiheadAttention, not a {type(module).__name__}")
         module = Attention.of(module)
+    if "packed" in description:
+        if not isinstance(module, Attention):
+            raise ReductionError(f"the compact network had an Attention, not a {type(module).__name__}")
+        module = _packed(module, description["packed"])
     if "recurrence" in description:
         if not is_layer_or_cell(module) or isinstance(module, nn.RNNCellBase):
             raise ReductionError(f"the compact network had a recurrent layer, not a {type(module).__name__}")
@@ -132,6 +138,10 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
             raise ReductionError(f"the compact network had a module {name!r}; this {type(module).__name__} has none")
         module._modules[name] = rebuild(part, child)
     return module
+
+
+def _packed(attention: Attention, is_packed: bool) -> Attention:
+    return attention.packed() if is_packed else attention.unpacked()
 
 
 def _even(norm: UnevenGroupNorm) -> nn.GroupNorm:

@@ -12,29 +12,34 @@ the weights beside them. A rewriting that would change what the network computes
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.architecture import describe
-from pyro_bmrs.pruning.compaction.cost import compare_costs, cost
+from pyro_bmrs.pruning.compaction.coupling.rounding import Rounding
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel
-from pyro_bmrs.pruning.compaction.modules.plain import make_plain
-from pyro_bmrs.pruning.compaction.modules.recurrence import fuse
-from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scale_network, scales_of, unwrap
-from pyro_bmrs.pruning.compaction.report import KEPT, MASKED, REMOVED, CompactionReport
-from pyro_bmrs.pruning.compaction.surgery.blocks import remove_blocks
-from pyro_bmrs.pruning.compaction.surgery.folding import fold
-from pyro_bmrs.pruning.compaction.surgery.heads import HeadPlace, remove_heads
-from pyro_bmrs.pruning.compaction.surgery.removal import remove_channels
+from pyro_bmrs.pruning.compaction.modules.plain import make_fast, make_plain, restore_attentions
+from pyro_bmrs.pruning.compaction.modules.scaling import scale_network, scales_of, unwrap
+from pyro_bmrs.pruning.compaction.reporting.cost import compare_costs, cost
+from pyro_bmrs.pruning.compaction.reporting.latency import batches, latencies
+from pyro_bmrs.pruning.compaction.reporting.report import KEPT, MASKED, REMOVED, CompactionReport
+from pyro_bmrs.pruning.compaction.rewriting.checks import (
+    check_called,
+    check_comparable,
+    check_sizes,
+    check_weights,
+    checked_gates,
+)
+from pyro_bmrs.pruning.compaction.rewriting.fastest import fastest
+from pyro_bmrs.pruning.compaction.rewriting.rewriting import Masked, Rewritten, rewrite
 from pyro_bmrs.pruning.compaction.surgery.width import gate_norms, remove_width
-from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, copy_network, run, runs_as_in_training
-from pyro_bmrs.pruning.noise.attachment import KINDS, NoiseSite, detach_noise, noise_sites
+from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, copy_network, run
+from pyro_bmrs.pruning.noise.attachment import NoiseSite, detach_noise, noise_sites
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.noise.hooks import noise_hooks_in
 
@@ -48,6 +53,8 @@ def compact(
     example_inputs: Any,
     *,
     delta_evidence: Mapping[str, Tensor] | None = None,
+    round_to: int | Literal["auto"] | None = None,
+    batch_sizes: Sequence[int] = (),
 ) -> nn.Module:
     """
     The network after pruning, as an ordinary one that is smaller: without noise, hooks or masks.
@@ -73,6 +80,14 @@ def compact(
     The result is copied, exported and put in a state dict as any module is; convolutions in channels-last memory stay
     so. :func:`~pyro_bmrs.pruning.save_compact` and :func:`~pyro_bmrs.pruning.load_compact` keep it in a file.
 
+    With ``round_to`` the sizes that are left are rounded up, by units that could go and come back: those first for
+    which the log evidence speaks most, where ``delta_evidence`` is given, or else those of the highest posterior mean.
+    They are multiplied by 0 all the same, so that the outputs are as without them, and the report counts them among the
+    masked. What goes together comes back together, and of heads whole ones do. ``"auto"`` measures on this machine, on
+    the example inputs: each layer has the size at which it is fastest, which may be its own, and where the whole is
+    faster without rounding, or as it was, it is that. The channels of a width are not rounded: a norm over more of them
+    is another function.
+
     Trained further, masked units may come back: nothing holds their weights at 0. Where a pruned unit leaves a constant
     other than 0, as before a sigmoid, it is that of inputs of the examples' size.
 
@@ -80,11 +95,15 @@ def compact(
     :param guide: the fitted guide of its noise.
     :param example_inputs: what the network is called with: a tensor, a sequence of positional arguments, or a mapping
         of keyword arguments. Multiply-accumulate operations are counted on these.
-    :param delta_evidence: for each site the change in log evidence of its units in nats, for the report.
+    :param delta_evidence: for each site the change in log evidence of its units in nats, for the report, and for which
+        units come back.
+    :param round_to: a multiple that the sizes of layers are rounded up to, or ``"auto"``; by default they are not.
+    :param batch_sizes: for the report, how many examples there are in batches on which the latency is measured, of the
+        network without noise and of the compact one. They are those of the example inputs, again and again.
     :return: the smaller network; :func:`~pyro_bmrs.pruning.compaction_report` tells what became of each unit.
     :raises ReductionError: for a guide of another network, or one that is not fitted; weights or posterior means that
         are NaN or infinite; example inputs that do not fit the network; a network whose output is random; a
-        ``delta_evidence`` that is not of its sites.
+        ``delta_evidence`` that is not of its sites; sizes that are no positive integers.
 
     Example::
 
@@ -116,7 +135,8 @@ def compact(
         raise ReductionError(f"{bad} parameters of the guide are NaN or infinite: train again, at a lower rate")
     means = {name: guide.noise_posterior(name).mean.detach() for name in sites}
     gates = guide.mean_noise()
-    return compact_gated(net, gates, sites, example_inputs, importance=means, delta_evidence=delta_evidence)
+    options: dict[str, Any] = {"delta_evidence": delta_evidence, "round_to": round_to, "batch_sizes": batch_sizes}
+    return compact_gated(net, gates, sites, example_inputs, importance=means, **options)
 
 
 def compact_gated(
@@ -127,6 +147,8 @@ def compact_gated(
     *,
     importance: Mapping[str, Tensor] | None = None,
     delta_evidence: Mapping[str, Tensor] | None = None,
+    round_to: int | Literal["auto"] | None = None,
+    batch_sizes: Sequence[int] = (),
 ) -> nn.Module:
     """
     A smaller network that computes what a network does whose units are multiplied by fixed factors.
@@ -137,7 +159,11 @@ def compact_gated(
     :param example_inputs: what the network is called with: a tensor, a sequence of positional arguments, or a mapping
         of keyword arguments.
     :param importance: for each site, which of its units to rather keep in a layer that would vanish.
-    :param delta_evidence: for each site the change in log evidence of its units in nats, for the report.
+    :param delta_evidence: for each site the change in log evidence of its units in nats, for the report, and for which
+        units come back.
+    :param round_to: a multiple that the sizes of layers are rounded up to, or ``"auto"``; by default they are not.
+    :param batch_sizes: for the report, how many examples there are in batches on which the latency is measured, of the
+        network without noise and of the compact one. They are those of the example inputs, again and again.
     :return: the smaller network; :func:`~pyro_bmrs.pruning.compaction_report` tells what became of each unit.
     :raises ReductionError: for gates that do not fit the sites, weights or gates that are NaN or infinite, example
         inputs that do not fit the network, or a network whose output is random.
@@ -145,31 +171,50 @@ def compact_gated(
     original = copy_network(net)
     if any(noise_hooks_in(original)):
         detach_noise(original)
-    gates = _checked_gates(original, gates, sites)
+    gates = checked_gates(original, gates, sites)
+    check_sizes(round_to, batch_sizes)
     for name, evidence in (delta_evidence or {}).items():
         if name not in sites or evidence.shape != gates[name].shape:
             raise ReductionError(f"delta_evidence[{name!r}], of shape {tuple(evidence.shape)}, is of no site like that")
-    _check_weights(original)
-    before = cost(_without_noise(original, gates, sites, example_inputs), example_inputs)
+    check_weights(original)
+    bare = _without_noise(original, gates, sites, example_inputs)
+    check_comparable(bare, example_inputs)
+    given = batches(example_inputs, batch_sizes)
+    for batch in given.values():
+        run(bare, batch)
     masked = deepcopy(original)
     make_plain(masked)
     widths = {name: site for name, site in sites.items() if site.kind == "width"}
     others = {name: site for name, site in sites.items() if name not in widths}
     outputs, places = _masked_outputs(masked, gates, others, widths, example_inputs)
 
-    def finish(net: nn.Module) -> None:
+    def put_scales(net: nn.Module) -> None:
         scale_network(net, gates, others)
 
-    merits = importance or gates
-    masked, gone, kept_for = remove_width(masked, gates, widths, example_inputs, outputs, merits, finish)
-    done = _rewrite(masked, places, others, merits, example_inputs, outputs)
-    _copy_modes(original, done.net)
+    importance = importance or gates
+    masked, gone, kept_for = remove_width(masked, gates, widths, example_inputs, outputs, importance, put_scales)
+    known = sites.keys() <= (delta_evidence or {}).keys()
+    merits = {name: -evidence for name, evidence in (delta_evidence or {}).items()} if known else importance
+    whole = Masked(masked, places, others, importance, merits, example_inputs, outputs)
+
+    def finished(rounding: Rounding) -> Rewritten:
+        done = rewrite(whole, rounding)
+        restore_attentions(done.net, original)
+        _copy_modes(original, done.net)
+        return done
+
+    done = fastest(finished, masked, example_inputs) if round_to == "auto" else finished(Rounding(round_to or 1))
+    if outputs.difference(done.net) > 1:
+        raise ReductionError(
+            "the compact network does not compute what the masked one does; please report this network"
+        )
     earlier = vars(net).get("compaction")
     vars(done.net)["compaction"] = CompactionReport(
         _units(gates, sites, _Fates(places, done, gone, kept_for), delta_evidence or {}),
-        compare_costs(before, cost(done.net, example_inputs)),
+        compare_costs(_costs_without_noise(bare, example_inputs), done.costs),
         {site: done.multiplied[place] for site, place in places.items() if place in done.multiplied},
         [*(earlier.architecture if earlier else ()), describe(original, done.net)],
+        {size: latencies([bare, done.net], batch) for size, batch in given.items()},
     )
     return done.net
 
@@ -185,128 +230,30 @@ def _masked_outputs(
     masked = deepcopy(plain)
     gate_norms(masked, gates, widths)
     scales = scale_network(masked, gates, others)
-    _check_called(masked, scales, example_inputs)
+    check_called(masked, scales, example_inputs)
     names = {scale: name for name, scale in scales_of(masked).items()}
     return Outputs(masked, example_inputs), {site: names[scale] for site, scale in scales.items()}
-
-
-class _Rewritten(NamedTuple):
-    """
-    A masked network after exact rewritings.
-
-    :param net: the network.
-    :param present: names of the multiplications that were there before the last of them, which folds them.
-    :param left: why channels that are multiplied by 0 are still there.
-    :param multiplied: for the names of multiplications that are still there, why.
-    """
-
-    net: nn.Module
-    present: set[str]
-    left: dict[Channel, str]
-    multiplied: dict[str, str]
-
-
-def _rewrite(
-    masked: nn.Module,
-    places: Mapping[str, str],
-    sites: Mapping[str, NoiseSite],
-    importance: Mapping[str, Tensor],
-    example_inputs: Any,
-    outputs: Outputs,
-) -> _Rewritten:
-    sizes = {places[name]: site.noise.unit_size for name, site in sites.items()}
-    merits = {places[name]: importance[name].repeat_interleave(sizes[places[name]]) for name in sites}
-    kinds = {kind: [places[name] for name, site in sites.items() if site.kind == kind] for kind in KINDS}
-
-    known = set(scales_of(masked))
-    net, left = remove_blocks(masked, kinds["block"], example_inputs, outputs)
-    # What is multiplied by 0 in branches that stay.
-    kinds["units"] += sorted(scales_of(net).keys() - known)
-    owners = {places[name]: site.module for name, site in sites.items()}
-    heads = {place: HeadPlace(sizes[place], owners[place]) for place in kinds["heads"] if place in scales_of(net)}
-    net, reasons = remove_heads(net, heads, example_inputs, outputs, merits)
-    left.update(reasons)
-    units = [place for place in kinds["units"] if place in scales_of(net)]
-    net, reasons = remove_channels(net, units, example_inputs, outputs, merits)
-    left.update(reasons)
-    present = set(scales_of(net))
-    net, multiplied = fold(net, example_inputs, outputs)
-    fuse(net)
-    if outputs.difference(net) > 1:
-        raise ReductionError(
-            "the compact network does not compute what the masked one does; please report this network"
-        )
-    return _Rewritten(net, present, left, multiplied)
 
 
 def _without_noise(
     original: nn.Module, gates: Mapping[str, Tensor], sites: Mapping[str, NoiseSite], example_inputs: Any
 ) -> nn.Module:
-    """A plain copy of the network without any noise, which computes the same as the network does."""
+    """A copy of the network without any noise, which computes the same as the network does."""
     net = deepcopy(original)
     # What it calls itself; all other noise is off.
     own = {name: site for name, site in sites.items() if not site.module}
     for scale in scale_network(net, {name: torch.ones_like(gates[name]) for name in own}, own).values():
         unwrap(net, scale)
     check_example_inputs(net, example_inputs)
-    outputs = Outputs(net, example_inputs)
-    make_plain(net)
-    if outputs.difference(net) > 1:
-        raise ReductionError(
-            "the network's output is random in evaluation mode, or not the same with plain attention in place of "
-            "nn.MultiheadAttention: no two networks can be compared"
-        )
-    fuse(net)
     return net
 
 
-def _checked_gates(net: nn.Module, gates: Mapping[str, Tensor], sites: Mapping[str, NoiseSite]) -> dict[str, Tensor]:
-    """The gates in the precision, and on the device, of the weights that they multiply."""
-    if gates.keys() != sites.keys():
-        raise ReductionError(f"gates are for the sites {sorted(gates)}, but the network has {sorted(sites)}")
-    weights = next((parameter for parameter in net.parameters() if parameter.is_floating_point()), None)
-    if not sites or weights is None:
-        raise ReductionError("the network has no noise: attach_noise(net) comes first, and fitting")
-    for name, gate in gates.items():
-        num_units = sites[name].noise.num_units
-        if gate.shape != (num_units,):
-            raise ReductionError(f"site {name!r} has {num_units} units, but its gates have shape {tuple(gate.shape)}")
-        if not gate.isfinite().all() or (gate < 0).any():
-            raise ReductionError(f"the gates of site {name!r} must be finite and not negative, but are {gate.tolist()}")
-    return {name: gate.detach().to(weights) for name, gate in gates.items()}
-
-
-def _check_weights(net: nn.Module) -> None:
-    bad = {
-        name: int((~tensor.isfinite()).sum())
-        for name, tensor in [*net.named_parameters(), *net.named_buffers()]
-        if tensor.is_floating_point() and not tensor.isfinite().all()
-    }
-    if bad:
-        counts = ", ".join(f"{count} in {name}" for name, count in bad.items())
-        raise ReductionError(f"the network's weights are NaN or infinite ({counts}): train again, at a lower rate")
-
-
-def _check_called(net: nn.Module, scales: Mapping[str, Scale], example_inputs: Any) -> None:
-    called: set[str] = set()
-
-    def note(name: str, *_: Any) -> None:
-        called.add(name)
-
-    hooks = [scale.register_forward_hook(partial(note, name)) for name, scale in scales.items()]
-    try:
-        run(net, example_inputs)
-        if scales.keys() - called:
-            runs_as_in_training(net, example_inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    missing = sorted(scales.keys() - called)
-    if missing:
-        raise ReductionError(
-            f"on example_inputs the network does not call what has the noise of {missing}: pass inputs on which it "
-            "does, or take that noise off"
-        )
+def _costs_without_noise(bare: nn.Module, example_inputs: Any) -> pd.DataFrame:
+    """What each module of the network without noise costs, with the modules that the compact one has."""
+    net = deepcopy(bare)
+    make_plain(net)
+    make_fast(net)
+    return cost(net, example_inputs)
 
 
 def _copy_modes(source: nn.Module, target: nn.Module) -> None:
@@ -345,7 +292,7 @@ class _Fates(NamedTuple):
     """
 
     places: Mapping[str, str]
-    done: _Rewritten
+    done: Rewritten
     gone: Mapping[str, Tensor]
     kept_for: Mapping[str, str]
 

@@ -23,7 +23,7 @@ from pyro_bmrs.pruning.compaction.architecture import is_plain, rebuild
 from pyro_bmrs.pruning.compaction.archive import read_archive, write_archive
 from pyro_bmrs.pruning.compaction.modules.recurrence import has_its_sizes, is_layer_or_cell
 from pyro_bmrs.pruning.compaction.modules.scaling import scales_of
-from pyro_bmrs.pruning.compaction.report import CompactionReport, compaction_report
+from pyro_bmrs.pruning.compaction.reporting.report import CompactionReport, compaction_report
 from pyro_bmrs.pruning.examples import copy_network
 from pyro_bmrs.pruning.layers import layer_kind, num_channels, num_groups, weight_rows
 

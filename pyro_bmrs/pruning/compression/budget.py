@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +16,11 @@ from torch.utils._pytree import tree_map_only
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.compact import compact
-from pyro_bmrs.pruning.compaction.cost import cost
+from pyro_bmrs.pruning.compaction.reporting.cost import cost
+from pyro_bmrs.pruning.compaction.reporting.latency import latencies
 from pyro_bmrs.pruning.compression.prices import unit_totals
 from pyro_bmrs.pruning.criteria.saliency import Saliency
-from pyro_bmrs.pruning.examples import evaluation, run
+from pyro_bmrs.pruning.examples import evaluation
 from pyro_bmrs.pruning.noise.attachment import noise_sites
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.selection.order import Unit, unit_groups
@@ -32,7 +32,6 @@ MET = 0.99
 # So finely are costs told apart.
 _GRAINS = 4096
 _MOST_TRIES = 16
-_MOST_TIMES = 30
 
 
 class Budget(NamedTuple):
@@ -40,7 +39,7 @@ class Budget(NamedTuple):
     What a network may cost.
 
     :param kind: ``"parameters"``, ``"macs"`` (multiply-accumulate operations of one example) or ``"latency"`` (the
-        shortest of several times for one example, in microseconds).
+        median of several times for one example, in microseconds).
     :param limit: how much, as a share of the whole network's or a number.
     :param is_share: which of the two.
     """
@@ -83,7 +82,7 @@ class Budget(NamedTuple):
         :param example: the inputs of one example.
         """
         if self.kind == "latency":
-            return latency(net, example)
+            return latencies([net], example)[0]
         return float(cost(net, example)[self.kind].sum())
 
     def target(self, whole: float) -> float:
@@ -93,23 +92,6 @@ class Budget(NamedTuple):
         :param whole: what the whole network costs.
         """
         return self.limit * whole if self.is_share else self.limit
-
-
-def latency(net: nn.Module, example: Any) -> float:
-    """
-    The shortest of several times that a network takes, in microseconds.
-
-    :param net: the network.
-    :param example: what it is called with.
-    """
-    times = []
-    for _ in range(_MOST_TIMES):
-        start = time.perf_counter()
-        run(net, example)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return 1e6 * min(times)
 
 
 def knapsack(values: Sequence[float], costs: Sequence[float], capacity: float) -> list[bool]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.plotting import plot_compression
 from pyro_bmrs.plotting.html_report import Part, report, stacked
-from pyro_bmrs.pruning.compaction.report import CompactionReport, compaction_report
+from pyro_bmrs.pruning.compaction.reporting.report import CompactionReport, compaction_report
 from pyro_bmrs.pruning.compression.course.held_out import HeldOut
 from pyro_bmrs.pruning.compression.path import standard_error
 from pyro_bmrs.pruning.compression.prices import OccamPrices

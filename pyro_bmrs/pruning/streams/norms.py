@@ -29,6 +29,8 @@ class UnevenGroupNorm(nn.Module):
 
     weight: Tensor | None
     bias: Tensor | None
+    together: Tensor
+    counts: Tensor
 
     def __init__(self, sizes: tuple[int, ...], eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__()
@@ -36,17 +38,40 @@ class UnevenGroupNorm(nn.Module):
         self.num_channels = sum(sizes)
         for name, fill in (("weight", torch.ones), ("bias", torch.zeros)):
             self.register_parameter(name, nn.Parameter(fill(self.num_channels)) if affine else None)
+        of_groups = torch.tensor(self.sizes)
+        group = torch.arange(len(of_groups)).repeat_interleave(of_groups)
+        # Times numbers for the channels it makes for each channel the sum over its group; exact in any precision.
+        self.register_buffer("together", (group.unsqueeze(1) == group).float(), persistent=False)
+        self.register_buffer("counts", of_groups[group].float(), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        shape = [1, -1, *[1] * (input.dim() - 2)]
-        parts = [self._normalised(part) for part in input.split(self.sizes, 1)]
-        output = torch.cat(parts, 1)
-        if self.weight is None or self.bias is None:
-            return output
-        return output * self.weight.reshape(shape) + self.bias.reshape(shape)
+        # In full precision, as what norms return is a small difference of large numbers.
+        precise = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        if not torch.is_autocast_enabled(input.device.type):
+            return self._normalised(precise).to(input.dtype)
+        with torch.autocast(input.device.type, enabled=False):
+            return self._normalised(precise).to(input.dtype)
 
-    def _normalised(self, part: Tensor) -> Tensor:
-        return nn.functional.group_norm(part, 1, eps=self.eps)
+    def _normalised(self, input: Tensor) -> Tensor:
+        """
+        All groups at once: each channel normalised by itself, and from there to what its group would make of it.
+
+        Of a group, the mean is the average of its channels', and the variance that of the channels' variances and of
+        the squares of what their means are off by.
+        """
+        examples, channels = input.shape[:2]
+        flat = input.reshape(examples, channels, -1)
+        alone, mean, precision = torch.native_group_norm(
+            flat, None, None, examples, channels, flat.shape[-1], channels, self.eps
+        )
+        together, counts = self.together.to(mean), self.counts.to(mean)
+        off = torch.addcdiv(mean, mean @ together, counts, value=-1)
+        # The eps in the channels' variances is that in the group's.
+        scale = torch.addcmul(precision.pow(-2), off, off).matmul(together).div(counts).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = off * scale if self.bias is None else torch.addcmul(self.bias, off, scale)
+        return alone.mul_((scale / precision).unsqueeze(-1)).add_(shift.unsqueeze(-1)).view_as(input)
 
     def extra_repr(self) -> str:
         return f"{self.sizes}, eps={self.eps}"

@@ -19,7 +19,7 @@ from pyro_bmrs.pruning import (
     compact,
     noise_sites,
 )
-from pyro_bmrs.pruning.compression.budget import Budget, knapsack, latency, prune_within, within_target
+from pyro_bmrs.pruning.compression.budget import Budget, knapsack, prune_within, within_target
 
 
 def best_by_force(values, costs, capacity):
@@ -130,8 +130,3 @@ def test_a_budget_that_cannot_be_met(fitted):
     with pytest.raises(ReductionError, match="one unit at each site"):
         prune_within(model, guide, batches, Budget.of({"parameters": 5}), 5)
     assert all(site.noise.kept.all() for site in noise_sites(model.net).values())
-
-
-def test_time_grows_with_what_is_done():
-    small, large = (latency(nn.Linear(width, width), torch.ones(50, width)) for width in (4, 1024))
-    assert 0 < small < large

@@ -132,3 +132,36 @@ def test_what_cannot_take_factors_over_is_left(norm: nn.Module) -> None:
     before = copy.deepcopy(norm)
     assert narrow(norm, KEPT, torch.tensor([0.5, 0.7, 0.9]), -1) is None
     torch.testing.assert_close(norm(torch.ones(2, 4)), before(torch.ones(2, 4)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 10), (2, 10, 7), (2, 10, 5, 5)])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1e-4, 0.0), (1.0, 100.0)])
+def test_uneven_groups_are_norms_of_each_group(
+    shape: tuple[int, ...], affine: bool, scale: float, shift: float
+) -> None:
+    torch.manual_seed(0)
+    sizes = (2, 3, 4, 1) if len(shape) > 2 else (2, 5, 3)
+    norm = UnevenGroupNorm(sizes, affine=affine).double()
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    inputs = (scale * torch.randn(shape, dtype=torch.float64) + shift).requires_grad_()
+    beside = [1, -1, *[1] * (len(shape) - 2)]
+    expected = torch.cat([nn.functional.group_norm(part, 1) for part in inputs.split(sizes, 1)], 1)
+    if norm.weight is not None and norm.bias is not None:
+        expected = expected * norm.weight.reshape(beside) + norm.bias.reshape(beside)
+    output, direction = norm(inputs), torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(output, expected, rtol=1e-11, atol=1e-11)
+    wanted = [inputs, *norm.parameters()]
+    slopes = (torch.autograd.grad((values * direction).sum(), wanted) for values in (output, expected))
+    for slope, other in zip(*slopes, strict=True):
+        torch.testing.assert_close(slope, other, rtol=1e-9, atol=1e-9)
+
+
+def test_uneven_groups_in_low_precision() -> None:
+    torch.manual_seed(0)
+    norm, inputs = UnevenGroupNorm((2, 3)), 10 + torch.randn(2, 5, 8)
+    expected = norm(inputs.bfloat16().float())
+    assert torch.equal(norm.bfloat16()(inputs.bfloat16()), expected.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(norm.float()(inputs.bfloat16().float()), expected)

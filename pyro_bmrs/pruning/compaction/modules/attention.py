@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ class Attention(nn.Module):
     ``nn.MultiheadAttention`` derives the width of a head from the number of heads, so that it cannot lose one. This
     module takes its place, has the arguments of its ``forward`` (A. Vaswani et al. (2017), *Attention is all you need*,
     https://arxiv.org/abs/1706.03762), and goes through ``scaled_dot_product_attention`` where no weights are asked for.
+
+    Queries, keys and values are made by ``q_proj``, ``k_proj`` and ``v_proj``; in a network that ``compact`` returns by
+    ``in_proj``, one layer for the three, where they are made of equally many features.
 
     :param embed_dim: features of the query and of the output.
     :param num_heads: how many heads.
@@ -43,6 +47,8 @@ class Attention(nn.Module):
     # nn.TransformerEncoder asks its attention for these, and takes no fused path around the submodules with this one.
     in_proj_bias = None
     _qkv_same_embed_dim = False
+
+    in_proj: nn.Linear
 
     def __init__(
         self,
@@ -108,6 +114,68 @@ class Attention(nn.Module):
         plain.out_proj.load_state_dict(attention.out_proj.state_dict())
         return plain.train(attention.training)
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether queries, keys and values are made by one layer."""
+        return "in_proj" in self._modules
+
+    def packed(self) -> Attention:
+        """Itself, with one layer for queries, keys and values, where they are made of equally many features."""
+        projections = self._projections()
+        if not self.is_packed and len({layer.in_features for layer in projections}) == 1:
+            self._replace(("q_proj", "k_proj", "v_proj"), {"in_proj": _joined(projections)})
+        return self
+
+    def unpacked(self) -> Attention:
+        """Itself, with a layer each for queries, keys and values."""
+        if self.is_packed:
+            self._replace(("in_proj",), dict(zip(("q_proj", "k_proj", "v_proj"), self._projections())))
+        return self
+
+    def _projections(self) -> list[nn.Linear]:
+        """The layers that make queries, keys and values, with copies of the weights if they are packed."""
+        if not self.is_packed:
+            return [self.q_proj, self.k_proj, self.v_proj]
+        biases = [None] * 3 if self.in_proj.bias is None else self.in_proj.bias.chunk(3)
+        parts = zip(self.in_proj.weight.chunk(3), biases)
+        return [_linear(weight, bias, self.in_proj) for weight, bias in parts]
+
+    def _replace(self, old: tuple[str, ...], new: dict[str, nn.Linear]) -> None:
+        """Puts layers in the place of others, first as these are."""
+        others = {name: module for name, module in self._modules.items() if name not in old}
+        self._modules.clear()
+        self._modules.update({**new, **others})
+
+    def as_torchs(self) -> nn.MultiheadAttention | None:
+        """The same attention as torch's own, with copies of the weights; None where that cannot be it."""
+        layers: list[Any] = [*self._projections(), self.out_proj]
+        query, key, value, output = layers
+        width = self.num_heads * self.head_dim
+        has_biases = {layer.bias is not None for layer in layers}
+        is_whole = self.num_heads == self.num_mask_heads and len(has_biases) == 1
+        if not is_whole or {query.in_features, query.out_features, output.out_features} != {width}:
+            return None
+        with torch.device("meta"):
+            attention = nn.MultiheadAttention(
+                *(width, self.num_heads, self.dropout, has_biases == {True}, self.bias_k is not None),
+                *(self.add_zero_attn, key.in_features, value.in_features, self.batch_first),
+            )
+        attention.to_empty(device=query.weight.device).to(query.weight.dtype)
+        with torch.no_grad():
+            if attention._qkv_same_embed_dim:
+                attention.in_proj_weight.copy_(torch.cat([layer.weight for layer in layers[:3]]))
+            else:
+                own = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
+                for weight, layer in zip(own, layers):
+                    weight.copy_(layer.weight)
+            if attention.in_proj_bias is not None:
+                attention.in_proj_bias.copy_(torch.cat([layer.bias for layer in layers[:3]]))
+            for given, one in ((attention.bias_k, self.bias_k), (attention.bias_v, self.bias_v)):
+                if given is not None and one is not None:
+                    given.copy_(one.reshape(given.shape))
+        attention.out_proj.load_state_dict(self.out_proj.state_dict())
+        return attention.train(self.training)
+
     def keep_heads(self, kept: Tensor) -> None:
         """
         Counts the heads that are left, and keeps their part of the learned key; the rows of the projections are
@@ -135,18 +203,20 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What ``torch.nn.MultiheadAttention.forward`` does, with the same arguments."""
         batched = query.dim() == 3
+        # What is one tensor is made of one, and stays one below.
+        is_self, is_shared = query is key and key is value, key is value
         if not batched:
-            query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
+            query, key, value = (tokens.unsqueeze(0) for tokens in (query, key, value))
         elif not self.batch_first:
-            query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
-        queries = self._split(self.q_proj(query))
-        keys, values = self._with_own(self.k_proj(key), self.bias_k), self._with_own(self.v_proj(value), self.bias_v)
+            query, key, value = (tokens.transpose(0, 1) for tokens in (query, key, value))
+        queries, keys, values = self._projected(query, key, value, is_self, is_shared)
         mask = self._mask(attn_mask, key_padding_mask, queries)
         dropout = self.dropout if self.training else 0.0
         weights = None
         if need_weights:
             scores = queries @ keys.transpose(-2, -1) / math.sqrt(self.head_dim)
-            weights = F.dropout((scores if mask is None else scores + mask).softmax(-1), dropout)
+            weights = (scores if mask is None else scores + mask).softmax(-1)
+            weights = F.dropout(weights, dropout) if dropout else weights
             heads = weights @ values
             weights = weights.mean(1) if average_attn_weights else weights
         else:
@@ -155,6 +225,29 @@ class Attention(nn.Module):
         if not batched:
             return output.squeeze(0), None if weights is None else weights.squeeze(0)
         return output if self.batch_first else output.transpose(0, 1), weights
+
+    def _projected(
+        self, query: Tensor, key: Tensor, value: Tensor, is_self: bool, is_shared: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of all heads, each of shape ``(batch, heads, length, head_dim)``."""
+        if not self.is_packed:
+            made = [self.q_proj(query), self.k_proj(key), self.v_proj(value)]
+        elif is_self:
+            # All at once, also as they are divided among the heads.
+            if self.bias_k is None and not self.add_zero_attn:
+                shape = (*query.shape[:2], 3, self.num_heads, self.head_dim)
+                queries, keys, values = self.in_proj(query).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
+                return queries, keys, values
+            made = self.in_proj(query).chunk(3, -1)
+        else:
+            width = self.num_heads * self.head_dim
+            sizes = [width, 2 * width] if is_shared else [width] * 3
+            bias = self.in_proj.bias
+            biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+            parts = zip((query, key, value), self.in_proj.weight.split(sizes), biases)
+            made = [F.linear(*part) for part in parts]
+            made = [made[0], *made[1].chunk(2, -1)] if is_shared else made
+        return self._split(made[0]), self._with_own(made[1], self.bias_k), self._with_own(made[2], self.bias_v)
 
     def _with_own(self, projected: Tensor, own: Tensor | None) -> Tensor:
         """Keys or values, those that the attention adds behind those that are given, split."""
@@ -188,3 +281,21 @@ def _additive(mask: Tensor, queries: Tensor) -> Tensor:
     if mask.dtype is torch.bool:
         return torch.zeros_like(mask, dtype=queries.dtype).masked_fill(mask, -torch.inf)
     return mask.to(queries.dtype)
+
+
+def _joined(layers: list[Any]) -> nn.Linear:
+    """One layer that puts out what several do, side by side."""
+    has_bias = any(layer.bias is not None for layer in layers)
+    biases = [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+    weight = torch.cat([layer.weight for layer in layers])
+    return _linear(weight, torch.cat(biases) if has_bias else None, layers[0])
+
+
+def _linear(weight: Tensor, bias: Tensor | None, like: nn.Linear) -> nn.Linear:
+    """A layer of copies of these weights."""
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    layer.weight = nn.Parameter(weight.detach().clone(), like.weight.requires_grad)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), like.weight.requires_grad)
+    return layer.train(like.training)

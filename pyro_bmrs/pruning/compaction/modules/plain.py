@@ -16,7 +16,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pyro_bmrs.pruning.compaction.modules.attention import Attention
-from pyro_bmrs.pruning.compaction.modules.recurrence import unroll
+from pyro_bmrs.pruning.compaction.modules.recurrence import fuse, unroll
 from pyro_bmrs.pruning.compaction.modules.scaling import substitute
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
 
@@ -33,6 +33,8 @@ def make_plain(net: nn.Module) -> None:
     for module in list(net.modules()):
         if type(module) is nn.MultiheadAttention:
             substitute(net, module, Attention.of(module))
+        if isinstance(module, Attention):
+            module.unpacked()
         if SharedPositions.is_for(module):
             substitute(net, module, SharedPositions.of(module))
         if isinstance(module, nn.TransformerEncoder):
@@ -40,6 +42,32 @@ def make_plain(net: nn.Module) -> None:
             module.use_nested_tensor = False
         fix_weights(module)
     unroll(net)
+
+
+def make_fast(net: nn.Module) -> None:
+    """
+    Puts torch's own recurrent layers in the place of those that are written out, and one layer for queries, keys and
+    values in the place of three; in place.
+    """
+    fuse(net)
+    for module in list(net.modules()):
+        if isinstance(module, Attention):
+            module.packed()
+
+
+def restore_attentions(net: nn.Module, original: nn.Module) -> None:
+    """
+    Puts torch's own attentions, for which there are faster kernels, where they were and can be; in place.
+
+    :param net: a network with an :class:`~pyro_bmrs.pruning.Attention` for each ``nn.MultiheadAttention``.
+    :param original: the network that it was made of.
+    """
+    before = dict(original.named_modules())
+    for name, module in list(net.named_modules()):
+        if isinstance(module, Attention) and type(before.get(name)) is nn.MultiheadAttention:
+            own = module.as_torchs()
+            if own is not None:
+                substitute(net, module, own)
 
 
 def has_computed_weights(module: nn.Module) -> bool:

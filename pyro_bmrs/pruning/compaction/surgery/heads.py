@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_bmrs.pruning.compaction.coupling.rounding import Rounding
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel
 from pyro_bmrs.pruning.compaction.modules.attention import Attention
 from pyro_bmrs.pruning.compaction.modules.scaling import Scaled, scales_of
@@ -55,6 +56,8 @@ def remove_heads(
     example_inputs: Any,
     outputs: Outputs,
     importance: Mapping[str, Tensor],
+    rounding: Rounding | None = None,
+    merits: Mapping[str, Tensor] | None = None,
 ) -> tuple[nn.Module, dict[Channel, str]]:
     """
     Takes attention heads out of a network, with all of the attention's parameters that are theirs: rows of what makes
@@ -68,17 +71,33 @@ def remove_heads(
     :param example_inputs: what the network is called with.
     :param outputs: its outputs, which do not change.
     :param importance: for each of these multiplications, which of its elements to rather keep if none would be left.
+    :param rounding: what sizes are rounded up to; by default they are not.
+    :param merits: for each of these multiplications, which of its elements to rather keep for that; by default those
+        that are important.
     :return: the smaller network, and why elements of the multiplications that are 0 are still there.
     """
     scales = scales_of(net)
+    rounding = rounding or Rounding()
+    merits = importance if merits is None else merits
     left: dict[Channel, str] = {}
     gone: dict[str, Tensor] = {}
-    for name, (size, _) in places.items():
+    for name, (size, attention) in places.items():
         zero = (scales[name].factor == 0).unflatten(0, (-1, size)).all(1)
         if zero.all():
             best = importance[name].unflatten(0, (-1, size)).sum(1).argmax()
             zero[best] = False
             left.update(dict.fromkeys(_elements(name, best.reshape(1), size), LAST))
+        if zero.any():
+            left.update(
+                _fill(
+                    name,
+                    zero,
+                    size,
+                    rounding or Rounding(),
+                    attention,
+                    (importance if merits is None else merits)[name],
+                )
+            )
         if zero.any():
             gone[name] = zero
     if not gone:
@@ -102,6 +121,15 @@ def remove_heads(
     for name, reason in failed.items():
         left.update(dict.fromkeys(_elements(name, gone[name].nonzero().flatten(), places[name].size), reason))
     return smaller, left
+
+
+def _fill(name: str, gone: Tensor, size: int, rounding: Rounding, attention: str, merits: Tensor) -> dict[Channel, str]:
+    """Takes heads out of those that go so that the size is a multiple, in place, and tells why they are there."""
+    number, reason = rounding.fill(frozenset({attention}), int((~gone).sum()), len(gone), size)
+    of_heads = merits.unflatten(0, (-1, size)).sum(1).masked_fill(~gone, -torch.inf)
+    back = of_heads.topk(number).indices
+    gone[back] = False
+    return dict.fromkeys(_elements(name, back, size), reason)
 
 
 def _elements(name: str, heads: Tensor, size: int) -> list[Channel]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bmrs.pruning.compaction.coupling.constants import constant_inputs
+from pyro_bmrs.pruning.compaction.coupling.rounding import Rounding, merit, spared
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel, ChannelTies, TiedChannels, channel_ties
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scales_of
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
@@ -28,7 +29,13 @@ LAST = "a layer that would vanish keeps its best unit"
 
 
 def remove_channels(
-    net: nn.Module, names: Collection[str], example_inputs: Any, outputs: Outputs, importance: Mapping[str, Tensor]
+    net: nn.Module,
+    names: Collection[str],
+    example_inputs: Any,
+    outputs: Outputs,
+    importance: Mapping[str, Tensor],
+    rounding: Rounding | None = None,
+    merits: Mapping[str, Tensor] | None = None,
 ) -> tuple[nn.Module, dict[Channel, str]]:
     """
     Takes out of a network what its multiplications by 0 make useless.
@@ -42,6 +49,9 @@ def remove_channels(
     :param outputs: its outputs, which do not change.
     :param importance: for the name of each multiplication, which of its elements to rather keep in a layer that would
         otherwise vanish.
+    :param rounding: what sizes are rounded up to; by default they are not.
+    :param merits: for the name of each multiplication, which of its elements to rather keep for that; by default those
+        that are important.
     :return: the smaller network, and why elements of multiplications by 0 are still there.
     """
     scales = scales_of(net)
@@ -57,9 +67,14 @@ def remove_channels(
     constants = constant_inputs(net, {name for tie in ties for name in tie.of("in")}, example_inputs)
     obstacles = {tie: tie.obstacle or _obstacle(net, scales, tie, constants) for tie in ties}
     removable = [tie for tie, obstacle in obstacles.items() if obstacle is None]
-    merits = {name: importance[name] for name in names if name in importance and scales[name].dim is not None}
-    for tie in _needed(net, removable, merits):
+    along = [name for name in names if scales[name].dim is not None]
+    for tie in _needed(net, removable, {name: importance[name] for name in along if name in importance}):
         obstacles[tie] = LAST
+    going = {tie for tie in removable if obstacles[tie] is None}
+    best = importance if merits is None else merits
+    obstacles.update(
+        spared(rounding or Rounding(), all_ties.tied, going, {name: best[name] for name in along if name in best})
+    )
     # What goes with the same layers works, or fails, together.
     bundles = defaultdict(list)
     for tie, obstacle in obstacles.items():
@@ -140,11 +155,6 @@ def _obstacle(
 
 def _needed(net: nn.Module, removable: Sequence[TiedChannels], merits: Mapping[str, Tensor]) -> set[TiedChannels]:
     """Channels to keep so that each layer keeps one."""
-
-    def merit(tie: TiedChannels) -> float:
-        through = tie.of("through").items()
-        return sum(merits[name][channels].sum().item() for name, channels in through if name in merits)
-
     by_layer = defaultdict(set)
     sizes: dict[tuple[str, str], int] = defaultdict(int)
     for tie in removable:
@@ -154,7 +164,7 @@ def _needed(net: nn.Module, removable: Sequence[TiedChannels], merits: Mapping[s
     needed: set[TiedChannels] = set()
     for layer, ties in by_layer.items():
         if sizes[layer] == _width(net, *layer) and not ties & needed:
-            needed.add(max(ties, key=lambda tie: (merit(tie), sorted(tie.channels))))
+            needed.add(max(ties, key=lambda tie: (merit(tie, merits), sorted(tie.channels))))
     return needed
 
 

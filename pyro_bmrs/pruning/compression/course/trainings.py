@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.compact import compact
-from pyro_bmrs.pruning.compaction.cost import cost
+from pyro_bmrs.pruning.compaction.reporting.cost import cost
 from pyro_bmrs.pruning.compression.budget import Budget, prune_within
 from pyro_bmrs.pruning.compression.course.data import Data
 from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer, fit

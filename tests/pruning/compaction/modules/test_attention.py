@@ -54,11 +54,75 @@ def test_is_torchs(kind: str, options: dict[str, Any], weights: dict[str, bool])
     inputs = inputs if attention.batch_first else [values.transpose(0, 1) for values in inputs]
     # Both read a mask of numbers and one of truth values as what they are.
     expected, expected_weights = attention(*inputs, **masks(kind), **weights)
-    output, output_weights = Attention.of(attention)(*inputs, **masks(kind), **weights)
-    assert torch.allclose(output, expected, rtol=1e-12, atol=1e-12)
-    assert (output_weights is None) == (expected_weights is None)
-    if expected_weights is not None:
-        assert torch.allclose(output_weights, expected_weights, rtol=1e-12, atol=1e-12)
+    for plain in (Attention.of(attention), Attention.of(attention).packed()):
+        output, output_weights = plain(*inputs, **masks(kind), **weights)
+        assert torch.allclose(output, expected, rtol=1e-12, atol=1e-12)
+        assert (output_weights is None) == (expected_weights is None)
+        if expected_weights is not None:
+            assert torch.allclose(output_weights, expected_weights, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({}, {"bias": False}, {"kdim": 8, "vdim": 10}, {"batch_first": True, "dropout": 0.1}),
+        {"add_bias_kv": True, "add_zero_attn": True},
+    ],
+)
+def test_becomes_torchs_again(options: dict[str, Any]) -> None:
+    attention = nn.MultiheadAttention(WIDTH, HEADS, **options).double().eval()
+    plain = Attention.of(attention).packed()
+    assert plain.is_packed == ("kdim" not in options)
+    # The same number of each, whichever comes first.
+    tokens = torch.randn(QUERIES, QUERIES, WIDTH).double()
+    others = [torch.randn(QUERIES, QUERIES, options.get(name, WIDTH)).double() for name in ("kdim", "vdim")]
+    for inputs in ((tokens, *others), (tokens, others[0], others[0]), (tokens, tokens, tokens)):
+        if "kdim" not in options or inputs[1] is others[0] is not inputs[2]:
+            assert torch.allclose(plain(*inputs)[0], attention(*inputs)[0], rtol=1e-12, atol=1e-12)
+    again = plain.as_torchs()
+    assert again is not None and again.state_dict().keys() == attention.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in attention.state_dict().items())
+    assert repr(again) == repr(attention) and again.dropout == attention.dropout and not again.training
+    unpacked = plain.unpacked()
+    assert not unpacked.is_packed
+    assert unpacked.state_dict().keys() == Attention.of(attention).state_dict().keys()
+
+
+def test_is_not_torchs_with_fewer_heads() -> None:
+    plain = Attention.of(nn.MultiheadAttention(WIDTH, HEADS))
+    plain.keep_heads(torch.tensor([True, True, False]))
+    assert plain.as_torchs() is None
+    assert Attention(WIDTH, 2, 4).as_torchs() is None
+
+
+def test_one_that_loses_no_head_stays_torchs(tmp_path: Path) -> None:
+    """For its evaluation there are kernels that do the whole of it, or of a layer of a transformer."""
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 8, batch_first=True)
+    original = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(WIDTH, 2)).eval()
+    net, tokens = attach_noise(copy.deepcopy(original)), torch.randn(BATCH, QUERIES, WIDTH)
+    sites = noise_sites(net)
+    gates = {name: torch.ones(site.noise.num_units) for name, site in sites.items()}
+    gates["0.layers.0.self_attn"][0] = 0.0
+    gates["0.layers.0.linear1"][2:] = gates["0.layers.1.linear1"][2:] = 0.0
+    small = compact_gated(net, gates, sites, tokens)
+    lost, whole = (small[0].layers[place].self_attn for place in (0, 1))
+    assert type(lost) is Attention and lost.is_packed and type(whole) is nn.MultiheadAttention
+    with torch.profiler.profile() as profile, torch.no_grad():
+        small(tokens)
+    assert "aten::_transformer_encoder_layer_fwd" in {event.key for event in profile.key_averages()}
+    # Its layers are those of the rows of the report, once as they were and once as they are.
+    layers = compaction_report(small).layers
+    assert "0.layers.0.self_attn.in_proj" in layers.index and (layers["macs_after"] <= layers["macs_before"]).all()
+    save_compact(small, tmp_path / "net")
+    assert torch.equal(load_compact(tmp_path / "net", original)(tokens), small(tokens))
+    # And once more, with the attention that has lost heads before.
+    again = attach_noise(copy.deepcopy(small))
+    gates = {name: torch.ones(site.noise.num_units) for name, site in noise_sites(again).items()}
+    gates["0.layers.1.self_attn"][0] = 0.0
+    smaller = compact_gated(again, gates, noise_sites(again), tokens)
+    assert difference(with_noise_at(again, gates, tokens), smaller(tokens)) <= 1e-5
+    save_compact(smaller, tmp_path / "net")
+    assert torch.equal(load_compact(tmp_path / "net", original)(tokens), smaller(tokens))
 
 
 def test_one_example_alone() -> None:
@@ -88,7 +152,7 @@ def test_loses_heads(kind: str, gates: list[float]) -> None:
     values = {"attention": torch.tensor(gates)}
     small = compact_gated(net, values, noise_sites(net), inputs)
     assert small.attention.num_heads == sum(gate > 0 for gate in gates)
-    assert small.attention.q_proj.out_features == small.attention.num_heads * WIDTH // HEADS
+    assert small.attention.in_proj.out_features == 3 * small.attention.num_heads * WIDTH // HEADS
     assert difference(with_noise_at(net, values, *inputs), small(*inputs)) <= 1e-12
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_bmrs.pruning.compaction.cost import compare_costs, cost
+from pyro_bmrs.pruning.compaction.reporting.cost import compare_costs, cost
 from tests.pruning.networks import make
 
 

@@ -34,12 +34,15 @@ class CompactionReport:
     :param multiplied: why the noise of a site is still there, as a multiplication by fixed factors.
     :param architecture: what was changed in the network, as plain data: a description for each time that it was
         compacted.
+    :param latencies: for each number of examples for which it was asked what a call with them took, in microseconds,
+        before and after.
     """
 
     units: pd.DataFrame
     layers: pd.DataFrame
     multiplied: Mapping[str, str]
     architecture: Sequence[Mapping[str, Any]] = field(repr=False)
+    latencies: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
     @property
     def sites(self) -> pd.DataFrame:
@@ -62,6 +65,20 @@ class CompactionReport:
         return counts
 
     @property
+    def latency(self) -> pd.DataFrame:
+        """
+        A row for each number of examples, ``batch``, for which the latency was measured, with ``latency_before`` and
+        ``latency_after``, medians in microseconds; none where ``compact`` was given no ``batch_sizes``.
+        """
+        import pandas as pd
+
+        table = pd.DataFrame.from_dict(
+            dict(self.latencies), orient="index", columns=["latency_before", "latency_after"], dtype=float
+        )
+        table.index.name = "batch"
+        return table
+
+    @property
     def masked(self) -> pd.DataFrame:
         """The rows of those units that are pruned and still there."""
         return self.units[self.units["fate"] == MASKED]
@@ -79,6 +96,11 @@ class CompactionReport:
                 f"{what:<10} {before:>14,} -> {after:>14,} ({_times(before, after)})"
                 for what, (before, after) in changes.items()
             ),
+            *(
+                f"{f'µs for {size}':<10} {before:>14,.0f} -> {after:>14,.0f} ({before / after:.2f} times as fast)"
+                for size, (before, after) in self.latencies.items()
+            ),
+            *(() if self.latencies else ("µs         not measured: compact(..., batch_sizes=(1, 64)) measures it",)),
             "",
             sites.to_string(),
             "",
@@ -97,6 +119,7 @@ class CompactionReport:
             "layers": self.layers.reset_index().to_dict("list"),
             "multiplied": dict(self.multiplied),
             "architecture": list(self.architecture),
+            "latency": self.latency.reset_index().to_dict("list"),
         }
 
     @classmethod
@@ -104,11 +127,13 @@ class CompactionReport:
         """The report that :meth:`as_data` describes."""
         import pandas as pd
 
+        latency = data["latency"]
         return cls(
             pd.DataFrame(data["units"]).set_index(["site", "unit"]),
             pd.DataFrame(data["layers"]).set_index("layer"),
             data["multiplied"],
             data["architecture"],
+            dict(zip(latency["batch"], zip(latency["latency_before"], latency["latency_after"]))),
         )
 
 
