@@ -40,6 +40,8 @@ from pyro_bmrs.structure.vectorised import own_random_numbers
 
 # Of the prices, as :class:`Occam` has it.
 _POWER = 0.5
+# What there is noise on. Not on blocks: those of which little is left lose their units first.
+_KINDS = ("units", "heads", "width")
 # A step in which less than this share of the parameters went is no network of its own.
 _LEAST_LOSS = 0.1
 
@@ -56,7 +58,7 @@ def compress(
     budget: Mapping[str, float] | None = None,
     accuracy_loss: float | None = None,
     prior_log_odds: float | Mapping[str, float] = 1.0,
-    attach: Callable[[nn.Module], nn.Module] = attach_noise,
+    attach: Callable[[nn.Module], nn.Module] | None = None,
     seed: int = 0,
     progress: bool = True,
     checkpoint: str | PathLike[str] | None = None,
@@ -69,7 +71,7 @@ def compress(
     the units go of which :class:`~pyro_bmrs.pruning.BMRS_N` says that they are better gone, and what is left is
     compacted and kept; where much went, networks between are, too. Of the networks on this path some are trained on
     without noise, by bisection; the smallest is taken whose held-out log likelihood, and accuracy where there is one,
-    is within one standard error of the whole network's. What is not far from it is trained once more before it is given
+    is within one standard error of the best. What is not far from it is trained once more before it is given
     up. At last the network that is taken is trained once more, by the examples too that were held out, unless they
     were given. All of it takes some 2 to 2.5 times as long as the plain training of as many epochs.
 
@@ -91,7 +93,8 @@ def compress(
     :param accuracy_loss: how much accuracy may be lost on held-out data, 0.005 for half a point; the smallest network
         on the path that does not lose more is taken.
     :param prior_log_odds: for the removal of a unit, in nats; see :class:`~pyro_bmrs.pruning.BMRS_N`.
-    :param attach: puts noise on a network; a ``partial`` of :func:`~pyro_bmrs.pruning.attach_noise` has options.
+    :param attach: puts noise on a network; a ``partial`` of :func:`~pyro_bmrs.pruning.attach_noise` has options. By
+        default it goes on units, heads, and the width of streams that are read through norms.
     :param seed: of all random numbers of torch; the generators are then as they were.
     :param progress: whether to show a bar.
     :param checkpoint: a folder, made where there is none, in which each step of the path is kept. A run that was
@@ -136,6 +139,8 @@ def compress(
         with tqdm(total=plan.most, desc="compress", unit="step", disable=not progress) as bar:
             make_optimizer = optimizer or partial(torch.optim.Adam, lr=1e-3, fused=True)
             course = Course(data, likelihood or _guess(pair_of(first_batch)[1]), make_optimizer, seed, bar.update)
+            if attach is None:
+                attach = partial(attach_noise, kinds=_KINDS, example_inputs=course.example_on(net))
             run = _Run(course, plan, BMRS_N(prior_log_odds), attach, Checkpoint.at(checkpoint, settings))
             # What cannot be done with this network, or told from these data, shows before the training, not after it.
             _check_odds(attach(copy_network(net)), prior_log_odds)
@@ -153,8 +158,8 @@ def compress(
                 chosen = run.choose(steps, partial(_smallest_of_accuracy, loss=accuracy_loss))
                 rule = f"the smallest that loses at most {accuracy_loss:.2%} of accuracy"
             else:
-                chosen = run.choose(steps, _smallest_near_whole)
-                rule = "the smallest within one standard error of the whole"
+                chosen = run.choose(steps, _smallest_near_best)
+                rule = "the smallest within one standard error of the best"
             run.finish(steps, chosen)
     return Compression(steps, chosen, rule if limit is not None else _with_end(rule, chosen, len(steps)))
 
@@ -324,7 +329,7 @@ class _Run:
         self.checkpoint.save("whole", model.state_dict())
 
 
-def _smallest_near_whole(steps: Sequence[PathStep], allowed: float) -> int:
+def _smallest_near_best(steps: Sequence[PathStep], allowed: float) -> int:
     right = [step.held_out.right for step in steps if step.held_out.right is not None]
     return one_standard_error(
         torch.stack([step.held_out.log_likelihoods for step in steps]),

@@ -101,47 +101,44 @@ def standard_error(values: Tensor) -> Tensor:
     return values.std(-1, correction=1) / math.sqrt(values.shape[-1])
 
 
-def no_worse(values: Tensor, num_errors: float = 1.0) -> Tensor:
+def near_best(values: Tensor, num_errors: float = 1.0) -> Tensor:
     """
-    Which networks are within one standard error of the first, or better, on average over held-out examples.
+    Which networks are within one standard error of the best, on average over held-out examples.
 
     :param values: of each example under each network, the larger the better; shape ``(networks, examples)``. A network
         with a value that is not finite is not among them.
     :param num_errors: how many standard errors are allowed.
-    :return: which, shape ``(networks,)``.
-    :raises ReductionError: for fewer than two examples, or a first network whose values are not finite.
+    :return: which, shape ``(networks,)``; none where all have values that are not finite.
+    :raises ReductionError: for fewer than two examples.
 
     Example::
 
         >>> import torch
-        >>> from pyro_bmrs.pruning.compression.path import no_worse
-        >>> no_worse(torch.tensor([[-1.0, -2.0, -3.0], [-1.4, -2.4, -3.4], [-5.0, -5.0, -6.0]]))
+        >>> from pyro_bmrs.pruning.compression.path import near_best
+        >>> near_best(torch.tensor([[-1.4, -2.4, -3.4], [-1.0, -2.0, -3.0], [-5.0, -5.0, -6.0]]))
         tensor([ True,  True, False])
     """
     if values.dim() != 2 or values.shape[1] < 2:
         raise ReductionError("the rule of one standard error needs at least two held-out examples")
-    values = values.double()
-    if not values[0].isfinite().all():
-        raise ReductionError(
-            "the whole network gives held-out examples a log likelihood that is not finite: train it at a lower rate"
-        )
-    means = values.mean(1)
-    return means.isfinite() & (means >= means[0] - num_errors * standard_error(values[0]))
+    means = values.double().mean(1)
+    means = means.where(means.isfinite(), -math.inf)
+    best = values[means.argmax()].double()
+    return means.isfinite() & (means >= best.mean() - num_errors * standard_error(best))
 
 
 def one_standard_error(
     log_likelihoods: Tensor, sizes: Tensor, right: Tensor | None = None, *, num_errors: float = 1.0
 ) -> int:
     """
-    The smallest network that is within one standard error of the whole one on held-out examples.
+    The smallest network that is within one standard error of the best on held-out examples.
 
-    So are its log likelihood (L. Breiman, J. Friedman, R. Olshen and C. Stone (1984), *Classification and regression
-    trees*, for the rule), and its accuracy where labels are observed: a network that is too sure of itself may have a
-    poor log likelihood and more labels right than any.
+    So are its accuracy, where labels are observed, and then its log likelihood (L. Breiman, J. Friedman, R. Olshen and
+    C. Stone (1984), *Classification and regression trees*, for the rule): a network that is too sure of itself may have
+    a poor log likelihood and more labels right than any.
 
-    Not the best network is compared with, as the rule usually has it: the best of several trainings is so by luck. And
-    the error is that of a mean, not of a difference paired over examples. The latter is smaller than what comes of
-    training the same network once more from other random numbers, of which it knows nothing.
+    The error is that of a mean, not of a difference paired over examples. The latter is smaller than what comes of
+    training the same network once more from other random numbers, of which it knows nothing; and the best of several
+    trainings is so by luck.
 
     :param log_likelihoods: of each held-out example under each network in nats, the whole network's first; shape
         ``(networks, examples)``.
@@ -149,7 +146,7 @@ def one_standard_error(
     :param right: whether each label is the most probable one, of the same shape, where labels are observed.
     :param num_errors: how many standard errors are allowed, in the place of one.
     :return: which network; of several of one size the one with the larger log likelihood.
-    :raises ReductionError: as for :func:`no_worse`.
+    :raises ReductionError: as for :func:`near_best`, and for a whole network whose log likelihoods are not finite.
 
     Example::
 
@@ -159,9 +156,14 @@ def one_standard_error(
         >>> one_standard_error(torch.tensor([whole, middle, small]), torch.tensor([9, 5, 1]))
         1
     """
-    near = no_worse(log_likelihoods, num_errors)
-    if right is not None:
-        near &= no_worse(right, num_errors)
+    if not log_likelihoods[0].isfinite().all():
+        raise ReductionError(
+            "the whole network gives held-out examples a log likelihood that is not finite: train it at a lower rate"
+        )
     means = log_likelihoods.double().mean(1)
+    near = means.isfinite()
+    if right is not None:
+        near &= near_best(right.where(near[:, None], math.nan), num_errors)
+    near &= near_best(log_likelihoods.where(near[:, None], math.nan), num_errors)
     candidates: list[int] = near.nonzero().flatten().tolist()
     return min(candidates, key=lambda step: (float(sizes[step]), -float(means[step])))

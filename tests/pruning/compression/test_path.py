@@ -30,7 +30,7 @@ def test_the_error_is_that_of_a_mean():
 
 
 def path(means, spread):
-    """Log likelihoods with means; that of the whole has a standard error of a tenth of the spread."""
+    """Log likelihoods with means, whose standard errors are a tenth of the spread."""
     sign = torch.tensor([1.0, -1.0] * 50).double() * math.sqrt(0.99)
     values = torch.tensor(means).double()[:, None] + spread * sign
     return values, torch.arange(len(means), 0, -1)
@@ -39,15 +39,16 @@ def path(means, spread):
 @pytest.mark.parametrize(
     ("means", "spread", "chosen"),
     [
-        ([-1.0, -0.9, -1.09, -1.11], 1.0, 2),
-        ([-1.0, -0.5, -1.5, -1.09], 1.0, 3),
+        ([-1.0, -0.9, -1.09, -1.11], 1.0, 1),
+        ([-1.0, -0.5, -1.5, -1.09], 1.0, 1),
+        ([-1.0, -0.5, -0.59, -1.09], 1.0, 2),
         ([-1.0, -1.0, -1.0, -1.0], 1.0, 3),
         ([-1.0, -1.2, -1.3, -1.4], 1.0, 0),
         ([-1.0, -1.2, -1.3, -1.4], 3.5, 2),
         ([-1.0, -1.001, -1.002], 0.0, 0),
     ],
 )
-def test_the_smallest_within_one_error_of_the_whole(means, spread, chosen):
+def test_the_smallest_within_one_error_of_the_best(means, spread, chosen):
     assert one_standard_error(*path(means, spread)) == chosen
 
 
@@ -69,6 +70,13 @@ def test_a_network_that_is_sure_of_itself_keeps_its_accuracy():
     sizes = torch.tensor([10, 5])
     assert one_standard_error(values, sizes, right) == 0
     assert one_standard_error(values, sizes) == 1
+
+
+def test_there_is_always_one():
+    """The most accurate is not among the most likely, and the other way round."""
+    values = torch.tensor([[-3.0] * 100, [-1.0] * 100, [-2.9, -3.0] * 50])
+    right = torch.tensor([[1.0] * 95 + [0.0] * 5, [1.0] * 70 + [0.0] * 30, [1.0] * 94 + [0.0] * 6])
+    assert one_standard_error(values, torch.tensor([10, 5, 3]), right) == 2
 
 
 def test_networks_that_give_an_example_no_chance():

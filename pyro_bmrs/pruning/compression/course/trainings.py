@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
@@ -36,6 +37,8 @@ from pyro_bmrs.structure.vectorised import set_seed
 MakeLikelihood = Callable[[nn.Module, int], Likelihood]
 # How far the location of noise may go in a step of the path, of the twenty nats to the low end; and how fast.
 _REACH, _FASTEST = 6.0, 0.5
+# The learning rate of a likelihood's own numbers.
+_OWN_RATE = 0.05
 # So many examples say what the data lose without a unit.
 _NUM_WEIGHED = 1024
 # How far the seeds of trainings are from each other, so that those of runs with seeds in a row are others.
@@ -113,9 +116,24 @@ class Course:
         if not num_steps:
             return
         model.train()
-        optimizer = self.make_optimizer(_trained(model))
+        optimizers = self.optimizers_of(model, _trained(model))
         set_seed(self.seed + _APART * stage)
-        fit(PlainLoss(model), [optimizer], [optimizer], loader or self.data.train, num_steps, self.on_step)
+        fit(PlainLoss(model), optimizers, optimizers, loader or self.data.train, num_steps, self.on_step)
+
+    def optimizers_of(self, model: Likelihood, parameters: Sequence[nn.Parameter]) -> list[Optimizer]:
+        """
+        Optimisers of what is trained of a network and its likelihood.
+
+        Numbers that are the likelihood's own, such as the scale of normal observations, may have a long way to go,
+        and are one where the network has many: at the network's rate they would arrive long after it.
+
+        :param model: the network and its likelihood.
+        :param parameters: what is trained.
+        """
+        of_network = set(model.net.parameters())
+        own = [parameter for parameter in parameters if parameter.dim() < 2 and parameter not in of_network]
+        others = [parameter for parameter in parameters if all(parameter is not other for other in own)]
+        return [self.make_optimizer(others), *([torch.optim.Adam(own, lr=_OWN_RATE)] if own else [])]
 
     def measure(
         self,
@@ -179,9 +197,10 @@ class NoisyCourse:
         self.elbo.train()
         set_seed(self.course.seed + _APART * stage)
         noise = self.guide.noise_parameters
-        weights = self.course.make_optimizer([weight for weight in _trained(self.elbo) if weight is not noise])
+        others = [parameter for parameter in _trained(self.elbo) if parameter is not noise]
+        annealed = self.course.optimizers_of(self.model, others)
         own = torch.optim.Adam([noise], lr=min(_FASTEST, _REACH / num_steps), fused=True)
-        fit(self.elbo, [weights, own], [weights], self.course.data.train, num_steps, self.course.on_step)
+        fit(self.elbo, [*annealed, own], annealed, self.course.data.train, num_steps, self.course.on_step)
 
     def prune(self) -> PruningResult:
         """Decides which units go, of those that are left."""

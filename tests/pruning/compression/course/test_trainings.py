@@ -15,13 +15,15 @@ from pyro_bmrs.pruning import BMRS_N, Occam, Regression, attach_noise, occam_pri
 from pyro_bmrs.pruning.compression.course.data import read_data
 from pyro_bmrs.pruning.compression.course.trainings import Course, NoisyCourse
 
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+
 
 @pytest.fixture
 def course():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 3, generator=generator)
     data = read_data((x, x[:, :1].sin()))
-    return Course(data, Regression, partial(torch.optim.Adam, lr=1e-2), 0, lambda: None)
+    return Course(data, Regression, ADAM, 0, lambda: None)
 
 
 def network():
@@ -33,6 +35,24 @@ def test_what_a_likelihood_has_learned_goes_on(course):
     model = course.model_of(network())
     model.log_scale.data.fill_(-0.7)
     assert course.model_of(network(), model).log_scale.item() == pytest.approx(-0.7)
+
+
+def test_the_scale_of_observations_arrives_with_the_network():
+    """As far from 1 as a hundred times, within some steps that take a network's weights hardly anywhere."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 3, generator=generator)
+    course = Course(read_data((x, 0.01 * torch.randn(400, 1, generator=generator))), Regression, ADAM, 0, lambda: None)
+    model, slow = course.model_of(network()), nn.Parameter(torch.zeros(2, 2))
+    with torch.no_grad():
+        for parameter in model.net[2].parameters():
+            parameter.zero_()
+    course.train(model, 200, stage=1)
+    assert model.log_scale.exp().item() == pytest.approx(0.01, rel=0.2)
+    # A matrix is no such number, and goes with the network; without numbers of its own there is one optimiser.
+    model.matrix = slow
+    with_network, own = course.optimizers_of(model, list(model.parameters()))
+    assert [len(group["params"]) for part in (with_network, own) for group in part.param_groups] == [5, 1]
+    assert len(course.optimizers_of(model, list(model.net.parameters()))) == 1
 
 
 def test_a_training_is_the_same_again_whatever_came_before(course):
