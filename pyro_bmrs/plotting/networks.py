@@ -18,6 +18,7 @@ from pyro_bmrs.plotting.canvas import (
     STYLES,
     figure_of,
     legend_above,
+    log_axis,
     one_axes,
     two_axes,
 )
@@ -117,7 +118,7 @@ def plot_compression(compression: CompressionPath, axes: tuple[Axes, Axes] | Non
     right.set_ylabel("share of the units left")
     right.legend(frameon=False, title="site")
     for ax in (left, right):
-        ax.set_xscale("log")
+        log_axis(ax)
         ax.set_xlabel("parameters")
     return figure_of(left)
 
@@ -225,7 +226,7 @@ def plot_trade_off(
         )
     smallest, largest = table[size].min(), table[size].max()
     if smallest > 0 and largest > 20 * smallest:
-        ax.set_xscale("log")
+        log_axis(ax)
     ax.set_xlabel("share of the parameters left" if size == "share" else size.replace("_", " "))
     ax.set_ylabel(score.replace("_", " "))
     ax.legend(frameon=False)
