@@ -39,6 +39,14 @@ class ImportanceEstimate:
     :param pareto_k: shape of the tail of the weights; above 0.7 neither of the two above is to be trusted.
     :param effective_sample_size: how many independent draws of the reduced posterior the weighted ones are worth.
     :param log_weights: the Pareto-smoothed log weights, of the shape of those given.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_bmrs.evidence import importance_estimate
+        >>> estimate = importance_estimate(torch.zeros(1000))
+        >>> round(estimate.delta_evidence.item(), 6), estimate.log_weights.shape
+        (0.0, torch.Size([1000]))
     """
 
     delta_evidence: Tensor

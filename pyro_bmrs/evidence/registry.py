@@ -43,6 +43,14 @@ class Reduced(Estimated):
     :param build_posterior: makes the reduced posterior q·r/p, normalised. Called at most once, and only when needed:
         most callers want the evidence of many candidates and the posterior of few.
     :param accuracy: how ``delta_evidence`` was computed, and how far it is to be trusted; exact by default.
+
+    Example::
+
+        >>> import torch, pyro.distributions as dist
+        >>> from pyro_bmrs.evidence import Reduced
+        >>> reduced = Reduced(torch.tensor(0.0), lambda: dist.Normal(0.0, 1.0))
+        >>> reduced.method, reduced.posterior
+        ('exact', Normal(loc: 0.0, scale: 1.0))
     """
 
     delta_evidence: Tensor

@@ -89,7 +89,7 @@ class Sensitivity(Protocol):
 
     @property
     def sd(self) -> Tensor:
-        """Posterior standard deviations, likewise."""
+        """Posterior standard deviations, of the shape of the means."""
 
     @property
     def labels(self) -> Sequence[str]:

@@ -26,6 +26,17 @@ class PriorAtDraws:
     :param log_prob: log density, of the site's shape where its elements are independent, else of its batch shape;
         the draws along the first dimension.
     :param scale: how many elements each element stands for, times the weight that the model gives to the prior.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs.posteriors import read_guide
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> def guide():
+        ...     pyro.sample("x", dist.Normal(torch.ones(2), 0.5).to_event(1))
+        >>> read_guide(guide, model).draw(["x"], 5).priors["x"].log_prob.shape
+        torch.Size([5, 2])
     """
 
     example: Distribution
@@ -43,6 +54,18 @@ class Draws:
     :param num_chains: into how many Markov chains of equal length the draws fall, one after the other; None where they
         are independent.
     :param relative_efficiency: of Markov chains, the effective sample size of each site over the number of draws.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs.posteriors import read_guide
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> def guide():
+        ...     pyro.sample("x", dist.Normal(torch.ones(2), 0.5).to_event(1))
+        >>> draws = read_guide(guide, model).draw(["x"], 5)
+        >>> draws.values["x"].shape, draws.num_chains
+        (torch.Size([5, 2]), None)
     """
 
     values: Mapping[str, Tensor]

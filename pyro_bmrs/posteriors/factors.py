@@ -54,6 +54,12 @@ class ReducedFactor(Estimated):
     :param build_statement: makes the distribution that replaces the factor's sample statement.
     :param build_posteriors: makes the reduced posterior of each site of the factor.
     :param accuracy: how ``delta_evidence`` was computed, and how far it is to be trusted.
+
+    Example::
+
+        >>> import torch, pyro.distributions as dist, pyro_bmrs.posteriors
+        >>> pyro_bmrs.posteriors.ReducedFactor(torch.tensor(0.0), lambda: dist.Normal(0.0, 1.0), dict).statement
+        Normal(loc: 0.0, scale: 1.0)
     """
 
     delta_evidence: Tensor
@@ -76,7 +82,21 @@ class ReducedFactor(Estimated):
 
 
 class Factor(Protocol):
-    """What the front door asks of a factor."""
+    """
+    What the front door asks of a factor.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs.posteriors import read_guide
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> def guide():
+        ...     pyro.sample("x", dist.Normal(torch.ones(2), 0.5).to_event(1))
+        >>> factor, = read_guide(guide, model).factors
+        >>> factor.statement, factor.posterior("x").mean
+        ('x', tensor([1., 1.]))
+    """
 
     @property
     def statement(self) -> str:

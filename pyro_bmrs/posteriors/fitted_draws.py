@@ -53,6 +53,15 @@ class FittedDraws:
     :param kwargs: the keyword arguments that it is run with.
     :param labels: what the dimensions of variables are called, and the places along them.
     :raises ReductionError: for draws that are not finite, too few, or not of the model's sites and their shapes.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs.posteriors import FittedDraws
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> FittedDraws({"x": torch.randn(4, 250, 2)}, model, (), {}).num_chains
+        4
     """
 
     noun = "the set of draws"

@@ -44,7 +44,20 @@ from pyro_bmrs.tables import SiteLabels
 
 
 class FittedGuide(GuideRun):
-    """A fitted guide, read; made of what a :class:`~pyro_bmrs.posteriors.traces.GuideRun` is made of."""
+    """
+    A fitted guide, read; made of what a :class:`~pyro_bmrs.posteriors.traces.GuideRun` is made of.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs.posteriors import read_guide
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> def guide():
+        ...     pyro.sample("x", dist.Normal(torch.ones(2), 0.5).to_event(1))
+        >>> read_guide(guide, model).noun
+        'the guide'
+    """
 
     noun = "the guide"
 

@@ -18,7 +18,21 @@ from pyro_bmrs.tables import SiteLabels
 
 
 class Posterior(Protocol):
-    """The posterior of a model, read: what it can be drawn from, and what its sites and their priors are."""
+    """
+    The posterior of a model, read: what it can be drawn from, and what its sites and their priors are.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs.posteriors import read_guide
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> def guide():
+        ...     pyro.sample("x", dist.Normal(torch.ones(2), 0.5).to_event(1))
+        >>> posterior = read_guide(guide, model)
+        >>> posterior.latent, posterior.draw(["x"], 3).values["x"].shape
+        (frozenset({'x'}), torch.Size([3, 2]))
+    """
 
     @property
     def noun(self) -> str:
@@ -78,7 +92,21 @@ class Posterior(Protocol):
 
 
 class FactoredPosterior(Posterior, Protocol):
-    """A posterior that falls into independent factors, the density of some of which is known."""
+    """
+    A posterior that falls into independent factors, the density of some of which is known.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs.posteriors import read_guide
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> def guide():
+        ...     pyro.sample("x", dist.Normal(torch.ones(2), 0.5).to_event(1))
+        >>> posterior = read_guide(guide, model)
+        >>> posterior.factored is posterior, len(posterior.factors)
+        (True, 1)
+    """
 
     @property
     def factors(self) -> tuple[Factor, ...]:

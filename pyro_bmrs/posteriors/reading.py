@@ -60,6 +60,19 @@ def read_posterior(
     :param args: positional arguments of the model; an MCMC run and autoguides remember theirs.
     :param kwargs: keyword arguments of the model, remembered as those are.
     :raises ReductionError: for what cannot be read, with what is missing.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs.posteriors import read_posterior
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> def guide():
+        ...     pyro.sample("x", dist.Normal(torch.ones(2), 0.5).to_event(1))
+        >>> read_posterior(guide, model).sites
+        frozenset({'x'})
+        >>> read_posterior({"x": torch.randn(100, 2)}, model).noun
+        'the set of draws'
     """
     args, kwargs = _arguments(args, kwargs)
     labels: dict[str, SiteLabels] = {}
@@ -163,6 +176,17 @@ def read_guide(
     :param args: positional arguments of the model and the guide; for autoguides those of the first fit by default.
     :param kwargs: keyword arguments of both, remembered as those are.
     :raises ReductionError: for a guide that is not fitted or has diverged, or whose model or arguments are not known.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs.posteriors import read_guide
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> def guide():
+        ...     pyro.sample("x", dist.Normal(torch.ones(2), 0.5).to_event(1))
+        >>> [factor.sites for factor in read_guide(guide, model).factors]
+        [('x',)]
     """
     args, kwargs = _arguments(args, kwargs)
     if not callable(guide):

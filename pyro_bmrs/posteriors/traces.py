@@ -117,6 +117,17 @@ class GuideRun:
     :param args: positional arguments of both.
     :param kwargs: keyword arguments of both.
     :param given: the guide as it was given; None where that is ``guide``.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs.posteriors import GuideRun
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> def guide():
+        ...     pyro.sample("x", dist.Normal(torch.ones(2), 0.5).to_event(1))
+        >>> GuideRun(guide, model, (), {}).latent
+        frozenset({'x'})
     """
 
     guide: Any

@@ -49,6 +49,13 @@ class LayerKind:
         each channel by itself.
     :param has_units: whether noise goes on its outputs.
     :raises ReductionError: for types that are no modules, sides that there are not, or units that nothing counts.
+
+    Example::
+
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import LayerKind
+        >>> LayerKind((nn.Linear,), inputs="in_features", outputs="out_features").sides
+        ('in', 'out')
     """
 
     types: tuple[type[nn.Module], ...]

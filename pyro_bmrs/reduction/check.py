@@ -36,6 +36,21 @@ class Check:
         integrated; None where this was not asked for.
     :param elementwise_error: their standard errors, in nats.
     :param shift: how far the mean of draws is from the model's; None of a guide, which tells it by its weights.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs import reduce_model
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> def exact(y):
+        ...     pyro.sample("mean", dist.Normal(0.5, 0.5))
+        >>> y = torch.tensor([0.4, 0.7, 0.9])
+        >>> check = reduce_model(exact, {"mean": dist.Normal(0.0, 0.5)}, model=model, args=(y,), check=True).checked
+        >>> check.agrees, check.trusted
+        (True, True)
     """
 
     full: LogEvidence

@@ -42,6 +42,23 @@ class IteratedReduction:
     :param kept: names of the groups that kept their full prior.
     :param rounds: what was done in each round.
     :param checked: what the model says of all the reductions together; None where it is too large to be asked unasked.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs import reduce_iteratively
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> y = torch.tensor([-0.2, 0.1, 0.4])
+        >>> pyro.clear_param_store()
+        >>> guide = AutoNormal(model, init_loc_fn=lambda site: torch.tensor(0.075), init_scale=0.5)
+        >>> _ = guide(y)
+        >>> result = reduce_iteratively(model, guide, {"mean": dist.Delta(torch.tensor(0.0))}, num_particles=20)
+        >>> result.reduced, result.kept, len(result.rounds)
+        ({'mean': tensor(True)}, (), 1)
     """
 
     model: Callable[..., Any]

@@ -64,6 +64,25 @@ class Refit:
     :param converged: whether the ELBO had stopped improving.
     :param fit_gain: by how much more steps raised the ELBO of the fitted guide itself, in nats; 0 where it had
         converged.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs import reduce_model, refit
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> def exact(y):
+        ...     pyro.sample("mean", dist.Normal(0.5, 0.5))
+        >>> y = torch.tensor([0.4, 0.7, 0.9])
+        >>> pyro.clear_param_store()
+        >>> guide = AutoNormal(model, init_loc_fn=lambda site: torch.tensor(0.5), init_scale=0.5)
+        >>> _ = guide(y)
+        >>> check = refit(model, guide, reduce_model(guide, {"mean": dist.Normal(0.0, 0.5)}), num_particles=100)
+        >>> abs(check.delta_elbo - check.delta_evidence) < 0.1, sorted(check.divergence)
+        (True, ['mean'])
     """
 
     model: Callable[..., Any]

@@ -48,6 +48,23 @@ class Round:
 
     :param reduced: names of the groups that were reduced in it.
     :param refit: what the reduction said, and what refitting made of it.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs import reduce_iteratively
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> y = torch.tensor([-0.2, 0.1, 0.4])
+        >>> pyro.clear_param_store()
+        >>> guide = AutoNormal(model, init_loc_fn=lambda site: torch.tensor(0.075), init_scale=0.5)
+        >>> _ = guide(y)
+        >>> result = reduce_iteratively(model, guide, {"mean": dist.Delta(torch.tensor(0.0))}, num_particles=20)
+        >>> result.rounds[0].reduced
+        ('mean',)
     """
 
     reduced: tuple[str, ...]

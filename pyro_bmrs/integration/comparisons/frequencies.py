@@ -56,6 +56,15 @@ class GroupStudy:
     :param assignment: the probability of each model in each study, shape ``(num_studies, num_models)``.
     :param log_evidence: of random effects, in nats; a lower bound where ``method`` is ``"variational"``.
     :param method: ``"exact"`` or ``"variational"``.
+
+    Example::
+
+        >>> from pyro_bmrs import group_study
+        >>> study = group_study({"plain": [0.0, 0.0, 0.0, 0.0], "bent": [2.0, 3.0, 1.0, 4.0]})
+        >>> study.models, study.assignment.shape
+        (('plain', 'bent'), torch.Size([4, 2]))
+        >>> [round(probability, 2) for probability in study.exceedance.tolist()]
+        [0.06, 0.94]
     """
 
     models: tuple[str, ...]

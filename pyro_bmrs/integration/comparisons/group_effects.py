@@ -58,6 +58,15 @@ class GroupEffects:
         ``(num_studies, num_parameters)``.
     :param study_sd: its posterior standard deviation.
     :param between: posterior mean of s, the spread between studies in units of the prior's standard deviation.
+
+    Example::
+
+        >>> import torch, pyro.distributions as dist
+        >>> from pyro_bmrs import group_effects
+        >>> posteriors = [dist.Normal(torch.tensor([mean]), 0.2).to_event(1) for mean in (0.6, 0.5, 0.8, 0.7, 0.4)]
+        >>> group = group_effects(posteriors, dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        >>> round(group.mean.item(), 1), group.study_mean.shape
+        (0.6, torch.Size([5, 1]))
     """
 
     covariates: tuple[str, ...]

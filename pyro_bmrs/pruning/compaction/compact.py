@@ -167,6 +167,17 @@ def compact_gated(
     :return: the smaller network; :func:`~pyro_bmrs.pruning.compaction_report` tells what became of each unit.
     :raises ReductionError: for gates that do not fit the sites, weights or gates that are NaN or infinite, example
         inputs that do not fit the network, or a network whose output is random.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import attach_noise, compact_gated, noise_sites
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> gates = {"0": torch.tensor([0.0, 1.0, 0.5, 0.0])}
+        >>> small = compact_gated(net, gates, noise_sites(net), torch.ones(1, 3))
+        >>> small[0]
+        Linear(in_features=3, out_features=2, bias=True)
     """
     original = copy_network(net)
     if any(noise_hooks_in(original)):

@@ -44,6 +44,21 @@ def save_compact(net: nn.Module, path: str | PathLike[str]) -> None:
     :raises ReductionError: for a network that was not compacted, or whose state holds what is neither tensors nor
         plain data.
     :raises ImportError: without safetensors.
+
+    Example::
+
+        >>> import tempfile
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import attach_noise, compact_gated, detach_noise, load_compact
+        >>> from pyro_bmrs.pruning import noise_sites, save_compact
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> gates = {"0": torch.tensor([0.0, 1.0, 0.5, 0.0])}
+        >>> small = compact_gated(net, gates, noise_sites(net), torch.ones(1, 3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_compact(small, f"{folder}/small.safetensors")
+        ...     load_compact(f"{folder}/small.safetensors", detach_noise(net))[0]
+        Linear(in_features=3, out_features=2, bias=True)
     """
     report, state = compaction_report(net), net.state_dict()
     extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}

@@ -58,6 +58,13 @@ class OccamPrices:
     :param units: for each noise site the price of each of its units, 0 for those that are gone; shape ``(num_units,)``.
     :param precisions: for each parameter of the network the precision of its prior; infinite where all of it is 0, and
         NaN where no example tells anything of it.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_bmrs.pruning import Occam, OccamPrices
+        >>> Occam(OccamPrices({"0": torch.tensor([10.0, 20.0])}, {}))["0"]
+        3.0
     """
 
     units: Mapping[str, Tensor]

@@ -44,6 +44,19 @@ class PathStep:
     :param macs: how many multiply-accumulate operations it takes for one example.
     :param prices: of the units before the step; None for the whole network.
     :param decisions: what was pruned in the step; None for the whole network, and where a budget decided.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import compress
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.randn(200, 3)
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> result = compress(net, (x, (x[:, 0] > 0).long()), epochs=1, progress=False)
+        >>> whole = result.steps[0]
+        >>> whole.parameters, whole.macs, whole.temperature, whole.is_trained
+        (50, 40, 0.0, True)
     """
 
     temperature: float
@@ -65,6 +78,18 @@ class Compression:
     :param steps: the networks on the path, the whole network first.
     :param chosen: which of them was taken.
     :param rule: by which it was.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import compress
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.randn(200, 3)
+        >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> result = compress(net, (x, (x[:, 0] > 0).long()), epochs=1, progress=False)
+        >>> result.network is result.steps[result.chosen].network, list(result.units)
+        (True, ['0'])
     """
 
     steps: Sequence[PathStep] = field(repr=False)

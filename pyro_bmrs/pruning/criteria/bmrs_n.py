@@ -31,6 +31,19 @@ class BMRS_N(ClosedOrEvaluated):
     :param evidence: ``"closed"``, of the guide, or ``"evaluated"`` on ``batches`` of data; see
         :class:`EvidenceCriterion` for these, ``likelihood``, ``num_exact`` and ``progress``.
     :raises ReductionError: for odds that are no finite numbers, or a scale that is not positive.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, BMRS_N, attach_noise, prune
+        >>> _ = torch.manual_seed(0)
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> guide = AutoTruncatedLogNormal(net)
+        >>> with torch.no_grad():  # in place of fitting
+        ...     guide.noise_locs[:3] = -20.0
+        >>> prune(net, guide, BMRS_N()).num_kept
+        1
     """
 
     prior_log_odds: float | Mapping[str, float] = 1.0

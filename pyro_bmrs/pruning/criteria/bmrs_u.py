@@ -30,6 +30,19 @@ class BMRS_U(ClosedOrEvaluated):
     :param evidence: ``"closed"``, of the guide, or ``"evaluated"`` on ``batches`` of data; see
         :class:`EvidenceCriterion` for these, ``likelihood``, ``num_exact`` and ``progress``.
     :raises ReductionError: for odds that are no finite numbers, or bits or a lower end that are not positive.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, BMRS_U, attach_noise, prune
+        >>> _ = torch.manual_seed(0)
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> guide = AutoTruncatedLogNormal(net)
+        >>> with torch.no_grad():  # in place of fitting
+        ...     guide.noise_locs[:3] = -20.0
+        >>> prune(net, guide, BMRS_U(8)).num_kept
+        1
     """
 
     p1: float = 8

@@ -24,6 +24,22 @@ class Criterion(ABC):
     ``decides`` says whether the criterion has a threshold of its own; else :func:`~pyro_bmrs.pruning.prune` has to be
     told how many units to remove. ``adds`` says whether what speaks for units that go together is the sum over them, as
     log evidence is; of scores that only rank it is the mean, so that units do not go or stay for being tied.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, Criterion, attach_noise, prune
+        >>> _ = torch.manual_seed(0)
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> guide = AutoTruncatedLogNormal(net)
+        >>> with torch.no_grad():  # in place of fitting
+        ...     guide.noise_locs[:3] = -20.0
+        >>> class Location(Criterion):
+        ...     def scores(self, net, guide):
+        ...         return {"0": guide.noise_locs}
+        >>> prune(net, guide, Location(), fraction=0.75).kept["0"]
+        tensor([False, False, False,  True])
     """
 
     decides: bool = False
@@ -63,6 +79,19 @@ def score_units(criterion: Criterion, net: nn.Module, guide: AutoTruncatedLogNor
     :param guide: the fitted guide of its noise.
     :raises ReductionError: for a guide of another network, one that is not fitted, or parameters that are not finite;
         for scores that are NaN, or not one for each unit of each site.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import SNR, AutoTruncatedLogNormal, attach_noise, score_units
+        >>> _ = torch.manual_seed(0)
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> guide = AutoTruncatedLogNormal(net)
+        >>> with torch.no_grad():  # in place of fitting
+        ...     guide.noise_locs[:3] = -20.0
+        >>> score_units(SNR(), net, guide)["0"].shape
+        torch.Size([4])
     """
     check_guide(net, guide)
     scores = criterion.scores(net, guide)

@@ -39,6 +39,20 @@ class Saliency(Criterion):
     :param loss: the mean loss of a batch, given the network's output (or the logits in it) and the targets; by default
         the cross entropy.
     :raises ReductionError: for another kind, or batches without examples.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, Saliency, attach_noise, prune
+        >>> _ = torch.manual_seed(0)
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> guide = AutoTruncatedLogNormal(net)
+        >>> with torch.no_grad():  # in place of fitting
+        ...     guide.noise_locs[:3] = -20.0
+        >>> batches = [(torch.randn(8, 3), torch.randint(2, (8,)))]
+        >>> prune(net, guide, Saliency(batches), fraction=0.5).num_kept
+        2
     """
 
     batches: Iterable[tuple[Any, Tensor]]

@@ -25,6 +25,19 @@ class SNR(Criterion):
 
     :param threshold: units up to it go.
     :raises ReductionError: for a threshold that is no finite number.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, SNR, attach_noise, prune
+        >>> _ = torch.manual_seed(0)
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> guide = AutoTruncatedLogNormal(net)
+        >>> with torch.no_grad():  # in place of fitting
+        ...     guide.noise_locs[:3], guide.noise_log_scales[:3] = -20.0, 2.0
+        >>> prune(net, guide, SNR()).num_kept
+        1
     """
 
     threshold: float = 1.0

@@ -27,6 +27,19 @@ class WeightNorm(Criterion):
 
     A head's weights are those of the output projection that it is multiplied by; a block's are those of the last layer
     of its branch.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, WeightNorm, attach_noise, prune
+        >>> _ = torch.manual_seed(0)
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> guide = AutoTruncatedLogNormal(net)
+        >>> with torch.no_grad():  # in place of fitting
+        ...     guide.noise_locs[:3] = -20.0
+        >>> prune(net, guide, WeightNorm(), fraction=0.5).num_kept
+        2
     """
 
     def scores(self, net: nn.Module, guide: AutoTruncatedLogNormal) -> Scores:

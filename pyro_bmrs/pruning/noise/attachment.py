@@ -60,6 +60,14 @@ class NoiseSite:
         which many layers add, ``module`` the first of them.
     :param norms: for a width, the norms that lead out of the stream, at all of which the noise acts.
     :param part: for hidden units of a recurrent layer, of which of its layers they are, in which direction.
+
+    Example::
+
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import attach_noise, noise_sites
+        >>> site = noise_sites(attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))))["0"]
+        >>> site.kind, site.module, site.place, site.noise.num_units
+        ('units', '0', '1', 4)
     """
 
     name: str
@@ -308,6 +316,13 @@ def noise_sites(net: nn.Module) -> dict[str, NoiseSite]:
 
     :param net: a network after :func:`attach_noise`, or one that calls :class:`MultiplicativeNoise` itself.
     :return: for each site name, where it acts.
+
+    Example::
+
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import attach_noise, noise_sites
+        >>> list(noise_sites(attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))))
+        ['0']
     """
     names = {module: name for name, module in net.named_modules()}
     hooks = [hook for hook in dict.fromkeys(noise_hooks_in(net)) if hook.place in names and hook.layer in names]

@@ -40,7 +40,7 @@ class PruningCallback(Callback):
 
     Steps are those of the optimiser: with gradients that are accumulated over batches, one for several of these.
 
-    Logged are ``pruning/units``, how many are left, and ``pruning/SITE`` likewise for each site.
+    Logged are ``pruning/units``, how many are left, and ``pruning/SITE``, how many of each site.
 
     :param criterion: decides which units go; :class:`~pyro_bmrs.pruning.BMRS_N` by default.
     :param every_n_epochs: after how many epochs to prune, again and again; by default after each.
@@ -153,6 +153,14 @@ def agree_on_kept(trainer: Trainer, guide: AutoTruncatedLogNormal) -> None:
 
     :param trainer: the trainer.
     :param guide: the guide of the noise.
+
+    Example::
+
+        >>> from types import SimpleNamespace
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, agree_on_kept, attach_noise
+        >>> guide = AutoTruncatedLogNormal(attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))))
+        >>> agree_on_kept(SimpleNamespace(world_size=1, strategy=SimpleNamespace(broadcast=lambda kept: kept)), guide)
     """
     for noise in guide.noise.values():
         noise.kept.copy_(trainer.strategy.broadcast(noise.kept.cpu()))

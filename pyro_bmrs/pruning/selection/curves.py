@@ -98,6 +98,19 @@ def rank_correlations(net: nn.Module, guide: AutoTruncatedLogNormal, criteria: I
     :param guide: the guide of its noise.
     :param criteria: the criteria, of different names.
     :return: the matrix of correlations, by name.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import SNR, AutoTruncatedLogNormal, PosteriorMean, attach_noise, rank_correlations
+        >>> _ = torch.manual_seed(0)
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> guide = AutoTruncatedLogNormal(net)
+        >>> with torch.no_grad():  # in place of fitting
+        ...     guide.noise_locs[:3] = -20.0
+        >>> rank_correlations(net, guide, [SNR(), PosteriorMean()]).shape
+        (2, 2)
     """
     import pandas as pd
 

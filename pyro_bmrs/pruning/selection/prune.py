@@ -36,6 +36,20 @@ class PruningResult:
     :param rescued: units that would have gone, had their site been left with none.
     :param kl_weights: by site, what its divergence was multiplied by in the fit, where the guide's model says so. With
         a weight other than 1 a change in log evidence is that under the likelihood to the power of one over the weight.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import AutoTruncatedLogNormal, attach_noise, prune
+        >>> _ = torch.manual_seed(0)
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> guide = AutoTruncatedLogNormal(net)
+        >>> with torch.no_grad():  # in place of fitting
+        ...     guide.noise_locs[:3] = -20.0
+        >>> result = prune(net, guide)
+        >>> result.removed["0"], result.rescued
+        (tensor([ True,  True,  True, False]), ())
     """
 
     criterion: Criterion

@@ -183,7 +183,7 @@ class Likelihood(nn.Module):
         Of all examples of a batch together, in nats.
 
         :param output: what the network predicts, as :meth:`aligned` returns it.
-        :param y: the targets, likewise.
+        :param y: the targets, as :meth:`aligned` returns them.
         """
         return self.log_likelihoods(output, y).sum()
 
@@ -192,7 +192,7 @@ class Likelihood(nn.Module):
         Of each example, in nats; shape ``(examples,)``.
 
         :param output: what the network predicts, as :meth:`aligned` returns it.
-        :param y: the targets, likewise.
+        :param y: the targets, as :meth:`aligned` returns them.
         """
         log_likelihoods: Tensor = self._observation_of(output, y).log_prob(y)
         return log_likelihoods
@@ -221,6 +221,16 @@ def parameter_groups(elbo: ELBOModule, *, lr: float, noise_lr: float | None = No
     :param noise_lr: that of the noise; ten times the other by default.
     :return: the groups, the weights first.
     :raises ReductionError: for a guide without noise, and learning rates that are negative or not finite.
+
+    Example::
+
+        >>> from torch import nn
+        >>> from pyro_bmrs import pruning
+        >>> net = pruning.attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> model = pruning.Classification(net, num_examples=100)
+        >>> elbo = pruning.NoiseELBO()(model, pruning.AutoTruncatedLogNormal(model))
+        >>> [group["lr"] for group in pruning.parameter_groups(elbo, lr=0.001)]
+        [0.001, 0.01]
     """
     for rate in (lr,) if noise_lr is None else (lr, noise_lr):
         check_number(rate, "a learning rate", low=0)

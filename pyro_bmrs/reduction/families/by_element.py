@@ -39,6 +39,19 @@ class SensitivityByElement(Mapping[str, PriorSensitivity]):
 
     :param site: the site.
     :param of_elements: by the name of the element.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro_bmrs import sensitivity_by_element
+        >>> def model():
+        ...     pyro.sample("slopes", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> def exact():
+        ...     pyro.sample("slopes", dist.Normal(torch.tensor([0.1, 2.0]), 0.2).to_event(1))
+        >>> null = dist.Delta(torch.tensor(0.0))
+        >>> found = sensitivity_by_element(exact, "slopes", against=null, model=model, check=False)
+        >>> list(found)
+        ['slopes[0]', 'slopes[1]']
     """
 
     def __init__(self, site: str, of_elements: Mapping[str, PriorSensitivity]) -> None:

@@ -46,7 +46,7 @@ class Curve:
     :param delta_evidence: log evidence less that of the model fitted, in nats, shape ``(num_priors,)``; NaN where it
         diverges.
     :param mean: posterior mean, the priors along the first dimension of the site's shape.
-    :param sd: posterior standard deviation, likewise.
+    :param sd: posterior standard deviation, of the same shape as the mean.
     :param method: how it was computed.
     :param standard_error: of ``delta_evidence``; None where that is no estimate.
     :param pareto_k: of the importance weights; None where there are none.

@@ -43,6 +43,22 @@ class OptimizedPrior:
     :param reduction: the reduction at the optimum.
     :param converged: whether this is a maximum inside the hyperparameters' domain, to numerical accuracy.
     :param num_evaluations: how often Delta F was computed on the way.
+
+    Example::
+
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from torch.distributions import constraints
+        >>> from pyro_bmrs import optimize_reduced_prior
+        >>> def model():
+        ...     pyro.sample("effects", dist.Normal(torch.zeros(4), 10.0).to_event(1))
+        >>> def exact():
+        ...     pyro.sample("effects", dist.Normal(torch.tensor([-1.5, -0.5, 0.8, 1.6]), 0.5).to_event(1))
+        >>> def family(scale):
+        ...     return {"effects": dist.Normal(0.0, scale)}
+        >>> domain = {"scale": constraints.positive}
+        >>> best = optimize_reduced_prior(exact, family, {"scale": 1.0}, model=model, constraints=domain)
+        >>> round(best.hyperparameters["scale"].item(), 2), best.converged
+        (1.09, True)
     """
 
     hyperparameters: dict[str, Tensor]

@@ -52,6 +52,21 @@ class PowerScaling:
     :param log_prior: of each site whose prior is scaled, at each draw.
     :param log_likelihood: of each observed site, its elements after chains and draws.
     :param labels: what the places along the dimensions of sites are called.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs import power_scaling
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> def exact(y):
+        ...     pyro.sample("mean", dist.Normal(0.5, 0.5))
+        >>> y = torch.tensor([0.4, 0.7, 0.9])
+        >>> found = power_scaling(exact, model=model, args=(y,))
+        >>> sorted(found.prior), found.pareto_k < 0.7
+        (['mean'], True)
     """
 
     prior: Mapping[str, Tensor]

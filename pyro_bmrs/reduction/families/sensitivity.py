@@ -43,6 +43,22 @@ class PriorSensitivity:
     :param threshold: nats within which nothing is decided.
     :param labels: names of the elements whose prior changes.
     :param other: what ``against`` is called in a sentence.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_bmrs import prior_sensitivity
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> def exact(y):
+        ...     pyro.sample("mean", dist.Normal(0.5, 0.5))
+        >>> y = torch.tensor([0.4, 0.7, 0.9])
+        >>> null = dist.Delta(torch.tensor(0.0))
+        >>> found = prior_sensitivity(exact, "mean", against=null, model=model, args=(y,), check=False)
+        >>> found.log_bayes_factor.shape
+        torch.Size([100])
     """
 
     def __init__(
@@ -109,7 +125,7 @@ class PriorSensitivity:
 
     @property
     def sd(self) -> Tensor:
-        """Posterior standard deviations, likewise."""
+        """Posterior standard deviations, of the shape of the means."""
         return self.curve.sd
 
     @property

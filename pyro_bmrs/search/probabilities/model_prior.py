@@ -22,6 +22,13 @@ class BetaBinomial:
 
     :param a: the first parameter of the beta distribution.
     :param b: the second.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_bmrs.search import BetaBinomial
+        >>> BetaBinomial(1.0, 1.0).by_size(2, torch.zeros(())).exp().round(decimals=3)
+        tensor([0.3330, 0.1670, 0.3330])
     """
 
     a: float

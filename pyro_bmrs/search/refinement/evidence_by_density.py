@@ -34,8 +34,8 @@ class DrawnEvidence(NamedTuple):
     The evidence of some models by draws of their reduced posteriors.
 
     :param value: in nats, shape ``(k,)``.
-    :param standard_error: likewise.
-    :param share: effective sample size over the number of draws, likewise.
+    :param standard_error: of each, in nats.
+    :param share: effective sample size over the number of draws, of each.
     """
 
     value: Tensor

@@ -36,6 +36,17 @@ class CompactionReport:
         compacted.
     :param latencies: for each number of examples for which it was asked what a call with them took, in microseconds,
         before and after.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import attach_noise, compact_gated, compaction_report, noise_sites
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> gates = {"0": torch.tensor([0.0, 1.0, 0.5, 0.0])}
+        >>> small = compact_gated(net, gates, noise_sites(net), torch.ones(1, 3))
+        >>> compaction_report(small).units["fate"].tolist()
+        ['removed', 'kept', 'kept', 'removed']
     """
 
     units: pd.DataFrame
@@ -144,6 +155,19 @@ def compaction_report(net: nn.Module) -> CompactionReport:
     :param net: what :func:`~pyro_bmrs.pruning.compact` returned, a copy of it, or what
         :func:`~pyro_bmrs.pruning.load_compact` loaded.
     :raises ReductionError: for any other network.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import attach_noise, compact_gated, compaction_report, noise_sites
+        >>> net = attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> gates = {"0": torch.tensor([0.0, 1.0, 0.5, 0.0])}
+        >>> small = compact_gated(net, gates, noise_sites(net), torch.ones(1, 3))
+        >>> compaction_report(small).sites[["units", "kept", "removed"]]
+              units  kept  removed
+        site
+        0         4     2        2
     """
     report = getattr(net, "compaction", None)
     if not isinstance(report, CompactionReport):

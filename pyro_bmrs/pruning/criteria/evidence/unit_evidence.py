@@ -51,6 +51,21 @@ class UnitEvidence:
     :param num_evaluated: how many of them were looked at.
     :param num_exact: with how many of these each unit was changed in the network; of the others its outputs were taken
         to be linear in the noise.
+
+    Example::
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from pyro_bmrs import pruning
+        >>> _ = torch.manual_seed(0)
+        >>> net = pruning.attach_noise(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        >>> model = pruning.Classification(net, num_examples=20)
+        >>> guide = pruning.AutoTruncatedLogNormal(model)
+        >>> with torch.no_grad():  # in place of fitting
+        ...     guide.noise_locs[:3] = -20.0
+        >>> found = pruning.BMRS_N().evaluate(net, guide, [(torch.randn(20, 3), torch.randint(2, (20,)))])
+        >>> found.change["0"].shape, found.num_examples
+        (torch.Size([4]), 20)
     """
 
     change: Scores

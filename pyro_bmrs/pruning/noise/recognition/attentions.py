@@ -37,6 +37,16 @@ class AttentionKind:
     :param heads: the attribute that counts the heads.
     :param groups: the attribute that counts the heads of keys and values, where queries share them; None for as many.
     :raises ReductionError: for types that are no modules, or no projections.
+
+    Example::
+
+        >>> from torch import nn
+        >>> from pyro_bmrs.pruning import AttentionKind
+        >>> class Attention(nn.Module):  # asks, offers and tells make queries, keys and values, says puts out
+        ...     count = 4
+        >>> kind = AttentionKind((Attention,), ("asks", "offers", "tells"), "says", "count")
+        >>> kind.heads
+        'count'
     """
 
     types: tuple[type[nn.Module], ...]
