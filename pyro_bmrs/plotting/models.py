@@ -172,7 +172,7 @@ def plot_sensitivity(sensitivity: Sensitivity, axes: tuple[Axes, Axes] | None = 
         >>> evidence.get_xlabel(), posterior.get_xlabel()
         ('scale', 'scale')
     """
-    left, right = axes = two_axes(axes, 4.0)
+    left, right = axes = two_axes(axes, 3.6, width=8.5)
     places = sensitivity.places
     by_name = isinstance(places[0], str)
     where: Sequence[Any] = range(len(places)) if by_name else places

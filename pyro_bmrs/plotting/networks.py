@@ -84,7 +84,7 @@ def plot_compression(compression: CompressionPath, axes: tuple[Axes, Axes] | Non
         ['parameters', 'parameters']
     """
     path, units = compression.path, compression.units
-    left, right = two_axes(axes, 4.0)
+    left, right = two_axes(axes, 3.6, width=8.5)
     for is_trained, fill, line, label in ((True, FULL_COLOR, "-", "trained"), (False, "white", "", "as noise left it")):
         rows = path[path["trained"] == is_trained]
         if len(rows):

@@ -19,6 +19,7 @@ import pytest
 import torch
 from matplotlib.testing.compare import compare_images
 from matplotlib.testing.decorators import remove_ticks_and_titles
+from PIL import Image
 
 from pyro_bmrs.plotting import (
     plot_check,
@@ -56,7 +57,7 @@ def drawn(name: str, folder: Path) -> Path:
     count, plot = FIGURES[name]
     with mpl.rc_context(mpl.rcParamsDefault):
         mpl.use("agg")
-        figure = plt.figure(figsize=(2.2 * count, 2.0), dpi=60)
+        figure = plt.figure(figsize=(2.2 * count, 2.0), dpi=120)
         # Where they are does not go by the size of letters.
         plot(*(figure.add_axes(((0.05 + place) / count, 0.05, 0.9 / count, 0.9)) for place in range(count)))
         remove_ticks_and_titles(figure)
@@ -66,6 +67,9 @@ def drawn(name: str, folder: Path) -> Path:
                 if text is not None:
                     text.remove()
         figure.savefig(folder / f"{name}.png")
+    # Twice as large as it is compared: versions of matplotlib round to different pixels.
+    with Image.open(folder / f"{name}.png") as large:
+        large.convert("RGB").reduce(2).save(folder / f"{name}.png", optimize=True)
     return folder / f"{name}.png"
 
 
