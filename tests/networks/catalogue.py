@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -102,10 +103,15 @@ def _torchvision(name: str) -> nn.Module:
         options["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = False
-    if name.startswith("mvit"):
-        options.update(spatial_size=(64, 64), temporal_size=16)
-    net: nn.Module = torchvision().models.get_model(name, **options)
+    mvit: Any = torchvision().models.video.mvit
+    # Of smaller videos than those that it takes otherwise.
+    with patch.object(mvit, "MViT", partial(_small_mvit, mvit.MViT)):
+        net: nn.Module = torchvision().models.get_model(name, **options)
     return net
+
+
+def _small_mvit(kind: type[nn.Module], **settings: Any) -> nn.Module:
+    return kind(**{**settings, "spatial_size": (64, 64)})
 
 
 def _timm(name: str) -> nn.Module:

@@ -20,6 +20,7 @@ from pyro_bmrs.pruning.compaction.modules.plain import fix_weights, has_computed
 from pyro_bmrs.pruning.compaction.modules.recurrence import Recurrence, is_layer_or_cell, resized
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
+from pyro_bmrs.pruning.compaction.modules.widths_of_heads import WidthsOfHeads, divides_by_heads, width_of_heads
 from pyro_bmrs.pruning.streams.norms import UnevenGroupNorm
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -38,7 +39,7 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
     if isinstance(new, Scaled) and not isinstance(old, Scaled):
         return {"scaled": new.when, "dim": new.scale.dim, "module": describe(old, new.module)}
     if isinstance(new, GatedNorm) and not isinstance(old, GatedNorm):
-        return {"gated_norm": new.dim, "module": describe(old, new.module)}
+        return {"gated_norm": new.dim, "kept": list(new.kept), "module": describe(old, new.module)}
     if isinstance(new, UnevenGroupNorm) and not isinstance(old, UnevenGroupNorm):
         return {"uneven_groups": list(new.sizes), "eps": new.eps, "affine": new.affine}
     if isinstance(new, nn.GroupNorm) and isinstance(old, UnevenGroupNorm):
@@ -70,6 +71,8 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
     children = {name: describe(old.get_submodule(name), child) for name, child in new.named_children()}
     changed = {name: description for name, description in children.items() if description}
     parts = {"had_computed_weights": had_computed_weights, "attributes": attributes, "children": changed}
+    if width_of_heads(new) != width_of_heads(old):
+        parts["width_of_heads"] = [width_of_heads(new)]
     return {name: part for name, part in parts.items() if part}
 
 
@@ -90,7 +93,9 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
         scale = Scale(torch.ones(1), description["dim"])
         return Scaled(rebuild(module, description["module"]), scale, description["scaled"])
     if "gated_norm" in description:
-        return GatedNorm(rebuild(module, description["module"]), torch.ones(1), description["gated_norm"])
+        gated = GatedNorm(rebuild(module, description["module"]), torch.ones(1), description["gated_norm"])
+        gated.kept = tuple(map(int, description["kept"]))
+        return gated
     if "uneven_groups" in description:
         sizes = _group_sizes(module, description["uneven_groups"])
         uneven = UnevenGroupNorm(sizes, description["eps"], description["affine"])
@@ -132,6 +137,13 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
         if name.startswith("_") or not is_plain(present) or not is_plain(value):
             raise ReductionError(f"the compact network had a module with {name!r}, not a {type(module).__name__}")
         setattr(module, name, value)
+    if "width_of_heads" in description:
+        (width,) = description["width_of_heads"]
+        if not divides_by_heads(module):
+            raise ReductionError(f"the compact network had an attention, not a {type(module).__name__}")
+        vars(module).pop("forward", None)
+        if width is not None:
+            vars(module)["forward"] = WidthsOfHeads(module, int(width))
     for name, child in description.get("children", {}).items():
         part = module._modules.get(name)
         if part is None:

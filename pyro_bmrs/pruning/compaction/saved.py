@@ -68,7 +68,9 @@ def save_compact(net: nn.Module, path: str | PathLike[str]) -> None:
                 f"the network's state holds {name!r}, a {type(value).__name__}, which is no plain data"
             )
     tensors = {name: value for name, value in state.items() if name not in extra}
-    write_archive(path, tensors, {"report": report.as_data(), "extra": extra, "modules": _kinds(net)})
+    beside = _beside_state(net)
+    description = {"report": report.as_data(), "extra": extra, "beside": sorted(beside), "modules": _kinds(net)}
+    write_archive(path, {**tensors, **beside}, description)
 
 
 def load_compact(path: str | PathLike[str], net: nn.Module | Callable[[], nn.Module]) -> nn.Module:
@@ -134,7 +136,13 @@ def _restored(fresh: nn.Module, tensors: Mapping[str, Tensor], description: Mapp
     state = compact.state_dict()
     for name in [*state]:
         del state[name]
-    state.update(tensors, **description["extra"])
+    beside = {name: tensors[name] for name in description.get("beside", ())}
+    state.update({name: value for name, value in tensors.items() if name not in beside}, **description["extra"])
+    own = _beside_state(compact)
+    if beside.keys() - own.keys():
+        raise ReductionError(f"this network has no buffers {sorted(beside.keys() - own.keys())[:5]}")
+    for name, value in beside.items():
+        own[name].copy_(value)
     try:
         compact.load_state_dict(state)
     except RuntimeError as error:
@@ -142,6 +150,16 @@ def _restored(fresh: nn.Module, tensors: Mapping[str, Tensor], description: Mapp
     _check_counts(compact)
     vars(compact)["compaction"] = report
     return compact
+
+
+def _beside_state(net: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are in no state, as what is made anew with the network; of fewer channels it is not the same."""
+    return {
+        f"{name}.{key}" if name else key: buffer
+        for name, module in net.named_modules()
+        for key, buffer in module._buffers.items()
+        if buffer is not None and key in module._non_persistent_buffers_set
+    }
 
 
 def _check_counts(net: nn.Module) -> None:

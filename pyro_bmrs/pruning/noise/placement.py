@@ -91,7 +91,7 @@ def find_placements(
     known = {name for attention in recognised for name in (*attention.projections, attention.output)}
     units = [*_units(net, modules, flows), *_transformer_units(modules), *_recurrent_units(net, modules, flows)]
     # Of the layers of an attention, only heads can be taken out, and what is of a stream has its noise there.
-    known |= {name for stream in streams for name in stream.writers}
+    known |= {name for stream in streams for name in stream.layers}
     units = [replace(unit, is_default=unit.is_default and unit.module not in known) for unit in units]
     blocks = [*_blocks(flows), *_transformer_blocks(modules)]
     found = [*units, *_heads(modules, recognised, heads), *blocks, *map(_width, streams)]
@@ -338,7 +338,8 @@ def _heads(
             yield Placement(name, name, place, "input", "heads", count, -1, width)
     for found in recognised:
         name = found.attention or found.output
-        yield Placement(name, name, found.output, "input", "heads", found.num_units, -1, found.unit_size)
+        own = Placement(name, name, found.output, "input", "heads", found.num_units, -1, found.unit_size)
+        yield replace(own, is_default=not found.is_mixed)
     for place, count in projections.items():
         name = attention_of(modules, place) or place
         yield Placement(name, name, place, "input", "heads", count, -1, linear_width(modules[place]) // count)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_bmrs.pruning.streams.operations import Carried, Operation, memory_of
+from pyro_bmrs.pruning.streams.operations import MATRICES, Carried, Operation, memory_of
 
 _SHAPED = frozenset(
     "empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full".split()
@@ -28,6 +28,7 @@ _MOVES = frozenset(
 _PLACES = frozenset("index indices".split())
 _COPIES = frozenset("clone _to_copy copy native_dropout contiguous lift_fresh".split())
 _REDUCTIONS = frozenset("mean sum amax amin avg_pool2d _adaptive_avg_pool2d max_pool2d_with_indices".split())
+_SPLITS = frozenset("split unsafe_split split_with_sizes unsafe_split_with_sizes".split())
 # Functions that are 0 at 0, or multiply: what is left out stays 0.
 _KEEP_ZERO = frozenset("mul div neg gelu silu relu tanh clone _to_copy copy native_dropout contiguous abs".split())
 
@@ -60,6 +61,8 @@ class Labels(Carried[Tensor]):
         self.stuck: dict[int, str] = {}
         # While a layer computes, what it is given and puts out is all that matters.
         self.paused = 0
+        # Told of products with a matrix: whether that is a layer's weight, so that the layer reads the other factor.
+        self.is_layer: Callable[[Tensor, Tensor], bool] = lambda given, matrix: False
 
     def of(self, tensor: Tensor) -> Tensor:
         """The labels of a tensor's elements."""
@@ -95,10 +98,15 @@ class Labels(Carried[Tensor]):
         # What is another view of the same memory has its labels.
         if self.paused or operation.name in _SHAPED or operation.name == "_unsafe_view":
             return nothing
+        if operation.name in _SPLITS:
+            self._tie_parts(operation)
         if (is_view and not operation.written) or torch.Tag.inplace_view in operation.overload.tags:
             return nothing
         given = {id(tensor): self.of(tensor) for tensor in operation.tensors}
         if not any(labels.any() for labels in given.values()):
+            return nothing
+        factors = [operation.arguments[name] for name in MATRICES.get(operation.name, ())]
+        if factors and self.is_layer(*factors):
             return nothing
         try:
             return self._after(operation, lambda tensor: given[id(tensor)])
@@ -151,6 +159,16 @@ class Labels(Carried[Tensor]):
             pairs = (one[both].abs() * _MOST_LABELS + other[both].abs()).unique()
             first, second = (pairs // _MOST_LABELS).tolist(), (pairs % _MOST_LABELS).tolist()
             self.ties.update((min(pair), max(pair)) for pair in zip(first, second))
+
+    def _tie_parts(self, operation: Operation) -> None:
+        """Channels that are split into parts of one size, the last of them perhaps smaller, go from each of them."""
+        labels, dim = self.of(operation.arguments["self"]), operation.arguments["dim"]
+        sizes = operation.arguments.get("split_size", operation.arguments.get("split_sizes"))
+        first, *others = labels.split(sizes, dim)
+        along = labels.movedim(dim, 0).flatten(1)
+        is_even = isinstance(sizes, int) or len(set(sizes)) == 1
+        for other in others if is_even and len(along) > 1 and not (along == along[:1]).all() else ():
+            self.tie(first.narrow(dim, 0, other.shape[dim]), other)
 
     def _moved(self, operation: Operation, of: Callable[[Tensor], Tensor]) -> Tensor:
         """The operation does to the labels what it does to the elements."""

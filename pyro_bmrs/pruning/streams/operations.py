@@ -29,6 +29,13 @@ Mark = TypeVar("Mark")
 _READERS = frozenset("numpy tolist __array__ __dlpack__ data_ptr".split())
 # Operations on tensors that Python has made of numbers.
 _LIFTS = frozenset({"lift", "lift_fresh", "lift_fresh_copy"})
+# Products of matrices, and the names of their factors.
+MATRICES = {
+    "mm": ("self", "mat2"),
+    "bmm": ("self", "mat2"),
+    "addmm": ("mat1", "mat2"),
+    "baddbmm": ("batch1", "batch2"),
+}
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,14 @@ from pyro_bmrs.pruning.layers import (
     is_channelwise,
     kernel_dims,
     layer_kind,
+    linear_width,
     normalised_width,
     num_channels,
     num_groups,
 )
 from pyro_bmrs.pruning.streams.labels import Labels
 from pyro_bmrs.pruning.streams.norms import UnevenGroupNorm
+from pyro_bmrs.pruning.streams.operations import memory_of
 
 # Loose parameters with more numbers than this are not followed.
 _MOST_LOOSE = 4_000_000
@@ -93,6 +95,11 @@ class Stream:
         """The layers that put the channels out, in the order of their calls."""
         return [side.name for side in self.units if side.side == "out"]
 
+    @property
+    def layers(self) -> set[str]:
+        """The layers whose outputs are of the channels."""
+        return {side.name for side in self.units if side.side in ("out", "through")}
+
 
 def find_streams(net: nn.Module, example_inputs: Any) -> list[Stream]:
     """
@@ -131,6 +138,10 @@ class _Walk:
         self._next = 1
         # For each side, the labels of its channels, of each call.
         self._sides: dict[Side, list[Tensor]] = defaultdict(list)
+        # Linear layers by their weights, which some networks use without a call.
+        linear = ((name, part) for name, part in net.named_modules() if linear_width(part))
+        self._linear = {memory_of(part.weight): (name, part) for name, part in linear}
+        self._labels.is_layer = self._read_by_weight
 
     def run(self, example_inputs: Any) -> None:
         """Calls the network."""
@@ -193,6 +204,16 @@ class _Walk:
             self._labels.stick(rows[rows > 0], f"{name}, which no norm comes before")
         self._sides[Side(name, side, dim - given.dim() if side == "norm" else 0)].append(channels)
 
+    def _read_by_weight(self, given: Tensor, matrix: Tensor) -> bool:
+        name, layer = self._linear.get(memory_of(matrix), ("", None))
+        if layer is None or matrix.dim() != 2 or matrix.shape[0] != num_channels(layer, "in"):
+            return False
+        # As the layer multiplies: by its weight the other way round, if it is not stored like that.
+        if (matrix.stride() == layer.weight.stride()) != bool(getattr(layer_kind(layer), "is_transposed", False)):
+            return False
+        self._read(name, layer, given)
+        return True
+
     def _leave(self, name: str, module: Any, args: Any, kwargs: Any, output: Any) -> None:
         self._labels.paused -= 1
         result = output[0] if isinstance(output, tuple) else output
@@ -244,7 +265,7 @@ class _Walk:
             kinds = {side.side for side in sides}
             if channel not in obstacles and {"norm", "out"} <= kinds:
                 groups[frozenset(sides)].append(channel)
-        for around, numbers in groups.items():
+        for around, numbers in _by_norms(groups):
             stream = self._stream([side for side in tops if side in around], numbers, tops)
             if stream is not None:
                 yield stream
@@ -277,6 +298,17 @@ class _Walk:
         if any((units[side] < 0).any() for side in units if side.side == "norm"):
             return None
         return Stream(len(order), units)
+
+
+def _by_norms(groups: Mapping[frozenset[Side], list[int]]) -> list[tuple[frozenset[Side], list[int]]]:
+    """Groups of channels together that come to one norm, as those do that are split between norms."""
+    joined: list[tuple[frozenset[Side], list[int]]] = []
+    for around, numbers in groups.items():
+        norms = {side for side in around if side.side == "norm"}
+        met = [group for group in joined if norms & group[0]]
+        joined = [group for group in joined if group not in met]
+        joined.append((around.union(*(sides for sides, _ in met)), sum((found for _, found in met), []) + numbers))
+    return joined
 
 
 def _along_one(units: Tensor) -> tuple[int, Tensor] | None:

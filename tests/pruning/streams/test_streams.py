@@ -116,3 +116,26 @@ def test_grouped_convolutions_stand_in_the_way() -> None:
 def test_group_norms_are_norms(pooling: nn.Module) -> None:
     stream = only(images(nn.Sequential(nn.GroupNorm(2, 4), pooling)), torch.randn(2, 1, 4, 4))
     assert [(norm.name, norm.dim) for norm in stream.norms] == [("2.0", -3), ("6", -1)]
+
+
+class Split(nn.Module):
+    """Each part of the channels goes its own way, the last of them smaller, as in EdgeNeXt; then all meet a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.one, self.other = nn.Linear(3, 8), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.norm, self.last, self.first_norm = nn.LayerNorm(8), nn.Linear(8, 2), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        one, other, rest = self.first_norm(x).chunk(3, -1)
+        mixed = torch.cat([self.one(one), self.other(other), rest], -1)
+        # The weight without its layer.
+        return F.linear(self.norm(x + mixed), self.last.weight, self.last.bias)
+
+
+def test_split_channels_go_from_each_part_and_a_weight_is_read_like_its_layer() -> None:
+    stream = only(Split(), torch.randn(4, 3))
+    assert stream.num_units == 3 and stream.layers == {"embed", "one", "other"}
+    assert [norm.units for norm in stream.norms] == [(0, 1, 2, 0, 1, 2, 0, 1)] * 2
+    assert torch.equal(stream.units[Side("last", "in", 0)], torch.arange(8) % 3)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pyro_bmrs.pruning.streams.operations import Carried, Operation, memory_of
+from pyro_bmrs.pruning.streams.operations import MATRICES, Carried, Operation, memory_of
 
 # Gives for an operation, and what marks a tensor that it reads, the marks of its results: of their shape, or one along
 # dimensions in which they do not differ.
@@ -259,12 +259,6 @@ SHAPED = frozenset(
 )
 # Arguments that say where elements are, and are none of them.
 PLACES = frozenset("index indices lengths mask repeats".split())
-MATRICES = {
-    "mm": ("self", "mat2"),
-    "bmm": ("self", "mat2"),
-    "addmm": ("mat1", "mat2"),
-    "baddbmm": ("batch1", "batch2"),
-}
 POOLINGS = [
     *(f"{kind}_pool{n}d" for kind in ("avg", "_adaptive_avg", "adaptive_avg", "adaptive_max") for n in (1, 2, 3)),
     *(f"max_pool{n}d_with_indices" for n in (2, 3)),

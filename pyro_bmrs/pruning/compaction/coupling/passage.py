@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pyro_bmrs.pruning.compaction.coupling.dependence import MATRICES, PLACES, POOLINGS, SHAPED
-from pyro_bmrs.pruning.streams.operations import Operation
+from pyro_bmrs.pruning.compaction.coupling.dependence import PLACES, POOLINGS, SHAPED
+from pyro_bmrs.pruning.streams.operations import MATRICES, Operation
 
 # The number of what is of no channel.
 NONE = -1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyro_bmrs.pruning.streams.norms import normalise_kept
@@ -34,6 +35,8 @@ class GatedNorm(nn.Module):
         super().__init__()
         self.module, self.dim = module, dim
         self.register_buffer("factor", factor)
+        # As plain numbers, so that the norm can be exported: no size is what a tensor says.
+        self.kept = tuple((factor != 0).nonzero().flatten().tolist())
         self.training = module.training
 
     def __getattr__(self, name: str) -> Any:
@@ -41,9 +44,9 @@ class GatedNorm(nn.Module):
         return super().__getattr__(name) if name in ("module", "factor") else getattr(self.module, name)
 
     def forward(self, input: Tensor) -> Tensor:
-        kept = (self.factor != 0).nonzero().flatten()
+        kept = torch.tensor(self.kept, dtype=torch.long, device=input.device)
         output = normalise_kept(self.module, input, kept, self.dim + input.dim())
         return (output * self.factor.reshape(-1, *[1] * (-1 - self.dim))).to(output.dtype)
 
     def extra_repr(self) -> str:
-        return f"{int((self.factor != 0).sum())} of {len(self.factor)} channels"
+        return f"{len(self.kept)} of {len(self.factor)} channels"

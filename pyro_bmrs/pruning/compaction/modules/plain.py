@@ -19,6 +19,7 @@ from pyro_bmrs.pruning.compaction.modules.attention import Attention
 from pyro_bmrs.pruning.compaction.modules.recurrence import fuse, unroll
 from pyro_bmrs.pruning.compaction.modules.scaling import substitute
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
+from pyro_bmrs.pruning.compaction.modules.widths_of_heads import forget_widths_of_heads, know_widths_of_heads
 
 _WITH_WEIGHTS: tuple[type[Any], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SETTINGS = ("stride", "padding", "dilation", "groups")
@@ -27,8 +28,9 @@ _SETTINGS = ("stride", "padding", "dilation", "groups")
 def make_plain(net: nn.Module) -> None:
     """
     Puts an :class:`~pyro_bmrs.pruning.Attention` in the place of each ``nn.MultiheadAttention``, what can lose heads in
-    the place of attentions that share a bias of positions, weights in the place of what computes them, such as
-    weight normalisation, and what recurrent layers do step by step in their place; in place.
+    the place of attentions that share a bias of positions, or take the width of heads for that of their input, weights
+    in the place of what computes them, such as weight normalisation, and what recurrent layers do step by step in their
+    place; in place.
     """
     for module in list(net.modules()):
         if type(module) is nn.MultiheadAttention:
@@ -41,15 +43,17 @@ def make_plain(net: nn.Module) -> None:
             # Nested tensors are for the fused path only.
             module.use_nested_tensor = False
         fix_weights(module)
+    know_widths_of_heads(net)
     unroll(net)
 
 
 def make_fast(net: nn.Module) -> None:
     """
-    Puts torch's own recurrent layers in the place of those that are written out, and one layer for queries, keys and
-    values in the place of three; in place.
+    Puts torch's own recurrent layers in the place of those that are written out, one layer for queries, keys and values
+    in the place of three, and attentions' own code where their heads are as wide as their input; in place.
     """
     fuse(net)
+    forget_widths_of_heads(net)
     for module in list(net.modules()):
         if isinstance(module, Attention):
             module.packed()

@@ -92,7 +92,7 @@ def remove_width(
             for name in [*done, *names]:
                 _remove(smaller, streams[name], gone[name], gates[name])
                 if name in counted:
-                    _count_width(smaller, gone[name])
+                    _count_width(smaller, streams[name], gone[name])
             whole = {name: site for name, site in sites.items() if name not in done and name not in names}
             gate_norms(smaller, gates, whole)
             finish(smaller)
@@ -139,12 +139,24 @@ def _narrowed(side: Side, norm: nn.Module, kept: Tensor, factors: Tensor) -> nn.
     return Scaled(small, Scale(factors, side.dim), "output")
 
 
-def _count_width(net: nn.Module, gone: Tensor) -> None:
+def _count_width(net: nn.Module, stream: Stream, gone: Tensor) -> None:
     """Tells modules that hold the number of channels that they are fewer."""
-    for module in net.modules():
-        for key in _WIDTHS & vars(module).keys() if layer_kind(module) is None else ():
-            if type(vars(module)[key]) is int and vars(module)[key] == len(gone):
-                setattr(module, key, len(gone) - int(gone.sum()))
+    before, after = len(gone), len(gone) - int(gone.sum())
+    loose = {side.name.rpartition(".")[0] for side in stream.units if side.side == "parameter"}
+    for name, module in net.named_modules():
+        # By any name where a parameter has the channels, as what it is multiplied with may be reshaped.
+        keys = vars(module).keys() if name in loose else _WIDTHS & vars(module).keys()
+        for key in list(keys) if layer_kind(module) is None else ():
+            if not key.startswith("_"):
+                setattr(module, key, _counted(vars(module)[key], before, after))
+
+
+def _counted(value: Any, before: int, after: int) -> Any:
+    if type(value) is int:
+        return after if value == before else value
+    if isinstance(value, tuple | list) and all(type(size) is int for size in value):
+        return type(value)(_counted(size, before, after) for size in value)
+    return value
 
 
 def _take(net: nn.Module, side: Side, channels: Sequence[int]) -> None:

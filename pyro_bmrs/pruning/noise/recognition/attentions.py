@@ -72,6 +72,8 @@ class Heads:
     :param output: the name of its output projection.
     :param num_units: how many heads of keys and values, each with all queries that share them.
     :param unit_size: the features of one of these, of what the output projection is given.
+    :param is_mixed: whether heads read each other's scores, so that none can be taken out, as in N. Shazeer et al.
+        (2020), *Talking-heads attention*, https://arxiv.org/abs/2003.02436.
     """
 
     attention: str
@@ -79,6 +81,7 @@ class Heads:
     output: str
     num_units: int
     unit_size: int
+    is_mixed: bool = False
 
 
 _KINDS: list[AttentionKind] = []
@@ -168,7 +171,9 @@ def _divided(
     width = linear_width(modules.get(output))
     if not width or width % groups or count % groups:
         return None
-    return Heads(name, projections, output, groups, width // groups)
+    own = (layer for child, layer in modules.items() if _is_around(name, child))
+    is_mixed = any(linear_width(layer) == count == layer_units(layer) for layer in own) and count != width
+    return Heads(name, projections, output, groups, width // groups, is_mixed)
 
 
 def _groups(modules: Mapping[str, nn.Module], projections: tuple[str, ...], count: int, size: int) -> int:

@@ -75,13 +75,24 @@ class Reshaping(nn.Module):
         super().__init__()
         self.hidden_dim, self.is_constant = WIDTH, is_constant
         self.embed, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 8), nn.Linear(8, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 8), nn.Sequential(nn.Linear(8, WIDTH), Multiplied())
         self.last_norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         width = WIDTH if self.is_constant else self.hidden_dim
         x = self.embed(x).reshape(-1, width)
         return self.head(self.last_norm(x + self.down(self.up(self.norm(x)).relu())))
+
+
+class Multiplied(nn.Module):
+    """A factor for each channel, whose shape the module holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape, self.scale = (WIDTH, 1), nn.Parameter(torch.rand(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale.view(self.shape).squeeze(-1)
 
 
 class ResponseNorm(nn.Module):

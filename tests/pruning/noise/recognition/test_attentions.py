@@ -122,3 +122,12 @@ def test_layers_of_an_attention_have_no_noise_unless_they_are_named() -> None:
     assert {site.kind for site in noise_sites(attach_noise(net())).values()} == {"heads"}
     named = noise_sites(attach_noise(net(), "attn.qkv", kinds=["units"]))
     assert named["attn.qkv"].noise.num_units == 36
+
+
+def test_heads_that_read_each_other_have_no_noise_unless_they_are_named() -> None:
+    def net() -> nn.Module:
+        attn = Holder(num_heads=3, qkv=linear(12, 36), scores=linear(3, 3), proj=linear(12, 12))
+        return Holder(first=linear(5, 12), attn=attn, last=linear(12, 2))
+
+    assert "attn" not in noise_sites(attach_noise(net()))
+    assert noise_sites(attach_noise(net(), "attn"))["attn"].kind == "heads"
