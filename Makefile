@@ -68,8 +68,9 @@ lint: $(VENV)/installed-lint
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Two pages at a time: nearly all of the time goes into what their cells compute.
 docs: $(VENV)/installed-docs
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going --jobs 2 -b html docs docs/_build/html
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests/benchmarks $(ARGS)

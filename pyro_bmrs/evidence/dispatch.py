@@ -101,6 +101,9 @@ def log_evidence_change(
     Takes what :func:`reduce` takes, and returns only its ``delta_evidence``: positive where the reduced model explains
     the data better. Differentiable in all parameters.
 
+    :return: in nats, of the broadcast batch shape of the three.
+    :raises ReductionError: as :func:`reduce` does.
+
     Example::
 
         >>> import torch, pyro.distributions as dist
@@ -124,6 +127,9 @@ def reduced_posterior(
     The posterior under the reduced prior: proportional to posterior times reduced prior over prior.
 
     Takes what :func:`reduce` takes, and returns only its ``posterior``.
+
+    :return: a distribution of the broadcast batch shape of the three, normalised.
+    :raises ReductionError: as :func:`reduce` does.
 
     Example::
 

@@ -32,7 +32,9 @@ def log_evidence(
     The log marginal likelihood of a model.
 
     The joint density of data and latent sites is integrated in unconstrained coordinates by adaptive importance
-    sampling, begun at the moments of the posterior. These need not be right: a guide that is too narrow, or a little
+    sampling (O. Cappé et al. 2008, *Adaptive importance sampling in general mixture classes*,
+    https://arxiv.org/abs/0710.4242), begun at the moments of the posterior. These need not be right: a guide that is
+    too narrow, or a little
     beside the posterior, costs more draws and does no harm. Where the posterior is of a shape that no such proposal
     covers, the result says that it is not to be trusted.
 

@@ -72,6 +72,9 @@ def search_models(
 
     Draws are searched as the joint normal of their moments, in unconstrained coordinates.
 
+    All of one fit, as K. Friston and W. Penny (2011), *Post hoc Bayesian model selection*,
+    https://doi.org/10.1016/j.neuroimage.2011.03.062, have it.
+
     :param guide: a fitted guide, or draws from the posterior, as for :func:`~pyro_bmrs.reduce_model`.
     :param reduced_prior: the reduced priors, as for :func:`~pyro_bmrs.reduce_model`. ``dist.Delta(x0)`` fixes an
         element at ``x0``.

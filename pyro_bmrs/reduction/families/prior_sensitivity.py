@@ -55,7 +55,8 @@ def prior_sensitivity(
     How the evidence, the posterior and a decision depend on the prior of a site, from one fit.
 
     For each prior r of a grid in the place of the site's prior p, the log evidence changes by log E_q[r(x) / p(x)],
-    and the posterior becomes q(x) r(x) / p(x), normalised, as in :func:`~pyro_bmrs.reduce_model`. Priors may be
+    and the posterior becomes q(x) r(x) / p(x), normalised, as in :func:`~pyro_bmrs.reduce_model` (Friston,
+    Parr and Zeidman 2018, https://arxiv.org/abs/1805.07092). Priors may be
     broader than p, as long as that integral converges. It takes them all at once.
 
     :param guide: a fitted guide or draws from the posterior, as for :func:`~pyro_bmrs.reduce_model`.
