@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -21,8 +21,10 @@ from pyro_bmrs.pruning.compaction.modules.recurrence import Recurrence, is_layer
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
 from pyro_bmrs.pruning.compaction.modules.widths_of_heads import WidthsOfHeads, divides_by_heads, width_of_heads
+from pyro_bmrs.pruning.layers import GROUP_COUNTS, HEAD_COUNTS
 from pyro_bmrs.pruning.streams.norms import UnevenGroupNorm
 
+COUNTS = (*HEAD_COUNTS, *GROUP_COUNTS)
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -71,6 +73,9 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
     children = {name: describe(old.get_submodule(name), child) for name, child in new.named_children()}
     changed = {name: description for name, description in children.items() if description}
     parts = {"had_computed_weights": had_computed_weights, "attributes": attributes, "children": changed}
+    counts = {name: found for name in vars(new) if (found := _changed_counts(vars(old).get(name), vars(new)[name]))}
+    if counts:
+        parts["counts"] = counts
     if width_of_heads(new) != width_of_heads(old):
         parts["width_of_heads"] = [width_of_heads(new)]
     return {name: part for name, part in parts.items() if part}
@@ -137,6 +142,15 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
         if name.startswith("_") or not is_plain(present) or not is_plain(value):
             raise ReductionError(f"the compact network had a module with {name!r}, not a {type(module).__name__}")
         setattr(module, name, value)
+    for name, counts in description.get("counts", {}).items():
+        settings = copy(vars(module).get(name))
+        for key, value in counts.items():
+            if key not in COUNTS or type(getattr(settings, key, None)) is not int or type(value) is not int:
+                raise ReductionError(
+                    f"the compact network had a module with {name}.{key}, not a {type(module).__name__}"
+                )
+            setattr(settings, key, value)
+        setattr(module, name, settings)
     if "width_of_heads" in description:
         (width,) = description["width_of_heads"]
         if not divides_by_heads(module):
@@ -154,6 +168,14 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
 
 def _packed(attention: Attention, is_packed: bool) -> Attention:
     return attention.packed() if is_packed else attention.unpacked()
+
+
+def _changed_counts(old: Any, new: Any) -> dict[str, int]:
+    """The numbers of heads that an object of settings has other than another."""
+    if type(old) is not type(new) or isinstance(new, nn.Module | torch.Tensor):
+        return {}
+    before, after = getattr(old, "__dict__", {}), getattr(new, "__dict__", {})
+    return {name: after[name] for name in COUNTS if type(after.get(name)) is int and after[name] != before.get(name)}
 
 
 def _even(norm: UnevenGroupNorm) -> nn.GroupNorm:

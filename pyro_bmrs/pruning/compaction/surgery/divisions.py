@@ -21,7 +21,8 @@ def resize_divisions(net: nn.Module, divisions: Divisions, gone: Set[Channel], l
     Tells modules that divide channels into parts of the new sizes of these, in place.
 
     A module's attributes that are the size of a part, the number of parts, or the sizes of all of them, are taken for
-    these; whether they are is seen from what the network then computes.
+    these; where there are none, those that are the size of all parts together, by which the code may know the others.
+    Whether they are is seen from what the network then computes.
 
     :param net: the network, whose channels are gone.
     :param divisions: where channels were divided, and into which parts.
@@ -35,10 +36,14 @@ def resize_divisions(net: nn.Module, divisions: Divisions, gone: Set[Channel], l
             changes.setdefault(place, []).append((before, after))
     for name, sizes in changes.items():
         module = net.get_submodule(name)
-        numbers = _numbers(sizes)
-        for key, value in list(vars(module).items()):
-            if not key.startswith("_"):
-                setattr(module, key, _resized(value, sizes, numbers))
+        held = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+        resized = {key: _resized(value, sizes, _numbers(sizes)) for key, value in held.items()}
+        if resized == held:
+            totals = _numbers([([sum(before)], [sum(after)]) for before, after in sizes])
+            resized = {key: _resized(value, [], totals) for key, value in held.items()}
+        for key, value in resized.items():
+            if value is not held[key]:
+                setattr(module, key, value)
 
 
 def divided_by(divisions: Divisions, ties: Collection[TiedChannels]) -> str:

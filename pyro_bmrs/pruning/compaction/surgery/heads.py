@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -257,4 +257,17 @@ def _count_heads(net: nn.Module, place: HeadPlace, kept: Tensor, with_width: boo
             # Of queries, as many heads as share each of keys and values are counted for one.
             if is_number and ((is_count and value % before == 0) or is_width):
                 setattr(module, key, value // before * after)
+            if with_width and not isinstance(value, Tensor | nn.Module) and _counts_heads(value, before):
+                # Settings that others hold too stay theirs.
+                own = copy(value)
+                for count in _counts_heads(value, before):
+                    setattr(own, count, getattr(value, count) // before * after)
+                setattr(module, key, own)
     return None
+
+
+def _counts_heads(settings: Any, before: int) -> list[str]:
+    """The attributes by which an object of settings, as transformers have one for a network, counts heads."""
+    held = getattr(settings, "__dict__", {})
+    names = HEAD_COUNTS + GROUP_COUNTS
+    return [name for name in names if type(held.get(name)) is int and held[name] and held[name] % before == 0]

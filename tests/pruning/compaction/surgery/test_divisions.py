@@ -33,7 +33,8 @@ def gone(*positions: int) -> set[Channel]:
         ((2, 6), (1, 5, 6), 6, 4),
         ((2, 2, 2), (0, 1), 3, 2),  # the number of parts, one of which is gone
         ((2, 2, 2), (0, 1), 2, 2),
-        ((4, 4), (0, 4), 8, 8),  # of something else
+        ((4, 4), (0, 4), 8, 6),  # half of which is the size of each part
+        ((4, 4), (0, 4), 9, 9),  # of something else
         ((4, 4), (0, 4), "4", "4"),
         ((4, 4), (0, 4), True, True),
     ],
@@ -43,6 +44,13 @@ def test_an_attribute_of_the_old_size_is_of_the_new(sizes, out, value, resized):
     module.held = value
     resize_divisions(nn.Sequential(module), [("0", parts(*sizes))], gone(*out), gone(*out))
     assert module.held == resized and type(module.held) is type(value)
+
+
+def test_the_size_of_all_is_of_something_else_beside_that_of_a_part():
+    module: Any = nn.Identity()
+    module.held, module.other = 4, 8
+    resize_divisions(nn.Sequential(module), [("0", parts(4, 4))], gone(0, 4), gone(0, 4))
+    assert (module.held, module.other) == (3, 8)
 
 
 def test_what_is_not_looked_at_stays():

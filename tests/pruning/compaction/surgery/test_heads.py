@@ -5,13 +5,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from pyro_bmrs.pruning import attach_noise, compact_gated, compaction_report, noise_sites
+from pyro_bmrs.pruning import (
+    attach_noise,
+    compact_gated,
+    compaction_report,
+    detach_noise,
+    load_compact,
+    noise_sites,
+    save_compact,
+)
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel
 from pyro_bmrs.pruning.compaction.modules.attention import Attention
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled
@@ -104,6 +114,9 @@ def test_a_number_of_heads_in_the_code_is_left_and_named(pruned: tuple[int, ...]
     assert all("does not run without them" in reason for reason in left.values())
 
 
+GROUPED = ("grouped queries", "counts of the network")
+
+
 def tiny(kind: str) -> nn.Module:
     """Transformers as their users have them, of one layer with four heads of four features."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 24}
@@ -116,6 +129,9 @@ def tiny(kind: str) -> nn.Module:
             return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=4))
         case "fused":
             return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**sizes, **tokens))
+        case "counts of the network":
+            config = transformers.Phi3Config(**sizes, **tokens, num_key_value_heads=2, pad_token_id=0)
+            return transformers.Phi3ForCausalLM(config)
         case "grouped queries":
             config = transformers.LlamaConfig(**sizes, **tokens, num_key_value_heads=2)
             return transformers.LlamaForCausalLM(config)
@@ -126,24 +142,27 @@ def tiny(kind: str) -> nn.Module:
             return transformers.SwinForImageClassification(config)
 
 
-@pytest.mark.parametrize("kind", ["output beside", "Conv1D", "fused", "grouped queries", "table of positions"])
-def test_published_transformers(kind: str) -> None:
+@pytest.mark.parametrize("kind", [*"Conv1D fused".split(), "output beside", *GROUPED, "table of positions"])
+def test_published_transformers(kind: str, tmp_path: Path) -> None:
     net = tiny(kind).double().eval()
     size = sum(parameter.numel() for parameter in net.parameters())
     tokens = {"input_ids": torch.arange(10).reshape(2, 5)}
     inputs = {"pixel_values": torch.randn(2, 3, 8, 8).double()} if kind == "table of positions" else tokens
     attach_noise(net, kinds=["heads"])
     ((name, site),) = noise_sites(net).items()
-    assert (site.noise.num_units, site.noise.unit_size) == ((2, 8) if kind == "grouped queries" else (4, 4))
+    assert (site.noise.num_units, site.noise.unit_size) == ((2, 8) if kind in GROUPED else (4, 4))
     gates = torch.linspace(0.5, 1.0, site.noise.num_units).double()
     gates[1::2] = 0.0
     small = compact_gated(net, {name: gates}, {name: site}, inputs)
     assert set(compaction_report(small).units["fate"]) == {"kept", "removed"}
     # Half of four matrices; two of them are half as large where there are half as many keys. Then biases and tables.
-    weights = (3 if kind == "grouped queries" else 4) * 16 * 16 // 2
+    weights = (3 if kind in GROUPED else 4) * 16 * 16 // 2
     assert 0 <= size - weights - sum(parameter.numel() for parameter in small.parameters()) < 130
     tables = [parameter for key, parameter in small.named_parameters() if "bias_table" in key]
     assert all(table.shape == (49, 2) for table in tables) and bool(tables) == (kind == "table of positions")
+    save_compact(small, tmp_path / "small")
+    loaded = load_compact(tmp_path / "small", detach_noise(net))
+    assert torch.equal(loaded(**inputs).logits, small(**inputs).logits)
     small.train()(**inputs).logits.sum().backward()
 
 
