@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import os
+import resource
 import time
 import warnings
 from pathlib import Path
@@ -25,12 +26,14 @@ import pytest
 from tests.networks.catalogue import Entry, catalogue
 from tests.networks.examination import COLUMNS, YES, examine
 
-# Seconds after which a network is given up, and of compaction on a processor of its own.
-PATIENCE, LONGEST = 1800.0, 30.0
+# Seconds after which a network is given up, and of compaction on a processor of its own; and bytes that it may take,
+# of which the graphs that torch-pruning makes of attentions in windows would take all there are.
+PATIENCE, LONGEST, MEMORY = 1800.0, 30.0, 11 * 2**30
 
 
 def _examine(entry: Entry, answers: Any) -> None:
     warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     answers.put(examine(entry))
 
 
