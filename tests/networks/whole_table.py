@@ -28,7 +28,7 @@ from tests.networks.examination import COLUMNS, YES, examine
 
 # Seconds after which a network is given up, and of compaction on a processor of its own; and bytes that it may take,
 # of which the graphs that torch-pruning makes of attentions in windows would take all there are.
-PATIENCE, LONGEST, MEMORY = 1800.0, 30.0, 11 * 2**30
+PATIENCE, LONGEST, MEMORY = 1800.0, 30.0, 14 * 2**30
 
 
 def _examine(entry: Entry, answers: Any) -> None:
