@@ -28,6 +28,8 @@ templates_path = ["_templates"]
 
 html_theme = "furo"
 html_title = "pyro_bmrs"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 # A page for each public name is made by the build, from the tables of reference/api.md.
 autosummary_generate = True
