@@ -12,6 +12,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoMultivariate
 from torch import Tensor
 
 import pyro_bmrs  # noqa: F401  (registers the setting below, whichever file is run alone)
+from pyro_bmrs.evidence import registry
 from tests import exact_guides, programs
 
 
@@ -24,6 +25,16 @@ def unchecked() -> Iterator[None]:
     """
     with pyro.settings.context(bmrs_automatic_check=False):
         yield
+
+
+@pytest.fixture
+def own_rules() -> Iterator[None]:
+    """Rules that a test registers are there for that test alone."""
+    rules = dict(registry._RULES)
+    yield
+    registry._RULES.clear()
+    registry._RULES.update(rules)
+    registry.find_rules.cache_clear()
 
 
 @pytest.fixture
