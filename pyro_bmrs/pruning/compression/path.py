@@ -101,29 +101,29 @@ def standard_error(values: Tensor) -> Tensor:
     return values.std(-1, correction=1) / math.sqrt(values.shape[-1])
 
 
-def near_best(values: Tensor, num_errors: float = 1.0) -> Tensor:
+def near(values: Tensor, reference: Tensor, num_errors: float = 1.0) -> Tensor:
     """
-    Which networks are within one standard error of the best, on average over held-out examples.
+    Which networks are within one standard error of another, or better, on average over held-out examples.
 
     :param values: of each example under each network, the larger the better; shape ``(networks, examples)``. A network
         with a value that is not finite is not among them.
+    :param reference: of each example under the other; shape ``(examples,)``.
     :param num_errors: how many standard errors are allowed.
-    :return: which, shape ``(networks,)``; none where all have values that are not finite.
+    :return: which, shape ``(networks,)``.
     :raises ReductionError: for fewer than two examples.
 
     Example::
 
         >>> import torch
-        >>> from pyro_bmrs.pruning.compression.path import near_best
-        >>> near_best(torch.tensor([[-1.4, -2.4, -3.4], [-1.0, -2.0, -3.0], [-5.0, -5.0, -6.0]]))
+        >>> from pyro_bmrs.pruning.compression.path import near
+        >>> values = torch.tensor([[-1.0, -2.0, -3.0], [-1.4, -2.4, -3.4], [-5.0, -5.0, -6.0]])
+        >>> near(values, values[0])
         tensor([ True,  True, False])
     """
     if values.dim() != 2 or values.shape[1] < 2:
         raise ReductionError("the rule of one standard error needs at least two held-out examples")
-    means = values.double().mean(1)
-    means = means.where(means.isfinite(), -math.inf)
-    best = values[means.argmax()].double()
-    return means.isfinite() & (means >= best.mean() - num_errors * standard_error(best))
+    means, reference = values.double().mean(1), reference.double()
+    return means.isfinite() & (means >= reference.mean() - num_errors * standard_error(reference))
 
 
 def one_standard_error(
@@ -132,13 +132,14 @@ def one_standard_error(
     """
     The smallest network that is within one standard error of the best on held-out examples.
 
-    So are its accuracy, where labels are observed, and then its log likelihood (L. Breiman, J. Friedman, R. Olshen and
-    C. Stone (1984), *Classification and regression trees*, for the rule): a network that is too sure of itself may have
-    a poor log likelihood and more labels right than any.
+    Where labels are observed its accuracy is within one of the whole network's, and in any case its log likelihood
+    within one of the best of those (L. Breiman, J. Friedman, R. Olshen and C. Stone (1984), *Classification and
+    regression trees*, for the rule). A network that is too sure of itself may have a poor log likelihood and more
+    labels right than any; one that is overfitted, a log likelihood that says little of others.
 
     The error is that of a mean, not of a difference paired over examples. The latter is smaller than what comes of
-    training the same network once more from other random numbers, of which it knows nothing; and the best of several
-    trainings is so by luck.
+    training the same network once more from other random numbers, of which it knows nothing. Of such luck the best of
+    several accuracies would have as much as an error; of log likelihoods it is less.
 
     :param log_likelihoods: of each held-out example under each network in nats, the whole network's first; shape
         ``(networks, examples)``.
@@ -146,7 +147,7 @@ def one_standard_error(
     :param right: whether each label is the most probable one, of the same shape, where labels are observed.
     :param num_errors: how many standard errors are allowed, in the place of one.
     :return: which network; of several of one size the one with the larger log likelihood.
-    :raises ReductionError: as for :func:`near_best`, and for a whole network whose log likelihoods are not finite.
+    :raises ReductionError: as for :func:`near`, and for a whole network whose log likelihoods are not finite.
 
     Example::
 
@@ -161,9 +162,10 @@ def one_standard_error(
             "the whole network gives held-out examples a log likelihood that is not finite: train it at a lower rate"
         )
     means = log_likelihoods.double().mean(1)
-    near = means.isfinite()
+    may = means.isfinite()
     if right is not None:
-        near &= near_best(right.where(near[:, None], math.nan), num_errors)
-    near &= near_best(log_likelihoods.where(near[:, None], math.nan), num_errors)
-    candidates: list[int] = near.nonzero().flatten().tolist()
+        may &= near(right, right[0], num_errors)
+    best = means.where(may, -math.inf).argmax()
+    may &= near(log_likelihoods, log_likelihoods[best], num_errors)
+    candidates: list[int] = may.nonzero().flatten().tolist()
     return min(candidates, key=lambda step: (float(sizes[step]), -float(means[step])))

@@ -77,11 +77,9 @@ def test_the_path_is_a_table(compressed):
     assert path["parameters"].is_monotonic_decreasing and path["temperature"].is_monotonic_increasing
     assert path["chosen"].sum() == 1 and path["trained"][0] and path["trained"][result.chosen]
     assert (path[["0", "2"]].diff().dropna() <= 0).all().all()
-    # Of all that were trained, it is the smallest that is within an error of the most accurate, and of the most likely.
-    trained = path[path["trained"]]
-    most = trained["accuracy"].idxmax()
-    labels = result.steps[most].held_out.right
-    near = trained[trained["accuracy"] >= trained["accuracy"][most] - float(labels.std() / math.sqrt(len(labels)))]
+    # Of those that were trained, the smallest within an error of the whole's labels, and of the most likely.
+    trained, labels = path[path["trained"]], result.steps[0].held_out.right
+    near = trained[trained["accuracy"] >= path["accuracy"][0] - float(labels.std() / math.sqrt(len(labels)))]
     best = near["log_likelihood"].idxmax()
     near = near[near["log_likelihood"] >= near["log_likelihood"][best] - near["error"][best]]
     assert near["parameters"].idxmin() == result.chosen

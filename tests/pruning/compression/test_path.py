@@ -72,11 +72,11 @@ def test_a_network_that_is_sure_of_itself_keeps_its_accuracy():
     assert one_standard_error(values, sizes) == 1
 
 
-def test_there_is_always_one():
-    """The most accurate is not among the most likely, and the other way round."""
-    values = torch.tensor([[-3.0] * 100, [-1.0] * 100, [-2.9, -3.0] * 50])
-    right = torch.tensor([[1.0] * 95 + [0.0] * 5, [1.0] * 70 + [0.0] * 30, [1.0] * 94 + [0.0] * 6])
-    assert one_standard_error(values, torch.tensor([10, 5, 3]), right) == 2
+def test_accuracy_is_held_against_the_whole_and_likelihood_against_the_best():
+    """The most likely has few labels right; the most accurate is so by luck; the smallest has as many as the whole."""
+    values = torch.tensor([[-3.0] * 100, [-1.0] * 100, [-2.0, -2.4] * 50, [-2.0, -2.1] * 50, [-2.5] * 100])
+    right = torch.tensor([[1.0] * number + [0.0] * (100 - number) for number in (95, 70, 99, 94, 95)])
+    assert one_standard_error(values, torch.tensor([10, 5, 4, 3, 1]), right) == 3
 
 
 def test_networks_that_give_an_example_no_chance():
