@@ -21,11 +21,12 @@ from torch import nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.examples import check_example_inputs, copy_network
-from pyro_bmrs.pruning.layers import ATTENTION, has_channels_in_columns, linear_width
+from pyro_bmrs.pruning.layers import ATTENTION, linear_width
 from pyro_bmrs.pruning.noise.hooks import (
     AttentionHook,
-    ConvolutionHook,
+    ColumnsHook,
     NoiseHook,
+    NormHook,
     RecurrentHook,
     WidthHook,
     noise_hooks_in,
@@ -106,6 +107,8 @@ def attach_noise(
     the input of the layer that takes its value (of its flattened pixels, all that are one channel's); where there is no
     one such layer, on what the batch norm or the layer itself puts out, so before the activation. The places are found
     by :mod:`torch.fx`; in parts of a network that it cannot trace, the noise acts on what the layer itself puts out.
+    What a linear layer is given, and a batch norm puts out, is multiplied by way of their weights where these are
+    smaller, so that nothing of a batch's size is kept for it.
 
     Without ``modules``, linear layers whose output goes into a residual sum, a layer norm or a reshape before any
     activation, or that belong to an attention, have no noise; they can be named. Nor have, in parts of a network that
@@ -183,7 +186,6 @@ def attach_noise(
         )
         like = next((parameter for parameter in place.parameters()), next(net.parameters()))
         noise.to(like.device, like.dtype).train(place.training)
-        is_convolution = placement.when == "input" and has_channels_in_columns(place)
         if placement.norms:
             norms = enumerate(placement.norms)
             hooks += [WidthHook(noise, layer, layers[norm.name], norm, number) for number, norm in norms]
@@ -191,7 +193,11 @@ def attach_noise(
         if part is not None:
             hooks.append(RecurrentHook(noise, layer, place, placement.when, placement.kind, part))
             continue
-        hook = AttentionHook if is_attention else ConvolutionHook if is_convolution else NoiseHook
+        kinds_of_hooks = () if placement.kind == "block" else (ColumnsHook, NormHook)
+        on_weights = next((kind for kind in kinds_of_hooks if kind.is_for(place, placement.when)), None)
+        # One alone takes the place of a module's forward; others act on what that is given or returns.
+        is_free = not any(isinstance(other, ColumnsHook | NormHook) and other.place is place for other in hooks)
+        hook = AttentionHook if is_attention else on_weights if on_weights and is_free else NoiseHook
         hooks.append(hook(noise, layer, place, placement.when, placement.kind))
     for attached in hooks:
         attached.attach()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from pyro_bmrs.pruning.layers import has_channels_in_columns
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 from pyro_bmrs.pruning.noise.recognition.recurrences import Part, parts_of
 from pyro_bmrs.pruning.streams.norms import forward_of, normalise_kept
@@ -55,28 +56,88 @@ class NoiseHook:
         return (noise(output[0]), *output[1:]) if isinstance(output, tuple) else noise(output)
 
 
-class ConvolutionHook(NoiseHook):
+class ColumnsHook(NoiseHook):
     """
-    Noise on the channels that a convolution is given: on its weight, which is the same and smaller than the images.
+    Noise on what a layer of torch's is given: on its weight, which is the same, where that is smaller.
 
-    It takes the place of the convolution's ``forward``, so that the weight itself is never touched, whatever interrupts
-    it. Where there is a draw for each example, it acts on the images.
+    It takes the place of the layer's ``forward``, so that the weight itself is never touched, whatever interrupts it.
+    Where there is a draw for each example, it acts on what the layer is given. As a hook it does nothing; but where
+    there are hooks, torch's transformers do not go past their linear layers.
     """
+
+    @staticmethod
+    def is_for(place: nn.Module, when: str) -> bool:
+        """Whether noise on a module can be on its weight."""
+        return when == "input" and (has_channels_in_columns(place) or type(place) is nn.Linear)
+
+    def attach(self) -> None:
+        self.place.add_module(f"{self.kind}_noise_on_{self.when}", self.noise)
+        self.place.register_forward_pre_hook(self)
+        vars(self.place)["forward"] = self
+
+    def __call__(self, *given: Any) -> Any:
+        """What the layer computes."""
+        if len(given) > 1:
+            return None
+        place: Any = self.place
+        input, weight = given[0], place.weight
+        noise = self.noise.draw(len(input))
+        # The units are columns if they are features, or channels of a batch of images.
+        has_columns = noise.dim() == 1 and input.dim() >= weight.dim() and self._dim(input) == self._dim_of_columns
+        if has_columns and weight.numel() < input.numel():
+            weight = self.noise.multiply(weight, noise)
+        else:
+            input = self.noise.multiply(input, noise)
+        if isinstance(self.place, nn.Linear):
+            return nn.functional.linear(input, weight, place.bias)
+        return place._conv_forward(input, weight, place.bias)
+
+    def _dim(self, input: Tensor) -> int | None:
+        """Which dimension of what the layer is given the noise is along, counted from the end."""
+        dim = self.noise.dim
+        return dim if dim is None or dim < 0 else dim - input.dim()
+
+    @property
+    def _dim_of_columns(self) -> int:
+        place: Any = self.place
+        return 1 - int(place.weight.dim())
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class NormHook(NoiseHook):
+    """
+    Noise on what a batch norm puts out: on its weight and bias, which is the same, and nothing has to be kept for it.
+
+    It takes the place of the norm's ``forward``. Where there is a draw for each example, it acts on what is put out.
+    """
+
+    @staticmethod
+    def is_for(place: nn.Module, when: str) -> bool:
+        """Whether noise on a module can be on its weight and bias."""
+        return when == "output" and type(place) in _BATCH_NORMS and isinstance(place.weight, Tensor)
 
     def attach(self) -> None:
         self.place.add_module(f"{self.kind}_noise_on_{self.when}", self.noise)
         vars(self.place)["forward"] = self
 
     def __call__(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        """What the convolution computes."""
+        """What the norm computes."""
         place: Any = self.place
-        noise, weight = self.noise.draw(len(input)), place.weight
-        if noise.dim() > 1:
-            input = self.noise.multiply(input, noise)
-        else:
-            weight = self.noise.multiply(weight, noise)
-        output: Tensor = place._conv_forward(input, weight, place.bias)
-        return output
+        noise = self.noise.draw(len(input))
+        # One whose weight is computed is of another class by now.
+        if noise.dim() > 1 or self.noise.unit_size > 1 or self.noise.dim != 1 or type(place) not in _BATCH_NORMS:
+            return self.noise.multiply(forward_of(place, input), noise)
+        noise = self.noise.kept_part(noise)
+        # What is found in the instance comes before its parameter, which stays as it is.
+        attributes = vars(place)
+        try:
+            attributes.update(weight=_times(place.weight, noise), bias=_times(place.bias, noise))
+            return forward_of(place, input)
+        finally:
+            for name in ("weight", "bias"):
+                attributes.pop(name, None)
 
 
 class WidthHook(NoiseHook):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,6 +50,107 @@ def test_noise_on_the_weight_of_a_convolution_is_that_on_the_images(build, kept)
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
     for name, parameter in net.named_parameters():
         assert torch.equal(parameter, weights[name])
+
+
+class Tokens(nn.Module):
+    """An attention and a hidden layer whose noise acts on what linear layers are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_heads, self.head_dim = 2, 3
+        self.qkv, self.proj = nn.Linear(6, 18), nn.Linear(6, 6)
+        self.up, self.down, self.last = nn.Linear(6, 9), nn.Linear(9, 6), nn.Linear(6, 2)
+
+    def forward(self, tokens):
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, 2, 3)).movedim(-3, 0).transpose(-3, -2)
+        tokens = tokens + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2))
+        return self.last(tokens + self.down(F.gelu(self.up(tokens))))
+
+
+def normed():
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)),
+        *(nn.Flatten(1, 2), nn.BatchNorm1d(20), nn.Linear(4, 2)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "shape", "num_sites"), [(Tokens, (20, 7, 6), 2), (Tokens, (1, 2, 6), 2), (normed, (9, 1, 8, 8), 2)]
+)
+@pytest.mark.parametrize("is_training", [True, False])
+def test_noise_on_weights_of_linear_layers_and_norms_is_that_on_values(build, shape, num_sites, is_training):
+    torch.manual_seed(0)
+    net = build().double()
+    attach_noise(net, modules=["0", "2"] if build is normed else None).train(is_training)
+    x = torch.randn(shape, dtype=torch.float64)
+    sites = noise_sites(net)
+    assert len(sites) == num_sites
+    values = {name: torch.rand(site.noise.num_units).double().requires_grad_() for name, site in sites.items()}
+    for site in sites.values():
+        site.noise.kept[1] = False
+    outputs, states = [], []
+    for given in (values, {name: value.expand(len(x), -1) for name, value in values.items()}):
+        twin = copy.deepcopy(net)
+        outputs.append(poutine.condition(twin, data=given)(x))
+        gradients = torch.autograd.grad(outputs[-1].square().sum(), [*values.values(), *twin.parameters()])
+        states.append([*gradients, *(buffer for buffer in twin.buffers() if buffer.is_floating_point())])
+        assert not any({"weight", "bias"} & vars(module).keys() for module in twin.modules())
+    torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-12)
+    for one, other in zip(*states, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("build", "shape"), [(Tokens, (50, 9, 6)), (normed, (50, 1, 8, 8))])
+def test_nothing_of_the_size_of_a_batch_is_kept_for_noise(build, shape):
+    torch.manual_seed(0)
+    net, x, sizes = build(), torch.randn(shape), []
+    noisy = attach_noise(copy.deepcopy(net), modules=["0", "2"] if build is normed else None)
+    values = {name: torch.rand(site.noise.num_units, requires_grad=True) for name, site in noise_sites(noisy).items()}
+    for kept_by in (net, poutine.condition(noisy, data=values)):
+        kept = {}
+
+        def keep(tensor, kept=kept):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = kept_by(x)
+        assert output.requires_grad
+        sizes.append(sum(storage.nbytes() for storage in kept.values()))
+    weights = sum(4 * parameter.numel() for parameter in net.parameters())
+    assert sizes[1] <= sizes[0] + 3 * weights < 1.1 * sizes[0]
+
+
+def test_two_noises_at_one_norm_both_act():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.last = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.last((x + self.norm(self.conv(x))).mean((2, 3)))
+
+    net, x = attach_noise(Branch().eval(), kinds=["units", "block"]), torch.randn(3, 2, 4, 4)
+    assert {site.kind for site in noise_sites(net).values()} == {"units", "block"}
+    assert len({site.place for site in noise_sites(net).values()}) == 1
+    with torch.no_grad():
+        one, half = (
+            at(net, {name: torch.full((site.noise.num_units,), value) for name, site in noise_sites(net).items()}, x)
+            for value in (1.0, 0.5)
+        )
+        branch, without = net.last.weight @ x.mean((2, 3)).T, net.last.bias
+    shortcut = branch.T + without
+    torch.testing.assert_close(half - shortcut, 0.25 * (one - shortcut))
+
+
+def test_torchs_transformers_do_not_pass_noise_on_linear_layers_by():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+    net = attach_noise(nn.Sequential(layer, nn.Linear(6, 2)).eval(), kinds=["units"])
+    x, (name,) = torch.randn(3, 20, 6), noise_sites(net)
+    with torch.no_grad():
+        assert not torch.allclose(at(net, {name: torch.full((8,), 0.2)}, x), at(net, {}, x))
 
 
 def test_a_convolution_that_fails_keeps_no_noise_on_its_weight():
