@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,8 +30,7 @@ class UnevenGroupNorm(nn.Module):
 
     weight: Tensor | None
     bias: Tensor | None
-    together: Tensor
-    counts: Tensor
+    averages: Tensor
 
     def __init__(self, sizes: tuple[int, ...], eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__()
@@ -38,11 +38,21 @@ class UnevenGroupNorm(nn.Module):
         self.num_channels = sum(sizes)
         for name, fill in (("weight", torch.ones), ("bias", torch.zeros)):
             self.register_parameter(name, nn.Parameter(fill(self.num_channels)) if affine else None)
-        of_groups = torch.tensor(self.sizes)
-        group = torch.arange(len(of_groups)).repeat_interleave(of_groups)
-        # Times numbers for the channels it makes for each channel the sum over its group; exact in any precision.
-        self.register_buffer("together", (group.unsqueeze(1) == group).float(), persistent=False)
-        self.register_buffer("counts", of_groups[group].float(), persistent=False)
+        self.register_buffer("averages", self._averages().to(torch.get_default_dtype()), persistent=False)
+
+    def _averages(self) -> Tensor:
+        """What makes of numbers for the channels, as rows, for each channel the average of its group."""
+        counts = torch.tensor(self.sizes)
+        group = torch.arange(len(counts)).repeat_interleave(counts)
+        return (group.unsqueeze(1) == group).double() / counts[group]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What moves and converts a module; averages are as exact as their precision, which is single at least."""
+        parent: Any = super()
+        module = parent._apply(fn, recurse)
+        dtype = torch.float64 if self.averages.dtype is torch.float64 else torch.float32
+        self.averages = self._averages().to(dtype).to(self.averages.device)
+        return module
 
     def forward(self, input: Tensor) -> Tensor:
         # In full precision, as what norms return is a small difference of large numbers.
@@ -60,18 +70,20 @@ class UnevenGroupNorm(nn.Module):
         the squares of what their means are off by.
         """
         examples, channels = input.shape[:2]
-        flat = input.reshape(examples, channels, -1)
+        size = input.numel() // (examples * channels)
         alone, mean, precision = torch.native_group_norm(
-            flat, None, None, examples, channels, flat.shape[-1], channels, self.eps
+            input, None, None, examples, channels, size, channels, self.eps
         )
-        together, counts = self.together.to(mean), self.counts.to(mean)
-        off = torch.addcdiv(mean, mean @ together, counts, value=-1)
+        # Of a norm without parameters nobody knew the precision before.
+        averages = self.averages if self.averages.dtype == mean.dtype else self._averages().to(mean)
+        off = torch.addmm(mean, mean, averages, alpha=-1)
         # The eps in the channels' variances is that in the group's.
-        scale = torch.addcmul(precision.pow(-2), off, off).matmul(together).div(counts).rsqrt()
+        scale = torch.addcmul(precision.pow(-2), off, off).mm(averages).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
         shift = off * scale if self.bias is None else torch.addcmul(self.bias, off, scale)
-        return alone.mul_((scale / precision).unsqueeze(-1)).add_(shift.unsqueeze(-1)).view_as(input)
+        shape = (examples, channels, *[1] * (input.dim() - 2))
+        return torch.addcmul(shift.view(shape), alone, (scale / precision).view(shape))
 
     def extra_repr(self) -> str:
         return f"{self.sizes}, eps={self.eps}"
@@ -112,6 +124,7 @@ def _with_groups(norm: nn.GroupNorm | UnevenGroupNorm, kept: Tensor) -> Any:
         narrow.num_groups, narrow.num_channels = len(left), len(kept)
     else:
         narrow = UnevenGroupNorm(left, norm.eps, norm.affine)
+        narrow.to(next(norm.parameters(), narrow.averages).dtype).to(kept.device)
     narrow.training = norm.training
     return narrow
 
