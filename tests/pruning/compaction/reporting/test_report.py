@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -64,3 +65,30 @@ def test_goes_with_copies_and_as_plain_data(compacted: nn.Module) -> None:
 def test_of_a_network_that_is_not_compact() -> None:
     with pytest.raises(ReductionError, match="not been compacted"):
         compaction_report(nn.Linear(2, 2))
+
+
+def test_latency(monkeypatch: pytest.MonkeyPatch, compacted: nn.Module) -> None:
+    """Of the network as it was, and the compact one, on batches of the sizes that were asked for."""
+    seen = []
+
+    def clock(nets: list[nn.Module], inputs: torch.Tensor) -> list[float]:
+        seen.append(([net(inputs) for net in nets], len(inputs)))
+        return [30.0 * len(inputs), 10.0 * len(inputs)]
+
+    # The module, which a function in it hides.
+    monkeypatch.setattr(sys.modules[compact_gated.__module__], "latencies", clock)
+    original, inputs = make("lenet-5")
+    net = attach_noise(copy.deepcopy(original))
+    sites = noise_sites(net)
+    gates = {name: (torch.arange(site.noise.num_units) % 2).float() for name, site in sites.items()}
+    small = compact_gated(net, gates, sites, inputs, batch_sizes=(1, 5))
+    report = compaction_report(small)
+    assert report.latency.loc[5].tolist() == [150.0, 50.0] and report.latency.index.tolist() == [1, 5]
+    assert "3.00 times as fast" in repr(report)
+    assert CompactionReport.from_data(report.as_data()).latency.equals(report.latency)
+    for ((before, after), size), expected in zip(seen, (1, 5), strict=True):
+        assert size == expected and len(before) == len(after) == size
+        batch = inputs[torch.arange(size) % len(inputs)]
+        assert torch.equal(before, original(batch)) and torch.equal(after, small(batch))
+    without = compaction_report(compacted)
+    assert without.latency.empty and "not measured" in repr(without)
