@@ -37,6 +37,7 @@ from pyro_bmrs.pruning.layers import (
 from pyro_bmrs.pruning.noise.graph import Flow, called_name, graphs, is_flattening, is_sum
 from pyro_bmrs.pruning.noise.recognition.activations import is_activation
 from pyro_bmrs.pruning.noise.recognition.attentions import Heads, attention_of, recognised_heads
+from pyro_bmrs.pruning.noise.recognition.norms import behind_sum, comes_to_norm, is_over_units
 from pyro_bmrs.pruning.noise.recognition.recurrences import CELLS, Part, is_recurrent, parts_of
 from pyro_bmrs.pruning.streams.streams import NormPlace, Stream, find_streams
 
@@ -46,8 +47,6 @@ _FOLLOWED_NAMES = frozenset(
     "add sub mul cat concat concatenate chunk split tensor_split getitem glu pixel_shuffle pixel_unshuffle "
     "channel_shuffle".split()
 )
-# Functions that are norms over units; over fewer units they are others.
-_NORM_NAMES = frozenset("layer_norm group_norm rms_norm".split())
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,7 @@ def _unique(placements: Sequence[Placement]) -> Iterator[Placement]:
 
 def _units(net: nn.Module, modules: Mapping[str, nn.Module], flows: Sequence[Flow]) -> Iterator[Placement]:
     seen: set[str] = set()
+    places: set[tuple[str, str]] = set()
     for flow in flows:
         for node in flow.graph.nodes:
             layer = flow.called(node)
@@ -124,8 +124,11 @@ def _units(net: nn.Module, modules: Mapping[str, nn.Module], flows: Sequence[Flo
             seen.add(name)
             calls = flow.calls_of(node)
             is_last = any(map(flow.is_last, calls)) and (flow.module is net or _is_last_layer(modules, name))
-            if not is_last:
-                yield _place_of_all(flow, calls, layer)
+            placement = _place_of_all(flow, calls, layer)
+            # Layers whose outputs are added have one noise, behind the sum.
+            if not is_last and (placement.when, placement.place) not in places:
+                yield placement
+            places.add((placement.when, placement.place))
     if any(flow.module is net for flow in flows):
         return
     whole = [name for name, module in modules.items() if isinstance(module, (ATTENTION, *TRANSFORMER_LAYERS))]
@@ -179,7 +182,7 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
         if is_activation(module) or called in ACTIVATION_NAMES:
             activated = True
             if module is not None and flow.is_as_often(step, node) and not flattened:
-                return _behind_activation(replace(own, is_default=not _comes_to_norm(flow, step)), flow, step)
+                return _behind_activation(replace(own, is_default=not comes_to_norm(flow, step)), flow, step)
         elif is_channelwise(module):
             if flow.is_as_often(step, node) and not (activated or flattened):
                 own, at = replace(own, place=flow.name(step)), step
@@ -191,24 +194,12 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
             return (own, at) if following is None else (following, step)
         elif not isinstance(module, PASSIVE) and called not in PASSIVE_NAMES:
             is_followed = is_sum(step) or called in _FOLLOWED_NAMES or isinstance(module, _FOLLOWED)
+            behind = behind_sum(flow, step) if is_sum(step) and own.place != name and not activated else None
+            if behind is not None and flow.is_as_often(behind, node):
+                return replace(own, place=flow.name(behind)), behind
             is_known = activated or own.place != name or (is_image and is_followed and not reaches_norm)
-            return replace(own, is_default=is_known and not _is_over_units(flow, step)), at
+            return replace(own, is_default=is_known and not is_over_units(flow, step)), at
     return replace(own, is_default=activated or own.place != name or (is_image and not reaches_norm)), at
-
-
-def _comes_to_norm(flow: Flow, node: fx.Node) -> bool:
-    """Whether the next thing that happens to a value is a norm over its units."""
-    for step in flow.steps(node):
-        if _is_over_units(flow, step):
-            return True
-        if not isinstance(flow.called(step), PASSIVE):
-            return False
-    return False
-
-
-def _is_over_units(flow: Flow, step: fx.Node) -> bool:
-    module = flow.called(step)
-    return called_name(step) in _NORM_NAMES if module is None else normalised_width(module) > 0
 
 
 def _gated(flow: Flow, node: fx.Node, units: int) -> fx.Node | None:

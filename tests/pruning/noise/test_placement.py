@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -52,13 +50,6 @@ def test_a_shared_activation_is_no_place():
         "layers.1.conv2": ("layers.1.bn2", "output", 6, 1),
         "layers.1.downsample.0": ("layers.1.downsample.1", "output", 6, 1),
     }
-
-
-@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 6), nn.Sequential(nn.Dropout(), nn.GroupNorm(2, 6))])
-def test_units_that_a_norm_is_over_have_noise_where_they_are_named(norm):
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), norm, nn.Conv2d(6, 2, 3))
-    assert places(copy.deepcopy(net)) == {"0": ("2", "input", 4, 1)}
-    assert list(noise_sites(attach_noise(net, "2"))) == ["2"]
 
 
 def test_residual_branches_are_one_unit_each():
