@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import io
+import signal
 import tempfile
 import time
 import warnings
@@ -41,6 +42,8 @@ COLUMNS = (
     *("attaches", "compacts", "masked_since"),
 )
 KINDS = ("units", "heads", "width")
+# Seconds after which torch-pruning is given up.
+LONGEST_OF_PEER = 120
 # What a column says where the original cannot do it either.
 NOT_THERE = "original does not"
 YES = "yes"
@@ -75,7 +78,8 @@ def examine(entry: Entry, *, without: Collection[str] = ()) -> dict[str, Any]:
         row.update(_counts(small), left=round(_num_parameters(small) / row["parameters"], 3), compacts=YES)
     with _told(row, "left_by_torch_pruning"):
         if "left_by_torch_pruning" not in without:
-            left = _by_torch_pruning(copy.deepcopy(original), inputs)
+            with _at_most(LONGEST_OF_PEER):
+                left = _by_torch_pruning(copy.deepcopy(original), inputs)
             row["left_by_torch_pruning"] = round(left / row["parameters"], 3)
     if row["compacts"] != YES:
         return row
@@ -91,6 +95,22 @@ def examine(entry: Entry, *, without: Collection[str] = ()) -> dict[str, Any]:
     with _told(row, "saved"):
         row["saved"] = _is_saved(small, original, inputs)
     return row
+
+
+@contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    """Raises where something takes longer, which torch-pruning does for ever of some grouped queries."""
+
+    def give_up(*_: Any) -> None:
+        raise TimeoutError(f"not done in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager
