@@ -76,7 +76,7 @@ class _Branch:
     :param scale: the multiplication.
     :param example_inputs: what the network is called with.
 
-    ``end`` is the outermost module that returns the product.
+    ``end`` is the outermost module that returns the product, or a multiple of it.
     """
 
     def __init__(self, net: nn.Module, scale: Scale, example_inputs: Any) -> None:
@@ -96,7 +96,12 @@ class _Branch:
 
         self._run(note)
         product = self._results[scale], versions[scale]
-        self.end = next(m for m in net.modules() if self._results.get(m) is product[0] and versions[m] == product[1])
+        end = next(m for m in net.modules() if self._results.get(m) is product[0] and versions[m] == product[1])
+        # What its units are multiplied with behind it multiplies zeros.
+        behind = {m.module: m for m in net.modules() if isinstance(m, Scaled) and m.when == "output"}
+        while end in behind:
+            end = behind[end]
+        self.end = end
 
     def bypasses(self) -> list[tuple[nn.Module, Bypass]]:
         """The outermost modules whose results nothing but the branch depends on, with what may stand in for them."""
