@@ -130,10 +130,12 @@ class Course:
         :param model: the network and its likelihood.
         :param parameters: what is trained.
         """
-        of_network = set(model.net.parameters())
-        own = [parameter for parameter in parameters if parameter.dim() < 2 and parameter not in of_network]
-        others = [parameter for parameter in parameters if all(parameter is not other for other in own)]
-        return [self.make_optimizer(others), *([torch.optim.Adam(own, lr=_OWN_RATE)] if own else [])]
+        of_likelihood = set(model.parameters()) - set(model.net.parameters())
+        own = [parameter for parameter in parameters if parameter.dim() < 2 and parameter in of_likelihood]
+        others = [parameter for parameter in parameters if parameter not in set(own)]
+        # Either may be all there is: of a network whose weights are frozen, or whose likelihood has nothing to learn.
+        of_others = [self.make_optimizer(others)] if others else []
+        return of_others + ([torch.optim.Adam(own, lr=_OWN_RATE)] if own else [])
 
     def measure(
         self,

@@ -53,6 +53,7 @@ def test_the_scale_of_observations_arrives_with_the_network():
     with_network, own = course.optimizers_of(model, list(model.parameters()))
     assert [len(group["params"]) for part in (with_network, own) for group in part.param_groups] == [5, 1]
     assert len(course.optimizers_of(model, list(model.net.parameters()))) == 1
+    assert len(course.optimizers_of(model, [model.log_scale])) == 1
 
 
 def test_a_training_is_the_same_again_whatever_came_before(course):
