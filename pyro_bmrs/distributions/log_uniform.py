@@ -22,6 +22,9 @@ class LogUniform(LogIntervalDistribution):
     """
     A variable whose logarithm is uniform, with density 1 / (x log(high / low)) on [``low``, ``high``].
 
+    The prior of a multiplicative noise variable in variational pruning (K. Neklyudov et al. (2017), *Structured
+    Bayesian pruning via log-normal multiplicative noise*, https://arxiv.org/abs/1705.07283).
+
     :param low: lower end of the variable itself (not of its logarithm), greater than 0.
     :param high: upper end of the variable itself, finite; greater than ``low``.
     :raises ReductionError: for ends in the wrong order, not positive or not finite. Checked where arguments are

@@ -34,8 +34,9 @@ class TruncatedNormal(TorchDistribution):
     All values and gradients are accurate to rounding, in float32 and float64, wherever the location lies (also many
     interval widths or scales outside the interval) and however narrow or wide the scale is: everything is computed
     relative to the mode of the truncated density, never as a difference of distribution functions. Samples are
-    reparametrised by the analytic derivative of the quantile (:func:`~.truncated_quantile.truncated_quantile`), and
-    are differentiable in all four parameters.
+    reparametrised by the analytic derivative of the quantile (:func:`~.truncated_quantile.truncated_quantile`;
+    M. Figurnov, S. Mohamed and A. Mnih (2018), *Implicit reparameterization gradients*,
+    https://arxiv.org/abs/1805.08498), and are differentiable in all four parameters.
 
     A ``torch.jit.trace`` or ``torch.compile`` of it has the right values at any parameters. A trace calls Python, so
     that ``torch.jit.save`` refuses it.

@@ -34,7 +34,8 @@ class ImportanceEstimate:
     """
     What importance weights say of the evidence.
 
-    :param delta_evidence: log of the mean weight, in nats.
+    :param delta_evidence: log of the mean weight, in nats, of the weights' shape without their first dimension, as are
+        the next three.
     :param standard_error: of ``delta_evidence``, in nats, by the delta method.
     :param pareto_k: shape of the tail of the weights; above 0.7 neither of the two above is to be trusted.
     :param effective_sample_size: how many independent draws of the reduced posterior the weighted ones are worth.
@@ -63,7 +64,10 @@ class ImportanceEstimate:
 
 def importance_estimate(log_weights: Tensor, *, relative_efficiency: float | Tensor = 1.0) -> ImportanceEstimate:
     """
-    The log evidence change from log r(x) - log p(x) at draws x of the posterior.
+    The log evidence change from log r(x) - log p(x) at draws x of the posterior, with Pareto smoothing.
+
+    The largest weights are smoothed, and judged, as A. Vehtari et al. (2024), *Pareto smoothed importance sampling*,
+    https://arxiv.org/abs/1507.02646, have it.
 
     :param log_weights: shape ``(num_samples, *batch_shape)``; minus infinity where r has no mass. Gradients flow
         through all weights.

@@ -95,6 +95,10 @@ def register_reduction(
     bijection), returns a :class:`Reduced`, and returns ``NotImplemented`` for a member of its types that it cannot
     reduce, upon which the next most specific rule is asked.
 
+    :param posterior_type: the type of the posterior q.
+    :param prior_type: that of the prior p.
+    :param reduced_prior_type: that of the reduced prior r.
+    :return: the decorator, which returns the rule as it is.
     :raises TypeError: for anything but three types of distributions.
     :warns ReductionWarning: where the rule of another function is replaced.
 

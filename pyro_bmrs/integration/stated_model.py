@@ -119,7 +119,7 @@ def stated_model(prior: PriorLike, shapes: Mapping[str, torch.Size], log_density
         whose prior is not to be reduced, the support will do, a ``torch.distributions.constraints.Constraint``.
     :param shapes: of each variable that was drawn.
     :param log_density: as for :class:`StatedModel`.
-    :raises ReductionError: for a site that was not drawn, or a prior that is none or does not fit the draws.
+    :raises ReductionError: for a site that was not drawn, or a prior that is no distribution or does not fit.
     """
     if log_density is not None and not callable(log_density):
         raise ReductionError(

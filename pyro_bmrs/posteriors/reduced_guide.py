@@ -284,6 +284,8 @@ def packed_statement(guide: PyroModule) -> str:
 
     A module of one's own that names a statement so keeps it apart from those of other guides beside it in a list.
 
+    :param guide: the autoguide.
+
     Example::
 
         >>> from pyro.infer.autoguide import AutoDiagonalNormal

@@ -32,9 +32,9 @@ class Check:
     :param read_off_error: its standard error; 0 where it is no estimate.
     :param guide_pareto_k: shape of the tail of the fitted guide's own weights p(data, x) / q(x); above 0.7 the guide is
         far from the posterior. None where there is no guide, or one of the two has no density at its draws.
-    :param elementwise: for each reduced site, the change in log evidence of reducing each of its elements alone,
-        integrated; None where this was not asked for.
-    :param elementwise_error: their standard errors, in nats.
+    :param elementwise: for each reduced site, the change in log evidence (nats) of reducing each of its elements alone,
+        integrated, of the shape of ``Reduction.elementwise``; None where this was not asked for.
+    :param elementwise_error: their standard errors, in nats, of the same shapes.
     :param shift: how far the mean of draws is from the model's; None of a guide, which tells it by its weights.
 
     Example::

@@ -46,6 +46,9 @@ class Reduction(Estimated):
     """
     A model under reduced priors, beside the model that was fitted. Made by :func:`reduce_model`.
 
+    The method is that of K. Friston, T. Parr and P. Zeidman (2018), *Bayesian model reduction*,
+    https://arxiv.org/abs/1805.07092.
+
     Example::
 
         >>> import torch, pyro, pyro.distributions as dist

@@ -65,7 +65,7 @@ class Checkpoint:
         """
         The state kept for a task; None where there is no file yet.
 
-        :raises ReductionError: for a file that is truncated, none of these, or of another task. It stays as it is.
+        :raises ReductionError: for a file that is truncated, no checkpoint, or of another task. It stays as it is.
         """
         if self._path is None or not self._path.exists():
             return None

@@ -177,8 +177,8 @@ def reduce_iteratively(
     :param settings: ``loss``, ``learning_rates``, ``window``, ``tolerance``, ``max_steps`` (of each round),
         ``num_particles`` and ``seed``, as for :func:`~pyro_bmrs.refit`.
     :return: the :class:`IteratedReduction`. The guide given is left as it is.
-    :raises ReductionError: for a checkpoint that is truncated, none, or of another task, which is left as it is, and
-        for whatever :func:`~pyro_bmrs.search_models` or :func:`~pyro_bmrs.refit` object to.
+    :raises ReductionError: for a checkpoint that is truncated, another kind of file, or of another task, which is left
+        as it is, and for whatever :func:`~pyro_bmrs.search_models` or :func:`~pyro_bmrs.refit` object to.
     :warns ReductionWarning: where a refit had not converged.
 
     Example::

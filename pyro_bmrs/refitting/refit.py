@@ -185,8 +185,8 @@ def refit(
     :raises ReductionError: for another guide or model than the reduction's, a reduction of draws that no guide was
         fitted to, a guide that cannot be begun at weighted draws, a loss that is no ELBO, learning rates that are not
         positive, a window, ``max_steps``, ``num_particles`` or a seed that is no integer or too small, a negative
-        tolerance, an ELBO that is not finite, or a checkpoint that is truncated, none, or of another task, which is
-        left as it is.
+        tolerance, an ELBO that is not finite, or a checkpoint that is truncated, another kind of file, or of
+        another task, which is left as it is.
     :warns ReductionWarning: where ``max_steps`` were not enough, and where the fitted guide had not converged.
 
     Example::

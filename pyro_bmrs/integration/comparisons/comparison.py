@@ -36,6 +36,9 @@ def compare(
     """
     Models fitted to the same data, by their log evidence, the best first.
 
+    Differences are log Bayes factors (R. E. Kass and A. E. Raftery (1995), *Bayes factors*,
+    https://doi.org/10.1080/01621459.1995.10476572).
+
     :param fits: for the name of each model what stands for its posterior: a fitted guide or a finished MCMC run that
         knows its model and arguments, or a tuple ``(posterior, model, args)`` or ``(posterior, model, args, kwargs)``.
     :param prior_log_odds: log prior weight of each model, in nats; 0 for those not named.

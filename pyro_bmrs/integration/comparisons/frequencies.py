@@ -47,7 +47,8 @@ class GroupStudy:
 
     :param models: names of the models.
     :param studies: names of the studies.
-    :param fixed_log_evidence: log evidence of each model for all studies together, in nats.
+    :param fixed_log_evidence: log evidence of each model for all studies together, in nats, shape ``(num_models,)``, as
+        are the next three.
     :param frequency: of each model among such studies, its posterior mean.
     :param frequency_sd: its posterior standard deviation.
     :param exceedance: the probability that each model is the most frequent.
@@ -128,17 +129,20 @@ def group_study(
     """
     Which of several models the studies of a group (subjects, sites, species) follow.
 
+    Each study follows one of the models, with frequencies that are unknown (K. E. Stephan et al. (2009), *Bayesian
+    model selection for group studies*, https://doi.org/10.1016/j.neuroimage.2009.03.025).
+
     :param log_evidences: the log evidence of each model (columns) in each study (rows), in nats: a data frame, a
         mapping from model to a number for each study, or a tensor or an array. What all models of a study have in
         common does not matter.
     :param prior: concentration a of the Dirichlet prior of the frequencies; 1 takes all frequencies for equally
         probable.
     :param method: ``"exact"`` counts all ways to divide the studies between the models; ``"variational"`` is the
-        approximation of Stephan et al. (2009), by a single Dirichlet; ``"auto"`` takes the first where the ways are no
+        approximation of that paper, by a single Dirichlet; ``"auto"`` takes the first where the ways are no
         more than 25,000.
     :return: the :class:`GroupStudy`.
-    :raises ReductionError: for a table that is no table, has a NaN or fewer than two models, a concentration that is
-        not positive, and too many ways to be counted.
+    :raises ReductionError: for log evidences that make no table, are NaN or infinite, or are of fewer than two models,
+        for a concentration that is not positive, and for too many ways to be counted.
 
     Example::
 

@@ -53,10 +53,10 @@ class GroupEffects:
     :param covariates: names of the effects on each parameter.
     :param delta_evidence: log evidence of the hierarchical model less that of all studies by themselves, in nats.
     :param mean: posterior mean of each effect on each parameter, shape ``(num_covariates, num_parameters)``.
-    :param sd: its posterior standard deviation.
+    :param sd: its posterior standard deviation, of the same shape.
     :param study_mean: posterior mean of the parameters of each study under the hierarchical model, shape
         ``(num_studies, num_parameters)``.
-    :param study_sd: its posterior standard deviation.
+    :param study_sd: its posterior standard deviation, of the same shape.
     :param between: posterior mean of s, the spread between studies in units of the prior's standard deviation.
 
     Example::
@@ -84,7 +84,7 @@ class GroupEffects:
 
         :param covariate: its name.
         :param parameters: on which parameters; anything that indexes a vector of them. On all by default.
-        :raises ReductionError: for a name that is none.
+        :raises ReductionError: where no covariate has this name.
         """
         if covariate not in self.covariates:
             raise ReductionError(f"there is no covariate {covariate!r}; there are {list(self.covariates)}")
@@ -126,7 +126,9 @@ def group_effects(
     """
     A hierarchical model of studies that were fitted one by one, without refitting any.
 
-    Parameters of a study are normal about what its covariates predict. All is exact for normal posteriors.
+    Parameters of a study are normal about what its covariates predict. All is exact for normal posteriors: empirical
+    Bayes by Bayesian model reduction (K. Friston et al. (2016), *Bayesian model reduction and empirical Bayes for group
+    (DCM) studies*, https://doi.org/10.1016/j.neuroimage.2015.11.015).
 
     :param posteriors: of the same parameters in each study: independent or multivariate normals over a vector.
     :param prior: the normal prior that each study was fitted with.

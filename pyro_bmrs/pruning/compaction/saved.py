@@ -84,7 +84,7 @@ def load_compact(path: str | PathLike[str], net: nn.Module | Callable[[], nn.Mod
     :param net: the network that was compacted, without noise and with any weights, or what makes one; a given network
         is left as it is.
     :return: the compact network.
-    :raises ReductionError: for a file that is truncated, changed, or none of these, or a network of another
+    :raises ReductionError: for a file that is truncated, changed or another kind of file, or a network of another
         architecture: with other modules (as an activation of another kind, or with other settings), with other
         functions as attributes of its modules or activations in their code, or other weights.
     :raises ImportError: without safetensors.

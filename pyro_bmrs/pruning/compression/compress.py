@@ -68,12 +68,13 @@ def compress(
 
     The network is trained; then noise on its units is trained along with it, and each unit has to pay what its weights
     cost, :func:`~pyro_bmrs.pruning.occam_prices`. The temperature of these prices rises step by step; after each step
-    the units go of which :class:`~pyro_bmrs.pruning.BMRS_N` says that they are better gone, and what is left is
-    compacted and kept; where much went, networks between are, too. Of the networks on this path some are trained on
-    without noise, by bisection; the smallest is taken whose held-out log likelihood is within one standard error of
-    the best, and whose accuracy, where there is one, of the whole network's. What is not far from it is trained once
-    more before it is given up. At last the network that is taken is trained once more, by the examples too that were
-    held out, unless they were given. All of it takes some 2 to 2.5 times as long as plain training of as many epochs.
+    the units go of which :class:`~pyro_bmrs.pruning.BMRS_N` says that they are better gone (D. Wright, C. Igel and R.
+    Selvan (2024), https://arxiv.org/abs/2406.01345), and what is left is compacted and kept; where much went, networks
+    between are, too. Of the networks on this path some are trained on without noise, by bisection; the smallest is
+    taken whose held-out log likelihood is within one standard error of the best, and whose accuracy, where there is
+    one, of the whole network's. What is not far from it is trained once more before it is given up. At last the network
+    that is taken is trained once more, by the examples too that were held out, unless they were given. All of it takes
+    some 2 to 2.5 times as long as plain training of as many epochs.
 
     :param net: the network, without noise; left as it is. It is trained on the device that it is on.
     :param train_data: a data loader, a data set of pairs of inputs and targets (or of mappings that hold the targets as

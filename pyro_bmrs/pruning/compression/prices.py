@@ -156,6 +156,9 @@ def occam_prices(
     """
     What each unit of a trained network costs in nats, by Laplace's approximation of its weights.
 
+    That is Occam's factor of D. J. C. MacKay (1992), *A practical Bayesian framework for backpropagation networks*,
+    https://doi.org/10.1162/neco.1992.4.3.448, for the weights of one unit.
+
     The weights of a unit are those of which the network does not depend while the unit's noise is 0: what makes it, and
     what reads it. They are found by taking out units by turns, up to 16 of a site; the others cost as much as those on
     average. The Fisher information is that of the model, the mean over up to 128 examples of squared gradients of the

@@ -21,7 +21,9 @@ class BMRS_N(ClosedOrEvaluated):
     r"""
     The change in log evidence when the noise is all but 0: a log-normal prior at the low end of its interval.
 
-    As ``scale`` goes to 0 it becomes the Savage-Dickey ratio there, the posterior's log density less the prior's.
+    The criterion of D. Wright, C. Igel and R. Selvan (2024), *BMRS: Bayesian model reduction for structured pruning*,
+    https://arxiv.org/abs/2406.01345. As ``scale`` goes to 0 it becomes the Savage-Dickey ratio there, the posterior's
+    log density less the prior's.
 
     :param prior_log_odds: for removal, in nats; a number, or one for each site, as :func:`in_proportion_to_cost` gives
         in proportion to what a unit costs. A unit of which the data say nothing has a change in log evidence near 0,

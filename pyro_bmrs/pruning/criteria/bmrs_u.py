@@ -21,6 +21,9 @@ class BMRS_U(ClosedOrEvaluated):
     r"""
     The change in log evidence when the noise is confined to values that fewer bits round to 0.
 
+    The other criterion of D. Wright, C. Igel and R. Selvan (2024), *BMRS: Bayesian model reduction for structured
+    pruning*, https://arxiv.org/abs/2406.01345.
+
     The reduced prior is log-uniform up to :math:`2^{-p_1}`. The change cannot exceed the log of the ratio of the widths
     of both intervals, 0.32 nats for the default interval and 8 bits, and comes near it for units that collapsed.
 

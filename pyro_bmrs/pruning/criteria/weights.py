@@ -23,7 +23,10 @@ from pyro_bmrs.pruning.noise.steps.precision import at_least_single
 @dataclass(frozen=True)
 class WeightNorm(Criterion):
     """
-    The Euclidean norm of a unit's incoming weights.
+    The Euclidean norm of a unit's incoming weights, by which the smallest go first.
+
+    H. Li et al. (2017), *Pruning filters for efficient ConvNets*, https://arxiv.org/abs/1608.08710, do so by the sum of
+    their absolute values.
 
     A head's weights are those of the output projection that it is multiplied by; a block's are those of the last layer
     of its branch.

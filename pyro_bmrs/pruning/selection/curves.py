@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from pyro_bmrs.errors import check_number
+from pyro_bmrs.errors import ReductionError, check_number
 from pyro_bmrs.pruning.criteria.criterion import Criterion, margins_of, score_units
 from pyro_bmrs.pruning.examples import evaluation
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
@@ -98,6 +98,7 @@ def rank_correlations(net: nn.Module, guide: AutoTruncatedLogNormal, criteria: I
     :param guide: the guide of its noise.
     :param criteria: the criteria, of different names.
     :return: the matrix of correlations, by name.
+    :raises ReductionError: for criteria of one name, and as :func:`~pyro_bmrs.pruning.score_units`.
 
     Example::
 
@@ -117,6 +118,8 @@ def rank_correlations(net: nn.Module, guide: AutoTruncatedLogNormal, criteria: I
     kept = torch.cat([noise.kept for noise in guide.noise.values()])
     columns = {}
     for criterion in criteria:
+        if criterion.name in columns:
+            raise ReductionError(f"two of the criteria are called {criterion.name!r}; give each a name of its own")
         margins = margins_of(criterion, score_units(criterion, net, guide))
         columns[criterion.name] = torch.cat([margins[name] for name in guide.noise])[kept].tolist()
     return pd.DataFrame(columns).corr(method="spearman")

@@ -30,9 +30,9 @@ class PruningResult:
     What :func:`prune` did.
 
     :param criterion: the criterion.
-    :param scores: what it gave each unit, by site.
-    :param removed: which units went now, by site.
-    :param kept: which units are left, by site.
+    :param scores: what it gave each unit, by site, shape ``(num_units,)``; in nats of a criterion of evidence.
+    :param removed: which units went now, by site, of the same shape.
+    :param kept: which units are left, by site, of the same shape.
     :param rescued: units that would have gone, had their site been left with none.
     :param kl_weights: by site, what its divergence was multiplied by in the fit, where the guide's model says so. With
         a weight other than 1 a change in log evidence is that under the likelihood to the power of one over the weight.

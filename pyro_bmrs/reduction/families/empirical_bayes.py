@@ -35,11 +35,11 @@ class OptimizedPrior:
     """
     The hyperparameters that maximise the evidence. Made by :func:`optimize_reduced_prior`.
 
-    :param hyperparameters: by name, at the optimum.
+    :param hyperparameters: by name, at the optimum, of the shapes that they began with.
     :param standard_errors: of each, from the curvature of the log evidence there: standard deviations of the
         hyperparameters' posterior under a flat prior, in the normal approximation. NaN where the curvature does not
         bound them.
-    :param covariance: of all hyperparameters, laid out flat one after the other.
+    :param covariance: of all hyperparameters, laid out flat one after the other; a square matrix.
     :param reduction: the reduction at the optimum.
     :param converged: whether this is a maximum inside the hyperparameters' domain, to numerical accuracy.
     :param num_evaluations: how often Delta F was computed on the way.
@@ -104,10 +104,11 @@ def optimize_reduced_prior(
     """
     The reduced prior, out of a family, that maximises the evidence.
 
-    Type II maximum likelihood from a single fit: the log evidence under the reduced prior is that of the model fitted
-    plus Delta F, which is differentiable in the reduced prior's hyperparameters. They are sought by L-BFGS in
-    unconstrained coordinates. As good as the guide is; where Delta F is an average over draws, the same draws serve
-    throughout.
+    Type II maximum likelihood (D. J. C. MacKay (1992), *Bayesian interpolation*,
+    https://doi.org/10.1162/neco.1992.4.3.415) from a single fit: the log evidence under the reduced prior is that of
+    the model fitted plus Delta F, which is differentiable in the reduced prior's hyperparameters. They are sought by
+    L-BFGS in unconstrained coordinates. As good as the guide is; where Delta F is an average over draws, the same draws
+    serve throughout.
 
     :param guide: a fitted guide or draws from the posterior, as for :func:`~pyro_bmrs.reduce_model`.
     :param family: called as ``family(**hyperparameters)``; returns what :func:`~pyro_bmrs.reduce_model` takes as

@@ -45,7 +45,11 @@ class PowerScaling:
     How much the posterior of each element moves with a power of the priors and of the likelihood. Made by
     :func:`power_scaling`.
 
-    :param prior: for each site, the sensitivity of each of its elements to the power of the priors.
+    The method is that of N. Kallioinen, T. Paananen, P.-C. Bürkner and A. Vehtari (2023), *Detecting and diagnosing
+    prior and likelihood sensitivity with power-scaling*, https://arxiv.org/abs/2107.14054.
+
+    :param prior: for each site, the sensitivity of each of its elements to the power of the priors, of the site's
+        shape: a distance, which has no unit, for each doubling of the power.
     :param likelihood: the same of the power of the likelihood; None where it is not known at the draws.
     :param pareto_k: of the weights of both, the largest.
     :param draws: of each site, chains and draws along the first two dimensions.

@@ -81,8 +81,9 @@ def prior_sensitivity(
     :param labels: names of a site's elements, as for :func:`~pyro_bmrs.reduce_model`.
     :param progress: whether to show a progress bar while drawing.
     :return: the :class:`PriorSensitivity`.
-    :raises ReductionError: for an unknown site, a grid that is none, priors that do not fit the site, or all of which
-        are so broad that the integral diverges, and whatever :func:`~pyro_bmrs.reduce_model` objects to.
+    :raises ReductionError: for an unknown site, a grid without numbers or outside the parameter's domain, priors that
+        do not fit the site, or all of which are so broad that the integral diverges, and whatever
+        :func:`~pyro_bmrs.reduce_model` objects to.
     :warns ReductionWarning: of priors whose integral diverges, or whose importance weights have a Pareto k above 0.7,
         and where the model says otherwise.
 

@@ -159,7 +159,7 @@ def read_model_prior(
     :param log_odds: of each group's reduction, shape ``(n,)``.
     :param by_size: the prior over the number of groups kept; None for none.
     :param heredity: for the name of a group, the group or groups that it needs.
-    :raises ReductionError: for a prior that is none, and names of no groups.
+    :raises ReductionError: for a prior over sizes that is no ``BetaBinomial``, and names of no groups.
     """
     if by_size is not None and not isinstance(by_size, BetaBinomial):
         raise ReductionError(f"model_prior is {by_size!r}; give pyro_bmrs.search.beta_binomial(a, b), or nothing")

@@ -160,3 +160,5 @@ def test_rank_correlations():
     table = rank_correlations(net, guide, [PosteriorMean(), WeightNorm()])
     assert table.loc["PosteriorMean", "WeightNorm"] == pytest.approx(1.0)
     assert list(table.columns) == list(table.index) == ["PosteriorMean", "WeightNorm"]
+    with pytest.raises(ReductionError, match="two of the criteria are called 'PosteriorMean'"):
+        rank_correlations(net, guide, [PosteriorMean(), PosteriorMean(0.1)])

@@ -38,6 +38,9 @@ class EvidenceCriterion(Criterion):
     """
     The change in log evidence under a reduced prior, which a derived class names.
 
+    That it says which units may go is from D. Wright, C. Igel and R. Selvan (2024), *BMRS: Bayesian model reduction for
+    structured pruning*, https://arxiv.org/abs/2406.01345; there it is read off the posterior of the noise.
+
     ``prior_log_odds`` are those for removal, in nats: a number, or one for each site; 1 unless a derived class says
     otherwise.
 
