@@ -34,6 +34,7 @@ from pyro_bmrs.pruning.noise.hooks import (
 )
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 from pyro_bmrs.pruning.noise.placement import Placement, find_placements
+from pyro_bmrs.pruning.noise.recognition.calls_by_weight import call_by_weight, multiply_by_weight
 from pyro_bmrs.pruning.noise.recognition.recurrences import Part, why_without_noise
 from pyro_bmrs.pruning.streams.streams import NormPlace
 
@@ -204,6 +205,7 @@ def attach_noise(
         attached.encoders += [encoder for encoder in _nesting(net) if attached.place in set(encoder.modules())]
         for encoder in attached.encoders:
             encoder.use_nested_tensor = False
+    call_by_weight(net, {hook.place for hook in hooks if not isinstance(hook, AttentionHook)})
     return net
 
 
@@ -234,6 +236,7 @@ def detach_noise(net: nn.Module) -> nn.Module:
     hooks = set(noise_hooks_in(net))
     if not hooks:
         raise ReductionError("the network has no noise attached")
+    multiply_by_weight(net)
     remove_hooks(net)
     for hook in hooks:
         for encoder in hook.encoders:

@@ -92,6 +92,11 @@ class ColumnsHook(NoiseHook):
             return nn.functional.linear(input, weight, place.bias)
         return place._conv_forward(input, weight, place.bias)
 
+    def as_seen(self, name: str) -> Tensor:
+        """The layer's weight or bias, for a function that takes them and is no layer: a draw for all examples."""
+        tensor: Tensor = getattr(self.place, name)
+        return tensor if name == "bias" else self.noise.multiply(tensor, self.noise.draw(1).flatten())
+
     def _dim(self, input: Tensor) -> int | None:
         """Which dimension of what the layer is given the noise is along, counted from the end."""
         dim = self.noise.dim

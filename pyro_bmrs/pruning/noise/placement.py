@@ -37,6 +37,7 @@ from pyro_bmrs.pruning.layers import (
 from pyro_bmrs.pruning.noise.graph import Flow, called_name, graphs, is_flattening, is_sum
 from pyro_bmrs.pruning.noise.recognition.activations import is_activation
 from pyro_bmrs.pruning.noise.recognition.attentions import Heads, attention_of, recognised_heads
+from pyro_bmrs.pruning.noise.recognition.calls_by_weight import call_by_weight
 from pyro_bmrs.pruning.noise.recognition.norms import behind_sum, comes_to_norm, is_over_units
 from pyro_bmrs.pruning.noise.recognition.recurrences import CELLS, Part, is_recurrent, parts_of
 from pyro_bmrs.pruning.streams.streams import NormPlace, Stream, find_streams
@@ -81,9 +82,10 @@ def find_placements(
     :param heads: for output projections of attentions that are not recognised, the number of heads.
     :param example_inputs: what the network is called with, to follow its streams.
     """
-    streams = find_streams(copy_network(net), example_inputs) if "width" in kinds else []
     # What its forward stores in it is something symbolic while it is traced.
     net = copy_network(net)
+    call_by_weight(net)
+    streams = find_streams(copy_network(net), example_inputs) if "width" in kinds else []
     modules = dict(net.named_modules())
     recognised = [attention for attention in recognised_heads(modules) if attention.output not in heads]
     flows = [Flow(*part) for part in graphs(net, [modules[attention.attention] for attention in recognised])]

@@ -20,6 +20,7 @@ from pyro_bmrs.pruning.compaction.modules.recurrence import fuse, unroll
 from pyro_bmrs.pruning.compaction.modules.scaling import substitute
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
 from pyro_bmrs.pruning.compaction.modules.widths_of_heads import forget_widths_of_heads, know_widths_of_heads
+from pyro_bmrs.pruning.noise.recognition.calls_by_weight import call_by_weight, multiply_by_weight
 
 _WITH_WEIGHTS: tuple[type[Any], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SETTINGS = ("stride", "padding", "dilation", "groups")
@@ -29,8 +30,8 @@ def make_plain(net: nn.Module) -> None:
     """
     Puts an :class:`~pyro_bmrs.pruning.Attention` in the place of each ``nn.MultiheadAttention``, what can lose heads in
     the place of attentions that share a bias of positions, or take the width of heads for that of their input, weights
-    in the place of what computes them, such as weight normalisation, and what recurrent layers do step by step in their
-    place; in place.
+    in the place of what computes them, such as weight normalisation, what recurrent layers do step by step in their
+    place, and calls of layers in the place of products with their weights; in place.
     """
     for module in list(net.modules()):
         if type(module) is nn.MultiheadAttention:
@@ -44,15 +45,18 @@ def make_plain(net: nn.Module) -> None:
             module.use_nested_tensor = False
         fix_weights(module)
     know_widths_of_heads(net)
+    call_by_weight(net)
     unroll(net)
 
 
 def make_fast(net: nn.Module) -> None:
     """
     Puts torch's own recurrent layers in the place of those that are written out, one layer for queries, keys and values
-    in the place of three, and attentions' own code where their heads are as wide as their input; in place.
+    in the place of three, and modules' own code where their heads are as wide as their input and where it multiplies by
+    weights of layers; in place.
     """
     fuse(net)
+    multiply_by_weight(net)
     forget_widths_of_heads(net)
     for module in list(net.modules()):
         if isinstance(module, Attention):

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_bmrs.pruning.layers import beside_weight
 from pyro_bmrs.pruning.noise.attachment import NoiseSite
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 
@@ -73,6 +74,21 @@ class Scaled(nn.Module):
         output = self.module(*args, **kwargs)
         # What an LSTMCell keeps for itself comes behind what it puts out.
         return (self.scale(output[0]), *output[1:]) if isinstance(output, tuple) else self.scale(output)
+
+    def as_seen(self, name: str) -> Tensor:
+        """The layer's weight or bias, multiplied as what the layer is given or puts out is."""
+        tensor: Tensor = self.module.as_seen(name) if isinstance(self.module, Scaled) else getattr(self.module, name)
+        if name == "bias" and self.when == "input":
+            return tensor
+        # By a call, which others look for.
+        shape = [1] * 5
+        if self.scale.dim is not None:
+            shape[self.scale.dim] = len(self.scale.factor)
+        factors = self.scale(tensor.new_ones(shape)).flatten()
+        if name == "bias" or len(factors) == 1:
+            return tensor * factors
+        weight: Tensor = tensor * beside_weight(self.module, "in" if self.when == "input" else "out", factors)
+        return weight
 
     def extra_repr(self) -> str:
         return f"when={self.when!r}"

@@ -6,16 +6,15 @@ Attentions whose forward takes the width of all heads for that of the input, and
 
 Many begin with ``B, N, C = x.shape``, and go on with ``C // self.num_heads`` and ``reshape(B, N, C)``. That holds as
 long as all heads together are as wide as the input is. Where heads are gone, or channels of the input, it is the heads'
-own width that is meant.
+own width that is meant. Some leave this to a function beside their class, as torchvision's Swin does.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
-import math
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any, TypeGuard
@@ -40,7 +39,8 @@ class WidthsOfHeads:
 
     def __init__(self, module: Any, width: int) -> None:
         self.module, self.width = module, width
-        self._forward: Any = _forward_of(type(module))
+        kind: Any = type(module)
+        self._forward: Any = _asking_forward(kind)
 
     def __reduce__(self) -> Any:
         # A function that no module holds is made again.
@@ -92,7 +92,8 @@ def forget_widths_of_heads(net: nn.Module) -> None:
 
 def divides_by_heads(module: Any) -> bool:
     """Whether a module's forward takes the width of its input for that of heads."""
-    return _forward_of(type(module)) is not None
+    kind: Any = type(module)
+    return _asking_forward(kind) is not None
 
 
 def width_of_heads(module: nn.Module) -> int | None:
@@ -103,12 +104,12 @@ def width_of_heads(module: nn.Module) -> int | None:
 
 def _fits(tensor: Tensor, sizes: tuple[Any, ...]) -> bool:
     flat = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
-    known = math.prod([size for size in flat if size != -1])
-    return bool(tensor.numel() % max(known, 1) == 0 if -1 in flat else tensor.numel() == known)
-
-
-def _forward_of(kind: Any) -> FunctionType | None:
-    return _asking_forward(kind)
+    known, is_open = 1, False
+    # A loop, which a compiler follows.
+    for size in flat:
+        is_open |= size == -1
+        known *= 1 if size == -1 else size
+    return bool(tensor.numel() % max(known, 1) == 0 if is_open else tensor.numel() == known)
 
 
 @cache
@@ -116,29 +117,54 @@ def _asking_forward(kind: Any) -> FunctionType | None:
     """A class's forward that asks for the widths of heads; None where it takes them for no other width."""
     forward = inspect.unwrap(kind.forward)
     # A decorator, or what stands around the code, may do more than is seen in it.
-    if forward is not kind.forward or not isinstance(forward, FunctionType) or forward.__code__.co_freevars:
+    return None if forward is not kind.forward else _asking(forward)
+
+
+@cache
+def _asking(function: Any, own: str | None = None) -> FunctionType | None:
+    """
+    A function that asks for the widths of heads; None where it takes them for no other width.
+
+    :param function: a module's forward, or another function that is given the number of heads.
+    :param own: of another function, the name by which it is given that.
+    """
+    if not isinstance(function, FunctionType) or function.__code__.co_freevars:
         return None
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(forward)))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
         return None
-    function = tree.body[0]
-    if not isinstance(function, ast.FunctionDef) or function.decorator_list or not function.args.args:
+    code = tree.body[0]
+    if not isinstance(code, ast.FunctionDef) or code.decorator_list or not code.args.args:
         return None
-    asking = _Asking(function)
-    asking.visit(function)
+    asking = _Asking(code, own, {} if own else _functions_of_heads(function.__globals__, code))
+    asking.visit(code)
     if not asking.has_asked:
         return None
-    for argument in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs):
+    for argument in (*code.args.posonlyargs, *code.args.args, *code.args.kwonlyargs):
         argument.annotation = None
-    function.args.kwonlyargs += [ast.arg(_DIVIDED), ast.arg(_RESHAPED)]
-    function.args.kw_defaults += [None, None]
-    function.returns = None
-    compiled = compile(ast.fix_missing_locations(tree), inspect.getsourcefile(forward) or "", "exec")
-    code = next(c for c in compiled.co_consts if isinstance(c, CodeType) and c.co_name == function.name)
-    asked = FunctionType(code, forward.__globals__, forward.__name__, forward.__defaults__)
-    asked.__kwdefaults__ = forward.__kwdefaults__
+    code.args.kwonlyargs += [ast.arg(_DIVIDED), ast.arg(_RESHAPED)]
+    code.args.kw_defaults += [None, None]
+    code.returns = None
+    compiled = compile(ast.fix_missing_locations(tree), inspect.getsourcefile(function) or "", "exec")
+    body = next(c for c in compiled.co_consts if isinstance(c, CodeType) and c.co_name == code.name)
+    known = {**function.__globals__, **asking.functions} if asking.functions else function.__globals__
+    asked = FunctionType(body, known, function.__name__, function.__defaults__)
+    asked.__kwdefaults__ = function.__kwdefaults__
     return asked
+
+
+def _functions_of_heads(known: Mapping[str, Any], code: ast.FunctionDef) -> dict[str, FunctionType]:
+    """The functions beside a class to which its forward leaves its heads, that ask for their widths, by their names."""
+    found = {}
+    for node in ast.walk(code):
+        function = known.get(node.func.id) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
+        if isinstance(function, FunctionType):
+            counts = [name for name in HEAD_COUNTS if name in inspect.signature(function).parameters]
+            asked = _asking(function, counts[0]) if len(counts) == 1 else None
+            if asked is not None:
+                found[function.__name__] = asked
+    return found
 
 
 class _Asking(ast.NodeTransformer):
@@ -146,11 +172,13 @@ class _Asking(ast.NodeTransformer):
     Has a forward ask how wide its heads are, where it divides the last size of an input by their number, or reshapes by
     that size.
 
-    :param function: the forward.
+    :param function: the forward, or another function that is given their number.
+    :param own: of another function, the name by which it is given that.
+    :param functions: those that the forward calls and that ask as well, by their names.
     """
 
-    def __init__(self, function: ast.FunctionDef) -> None:
-        self._self = function.args.args[0].arg
+    def __init__(self, function: ast.FunctionDef, own: str | None, functions: Mapping[str, FunctionType]) -> None:
+        self._self, self._own, self.functions = function.args.args[0].arg, own, functions
         self._widths = {name for node in ast.walk(function) for name in _last_size(node)}
         self._counts = [node for node in ast.walk(function) if self._is_count(node)]
         self.has_asked = False
@@ -165,6 +193,10 @@ class _Asking(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         method = node.func
+        if isinstance(method, ast.Name) and method.id in self.functions:
+            self.has_asked = True
+            node.keywords += [ast.keyword(name, ast.Name(name, ast.Load())) for name in (_DIVIDED, _RESHAPED)]
+            return node
         if not isinstance(method, ast.Attribute) or method.attr not in _RESHAPES or not self._counts:
             return node
         inside = [part for argument in node.args for part in ast.walk(argument)]
@@ -184,6 +216,8 @@ class _Asking(ast.NodeTransformer):
         return isinstance(node, ast.Name) and node.id in self._widths
 
     def _is_count(self, node: ast.AST) -> TypeGuard[ast.expr]:
+        if self._own is not None:
+            return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id == self._own
         if not isinstance(node, ast.Attribute) or node.attr not in HEAD_COUNTS:
             return False
         return isinstance(node.value, ast.Name) and node.value.id == self._self

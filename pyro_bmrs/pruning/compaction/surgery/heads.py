@@ -165,6 +165,8 @@ def _parts_of_heads(net: nn.Module, places: Mapping[str, HeadPlace], example_inp
 
 
 def _parts_within(net: nn.Module, attention: str, given: Tensor, size: int) -> list[_Part]:
+    if not given.requires_grad:  # A weight that torch's function takes is multiplied, and nothing that is made.
+        return []
     prefix = f"{attention}." if attention else ""
     parameters = {f"{prefix}{name}": part for name, part in net.get_submodule(attention).named_parameters()}
     heads = given.unflatten(-1, (-1, size))
