@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from numbers import Integral
 from os import PathLike
@@ -14,20 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compression.budget import Budget
 from pyro_bmrs.pruning.compression.checkpoint import Checkpoint
 from pyro_bmrs.pruning.compression.course.data import read_data
-from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer
+from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer, one_cycle
 from pyro_bmrs.pruning.compression.course.held_out import held_out
 from pyro_bmrs.pruning.compression.course.trainings import Course, MakeLikelihood, NoisyCourse
-from pyro_bmrs.pruning.compression.path import FIRST, next_temperature, num_between, one_standard_error
-from pyro_bmrs.pruning.compression.plan import NUM_STEPS, Plan
+from pyro_bmrs.pruning.compression.path import FIRST, next_temperature, num_between
+from pyro_bmrs.pruning.compression.plan import MOST_TRIED, NUM_STEPS, Plan
 from pyro_bmrs.pruning.compression.prices import Occam, occam_prices
 from pyro_bmrs.pruning.compression.result import Compression, PathStep
+from pyro_bmrs.pruning.compression.rules import Rule, keeps_accuracy, near_the_best, with_end
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
 from pyro_bmrs.pruning.examples import copy_network
 from pyro_bmrs.pruning.noise.attachment import attach_noise, noise_sites
@@ -44,6 +44,10 @@ _POWER = 0.5
 _KINDS = ("units", "heads", "width")
 # A step in which less than this share of the parameters went is no network of its own.
 _LEAST_LOSS = 0.1
+# A network on the path is tried that has less than this share of the parameters of the last one that was.
+_TRIED = 1 / 3
+# How far the number of a second training is from that of the first.
+_AGAIN = 1000
 
 
 def compress(
@@ -69,12 +73,13 @@ def compress(
     The network is trained; then noise on its units is trained along with it, and each unit has to pay what its weights
     cost, :func:`~pyro_bmrs.pruning.occam_prices`. The temperature of these prices rises step by step; after each step
     the units go of which :class:`~pyro_bmrs.pruning.BMRS_N` says that they are better gone (D. Wright, C. Igel and R.
-    Selvan (2024), https://arxiv.org/abs/2406.01345), and what is left is compacted and kept; where much went, networks
-    between are, too. Of the networks on this path some are trained on without noise, by bisection; the smallest is
-    taken whose held-out log likelihood is within one standard error of the best, and whose accuracy, where there is
-    one, of the whole network's. What is not far from it is trained once more before it is given up. At last the network
-    that is taken is trained once more, by the examples too that were held out, unless they were given. All of it takes
-    some 2 to 2.5 times as long as plain training of as many epochs.
+    Selvan (2024), https://arxiv.org/abs/2406.01345). What is left is compacted and kept; where much went, networks
+    between are, too. Of the networks on this path some are trained on without noise, each time that it has come to a
+    third, until one does not do, and then by bisection. The smallest is taken whose accuracy and log likelihood on
+    held-out data are within one standard error of the whole network's; where no labels are observed, whose log
+    likelihood is within one of the best. What is not far from it is trained once more before it is given up. At last
+    the network that is taken is trained once more, by the examples too that were held out, unless they were given. All
+    of it takes some 2 to 2.5 times as long as plain training of as many epochs.
 
     :param net: the network, without noise; left as it is. It is trained on the device that it is on.
     :param train_data: a data loader, a data set of pairs of inputs and targets (or of mappings that hold the targets as
@@ -86,7 +91,7 @@ def compress(
         :class:`~pyro_bmrs.pruning.Regression` where they are real numbers.
     :param epochs: for how many epochs the network would be trained without any of this.
     :param optimizer: what makes an optimiser of parameters; by default Adam with a learning rate of 1e-3. The rate
-        falls to 0 along half a cosine in each training.
+        falls to 0 along half a cosine in each training; what has lost units begins with a rise to 3 times of it.
     :param is_trained: whether the network is trained already, so that this need not be done.
     :param budget: one of ``"parameters"``, ``"macs"`` and ``"latency"`` (both of one example) with its limit: a share
         of the whole network's, as a float up to 1, or a number, as an int; of microseconds for the latency. The units
@@ -151,18 +156,18 @@ def compress(
                 raise ReductionError(
                     "accuracy_loss is of labels, and none are observed: leave it out, or give a budget"
                 )
-            steps = run.path(model, limit)
             if limit is not None:
-                chosen, rule = len(steps) - 1, f"within the budget of {limit.kind}"
-                run.attempt(steps, chosen)
+                steps, rule = run.within(model, limit), f"within the budget of {limit.kind}"
+                chosen = len(steps) - 1
             elif accuracy_loss is not None:
-                chosen = run.choose(steps, partial(_smallest_of_accuracy, loss=accuracy_loss))
+                steps, chosen = run.choose(model, partial(keeps_accuracy, loss=accuracy_loss))
                 rule = f"the smallest that loses at most {accuracy_loss:.2%} of accuracy"
             else:
-                chosen = run.choose(steps, _smallest_near_best)
-                rule = "the smallest within one standard error of the best"
+                steps, chosen = run.choose(model, near_the_best)
+                rule = f"the smallest within one standard error of the {'best' if first.right is None else 'whole'}"
             run.finish(steps, chosen)
-    return Compression(steps, chosen, rule if limit is not None else _with_end(rule, chosen, len(steps)))
+            bar.total = bar.n
+    return Compression(steps, chosen, rule if limit is not None else with_end(rule, chosen, len(steps)))
 
 
 class _Run:
@@ -187,12 +192,13 @@ class _Run:
         self.course, self.plan, self.criterion, self.attach = course, plan, criterion, attach
         self.checkpoint = checkpoint
 
-    def path(self, model: Likelihood, budget: Budget | None) -> list[PathStep]:
+    def path(self, model: Likelihood, budget: Budget | None = None) -> Iterator[list[PathStep]]:
         """
         The networks on the path, the whole one first; with a budget, the last is within it.
 
         :param model: the whole network and its likelihood, which are trained.
         :param budget: what the network may cost.
+        :return: all of them so far, again and again while it grows; steps may be replaced.
         """
         self._train_whole(model)
         net: Any = model.net
@@ -208,6 +214,7 @@ class _Run:
         if done["number"]:
             noisy.elbo.load_state_dict(done["state"])
             steps += [self.checkpoint.load_step(number, net, self.criterion) for number in range(1, done["steps"])]
+        yield steps
         for number in range(done["number"] + 1, NUM_STEPS + 1):
             if done["is_over"]:
                 break
@@ -241,27 +248,41 @@ class _Run:
                 "state": noisy.elbo.state_dict(),
             }
             self.checkpoint.save("noisy", done)
+            yield steps
+
+    def within(self, model: Likelihood, budget: Budget) -> list[PathStep]:
+        """
+        The networks on the path to one within a budget, which is trained without noise.
+
+        :param model: the whole network and its likelihood, which are trained.
+        :param budget: what the network may cost.
+        """
+        *_, steps = self.path(model, budget)
+        self.attempt(steps, len(steps) - 1)
         return steps
 
     def _add(self, steps: list[PathStep], step: PathStep) -> None:
         self.checkpoint.save_step(len(steps), step)
         steps.append(step)
 
-    def attempt(self, steps: list[PathStep], number: int) -> None:
+    def attempt(self, steps: list[PathStep], number: int, is_short: Callable[[], bool] = lambda: False) -> None:
         """
         Trains the network of a step without noise, so that it can be compared with others.
 
         :param steps: the path; the step is replaced.
         :param number: of the step.
+        :param is_short: asked when that is done, whether the network seems to be short of training: it gets as much
+            again.
         """
         step = steps[number]
         if step.is_trained:
             return
         model = self.course.model_of(step.network, self._model)
-        self.course.train(model, self.plan.end, stage=-number)
-        steps[number] = self.course.measure(
-            model, step.kept, step.temperature, step.prices, step.decisions, is_trained=True
-        )
+        for stage in (-number, -number - _AGAIN):
+            self.course.train(model, self.plan.end, stage, schedule=one_cycle)
+            steps[number] = self._measure_again(model, step)
+            if not is_short():
+                break
         self.checkpoint.save_step(number, steps[number])
 
     def finish(self, steps: list[PathStep], number: int) -> None:
@@ -272,53 +293,64 @@ class _Run:
         :param number: of the step. The whole network stays as it is where it has seen all examples: it came trained, or
             none were taken from its training data.
         """
-        if not number and (not self.plan.whole or self.course.data.is_held_out_for_good):
+        data, step = self.course.data, steps[number]
+        if not number and (not self.plan.whole or data.is_held_out_for_good):
             return
-        data = self.course.data
-        step = self._train_on(steps, number, "end", stage=NUM_STEPS + 1, loader=data.all)
-        if data.is_held_out_for_good:
-            steps[number] = step
-
-    def _train_on(
-        self, steps: list[PathStep], number: int, name: str, stage: int, loader: DataLoader[Any] | None = None
-    ) -> PathStep:
-        """Trains the network of a step once more, and keeps its weights by a name."""
-        step = steps[number]
         model = self.course.model_of(step.network, self._model)
-        state = self.checkpoint.load(name)
+        state = self.checkpoint.load("end")
         if state is None:
-            self.course.train(model, self.plan.end, stage, loader)
-            self.checkpoint.save(name, model.state_dict())
+            self.course.train(model, self.plan.end, NUM_STEPS + 1, data.all, one_cycle)
+            self.checkpoint.save("end", model.state_dict())
         else:
             model.load_state_dict(state)
         model.net.eval()
+        if data.is_held_out_for_good:
+            steps[number] = self._measure_again(model, step)
+
+    def _measure_again(self, model: Likelihood, step: PathStep) -> PathStep:
+        """A step whose network was trained on."""
         return self.course.measure(model, step.kept, step.temperature, step.prices, step.decisions, is_trained=True)
 
-    def choose(self, steps: list[PathStep], smallest: Callable[[Sequence[PathStep], float], int]) -> int:
+    def choose(self, model: Likelihood, rule: Rule) -> tuple[list[PathStep], int]:
         """
         Finds the smallest network that will do, training only those between one that does and one that does not.
 
-        The smallest that would do if twice as much were allowed is trained once more: it may be short of training.
+        A network on the path is tried when it is a third of the last one that was; the path goes on while it would do
+        if twice as much were allowed. Of those between, the smallest is found by bisection. What would do only if twice
+        as much were allowed is trained once more before it is given up: it may be short of training.
 
-        :param steps: the path; steps are replaced by those of trained networks.
-        :param smallest: of networks trained without noise, the smallest that will do; and what is allowed, in units of
-            what the rule allows.
-        :return: the number of its step.
+        :param model: the whole network and its likelihood, which are trained.
+        :param rule: of networks trained without noise, which will do.
+        :return: the path, and the number of the step.
         """
+        steps: list[PathStep] = []
 
-        def smallest_so_far(allowed: float = 1.0) -> int:
-            trained = [number for number, step in enumerate(steps) if step.is_trained]
-            return trained[smallest([steps[number] for number in trained], allowed)]
+        def trained() -> list[int]:
+            return [number for number, step in enumerate(steps) if step.is_trained]
 
-        low, high = 0, len(steps)
+        def may_do(allowed: float = 1.0) -> list[int]:
+            chosen = rule([steps[number] for number in trained()], allowed)
+            return [number for number, does in zip(trained(), chosen) if does]
+
+        def attempt(number: int) -> None:
+            self.attempt(steps, number, lambda: number in may_do(2.0) and number not in may_do())
+
+        for steps in self.path(model):
+            if self.checkpoint.load("over"):
+                break
+            last = len(steps) - 1
+            if len(trained()) <= MOST_TRIED and steps[last].parameters <= _TRIED * steps[trained()[-1]].parameters:
+                attempt(last)
+            if trained()[-1] not in may_do(2.0):
+                break
+        self.checkpoint.save("over", True)
+        low = may_do()[-1]
+        high = min([number for number in trained() if number > low], default=len(steps))
         while high - low > 1:
             middle = (low + high) // 2
-            self.attempt(steps, middle)
-            low, high = (middle, high) if smallest_so_far() >= middle else (low, middle)
-        hopeful = smallest_so_far(2.0)
-        if hopeful > smallest_so_far():
-            steps[hopeful] = self._train_on(steps, hopeful, "again", stage=NUM_STEPS + 2)
-        return smallest_so_far()
+            attempt(middle)
+            low, high = (middle, high) if middle in may_do() else (low, middle)
+        return steps, min(may_do(), key=lambda number: (steps[number].parameters, -steps[number].mean_log_likelihood))
 
     def _train_whole(self, model: Likelihood) -> None:
         self._model = model
@@ -328,29 +360,6 @@ class _Run:
             return
         self.course.train(model, self.plan.whole, stage=0)
         self.checkpoint.save("whole", model.state_dict())
-
-
-def _smallest_near_best(steps: Sequence[PathStep], allowed: float) -> int:
-    right = [step.held_out.right for step in steps if step.held_out.right is not None]
-    return one_standard_error(
-        torch.stack([step.held_out.log_likelihoods for step in steps]),
-        torch.tensor([step.parameters for step in steps]),
-        torch.stack(right) if right else None,
-        num_errors=allowed,
-    )
-
-
-def _smallest_of_accuracy(steps: Sequence[PathStep], allowed: float, loss: float) -> int:
-    accuracies = [step.held_out.accuracy for step in steps]
-    near = [number for number, accuracy in enumerate(accuracies) if accuracy >= accuracies[0] - allowed * loss]
-    return min(near, key=lambda number: (steps[number].parameters, -accuracies[number]))
-
-
-def _with_end(rule: str, chosen: int, num_steps: int) -> str:
-    """A rule, and whether the path was too short for it."""
-    if not 0 < chosen == num_steps - 1:
-        return rule
-    return f"{rule}, at the end of the path: compress it again, with is_trained=True, to see whether a smaller one does"
 
 
 def _guess(targets: Tensor) -> MakeLikelihood:

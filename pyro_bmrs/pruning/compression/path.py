@@ -17,9 +17,9 @@ _LOW, _HIGH = 2.0**-2, 2.0**4
 FIRST = 2.0**-4
 # Where more than this share of the parameters goes in a step, networks between are looked at too, but at most so many.
 _MOST_LOSS, MOST_BETWEEN = 0.2, 4
-# How fast temperatures rise where nothing happens in a step; where something does, to less than this share of the
-# parameters and units; and where it does to more.
-_FASTEST, _FAST, _SLOW, _FEW = 4.0, 2.0, math.sqrt(2), 0.1
+# How fast temperatures rise where nearly nothing happens in a step, to less than this share of the parameters and
+# units; where little does, to less than that; and where it does to more.
+_FASTEST, _HARDLY, _FAST, _FEW, _SLOW = 4.0, 0.02, 2.0, 0.1, math.sqrt(2)
 
 
 def temperatures(num_steps: int, first: float = _LOW, last: float = _HIGH) -> list[float]:
@@ -50,10 +50,10 @@ def next_temperature(temperature: float, went: float, leaving: float, has_waited
     The temperature of the next step of a path, by how much of the network went in this one, and is about to go.
 
     What units cost compared with what they earn depends on the network and on how many examples there are. So the
-    temperature rises fourfold while nothing happens, doubles while less than a tenth of the parameters go, and rises to
-    the square root of 2 times itself else. It waits where more than a tenth of the units are about to go: what leaves
-    takes a few steps, and would be overtaken by what a higher temperature sends after it. It waits no longer where that
-    was in vain: what is tied to units that stay does not go.
+    temperature rises fourfold while nearly nothing happens, to less than a fiftieth of the network, doubles while less
+    than a tenth of the parameters go, and rises to the square root of 2 times itself else. It waits where more than a
+    tenth of the units are about to go: what leaves takes a few steps, and would be overtaken by what a higher
+    temperature sends after it. It waits no longer where that was in vain: what is tied to units that stay does not go.
 
     :param temperature: of this step.
     :param went: the share of the parameters that went in it.
@@ -63,14 +63,14 @@ def next_temperature(temperature: float, went: float, leaving: float, has_waited
     Example::
 
         >>> from pyro_bmrs.pruning.compression.path import next_temperature
-        >>> next_temperature(1.0, 0.0, 0.0), next_temperature(1.0, 0.01, 0.02), next_temperature(1.0, 0.5, 0.3)
+        >>> next_temperature(1.0, 0.0, 0.0), next_temperature(1.0, 0.04, 0.01), next_temperature(1.0, 0.5, 0.3)
         (4.0, 2.0, 1.0)
     """
     if leaving > _FEW and not (has_waited and went <= _FEW):
         return temperature
     if went > _FEW:
         return _SLOW * temperature
-    return temperature * (_FAST if went or leaving else _FASTEST)
+    return temperature * (_FASTEST if max(went, leaving) < _HARDLY else _FAST)
 
 
 def num_between(before: int, after: int) -> int:
@@ -126,27 +126,24 @@ def near(values: Tensor, reference: Tensor, num_errors: float = 1.0) -> Tensor:
     return means.isfinite() & (means >= reference.mean() - num_errors * standard_error(reference))
 
 
-def one_standard_error(
-    log_likelihoods: Tensor, sizes: Tensor, right: Tensor | None = None, *, num_errors: float = 1.0
-) -> int:
+def one_standard_error(log_likelihoods: Tensor, right: Tensor | None = None, num_errors: float = 1.0) -> Tensor:
     """
-    The smallest network that is within one standard error of the best on held-out examples.
+    Which networks are within one standard error of the best on held-out examples.
 
-    Where labels are observed its accuracy is within one of the whole network's, and in any case its log likelihood
-    within one of the best of those (L. Breiman, J. Friedman, R. Olshen and C. Stone (1984), *Classification and
-    regression trees*, for the rule). A network that is too sure of itself may have a poor log likelihood and more
-    labels right than any; one that is overfitted, a log likelihood that says little of others.
+    It is the rule of L. Breiman, J. Friedman, R. Olshen and C. Stone (1984), *Classification and regression trees*.
+    Where labels are observed, accuracy and log likelihood are held against the whole network's: of several accuracies
+    the best is so by luck as much as by merit, and a network that is too sure of itself may have a poor log likelihood
+    and more labels right than any. Else log likelihood alone is held against the best: the whole network may be
+    overfitted, and say little of others.
 
     The error is that of a mean, not of a difference paired over examples. The latter is smaller than what comes of
-    training the same network once more from other random numbers, of which it knows nothing. Of such luck the best of
-    several accuracies would have as much as an error; of log likelihoods it is less.
+    training the same network once more from other random numbers, of which it knows nothing.
 
     :param log_likelihoods: of each held-out example under each network in nats, the whole network's first; shape
         ``(networks, examples)``.
-    :param sizes: of each network, shape ``(networks,)``.
     :param right: whether each label is the most probable one, of the same shape, where labels are observed.
     :param num_errors: how many standard errors are allowed, in the place of one.
-    :return: which network; of several of one size the one with the larger log likelihood.
+    :return: which, shape ``(networks,)``.
     :raises ReductionError: as for :func:`near`, and for a whole network whose log likelihoods are not finite.
 
     Example::
@@ -154,18 +151,14 @@ def one_standard_error(
         >>> import torch
         >>> from pyro_bmrs.pruning.compression.path import one_standard_error
         >>> whole, middle, small = [[-1.0, -2.0, -3.0], [-1.1, -1.9, -3.0], [-5.0, -5.0, -6.0]]
-        >>> one_standard_error(torch.tensor([whole, middle, small]), torch.tensor([9, 5, 1]))
-        1
+        >>> one_standard_error(torch.tensor([whole, middle, small]))
+        tensor([ True,  True, False])
     """
     if not log_likelihoods[0].isfinite().all():
         raise ReductionError(
             "the whole network gives held-out examples a log likelihood that is not finite: train it at a lower rate"
         )
-    means = log_likelihoods.double().mean(1)
-    may = means.isfinite()
     if right is not None:
-        may &= near(right, right[0], num_errors)
-    best = means.where(may, -math.inf).argmax()
-    may &= near(log_likelihoods, log_likelihoods[best], num_errors)
-    candidates: list[int] = may.nonzero().flatten().tolist()
-    return min(candidates, key=lambda step: (float(sizes[step]), -float(means[step])))
+        return near(right, right[0], num_errors) & near(log_likelihoods, log_likelihoods[0], num_errors)
+    means = log_likelihoods.double().mean(1)
+    return near(log_likelihoods, log_likelihoods[means.where(means.isfinite(), -math.inf).argmax()], num_errors)

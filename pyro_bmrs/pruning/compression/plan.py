@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from pyro_bmrs.pruning.compression.path import MOST_BETWEEN
 
-# How many steps a path has; and of the batches of plain training, what all of them take together, and what each
-# candidate does to be compared, and does once more when it is taken.
-NUM_STEPS = 15
-_PATH, _END = 0.3, 0.2
+# How many steps a path has at most, and how many networks are tried on the way; and of the batches of plain training,
+# what a step takes, and what each candidate does to be compared, and does once more when it is taken.
+NUM_STEPS, MOST_TRIED = 20, 4
+_STEP, _END = 0.02, 0.2
 # Fewer batches than these in a step do not move the noise, and in the end do not mend what noise has done to weights;
 # the latter take no more than half of plain training.
 _FEWEST_BATCHES, _FEWEST_IN_END = 20, 300
@@ -25,8 +25,8 @@ class Plan(NamedTuple):
 
     :param whole: the whole network.
     :param step: with noise, in each step of the path.
-    :param end: each candidate without noise, to be compared; once more the smallest that may yet do; and once more the
-        one that is taken.
+    :param end: each candidate without noise, to be compared; once more those that may yet do; and once more the one
+        that is taken.
     """
 
     whole: int
@@ -41,14 +41,14 @@ class Plan(NamedTuple):
         :param num_batches: of plain training.
         :param is_trained: whether that is done.
         """
-        step = max(_FEWEST_BATCHES, round(_PATH * num_batches / NUM_STEPS))
+        step = max(_FEWEST_BATCHES, round(_STEP * num_batches))
         end = max(1, round(_END * num_batches), min(_FEWEST_IN_END, num_batches // 2))
         return cls(0 if is_trained else num_batches, step, end)
 
     @property
     def most(self) -> int:
         """Of all of them together, at most."""
-        trainings = math.ceil(math.log2((1 + MOST_BETWEEN) * NUM_STEPS)) + 2
+        trainings = 2 * (MOST_TRIED + math.ceil(math.log2((1 + MOST_BETWEEN) * NUM_STEPS))) + 1
         return self.whole + NUM_STEPS * self.step + trainings * self.end
 
     @property

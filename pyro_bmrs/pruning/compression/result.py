@@ -69,6 +69,11 @@ class PathStep:
     prices: OccamPrices | None = field(repr=False)
     decisions: PruningResult | None = field(repr=False)
 
+    @property
+    def mean_log_likelihood(self) -> float:
+        """Of a held-out example, in nats."""
+        return float(self.held_out.log_likelihoods.mean())
+
 
 @dataclass(frozen=True)
 class Compression:
@@ -225,7 +230,7 @@ class Compression:
         units = "-".join(f"{int(kept.sum())}" for kept in chosen.kept.values())
         of = "-".join(f"{len(kept)}" for kept in chosen.kept.values())
         share = 1 - chosen.parameters / whole.parameters
-        result = f"held-out log likelihood {float(self.held_out.log_likelihoods.mean()):.4g} nats"
+        result = f"held-out log likelihood {self.steps[self.chosen].mean_log_likelihood:.4g} nats"
         if self.held_out.right is not None:
             result += f", accuracy {self.held_out.accuracy:.2%}"
         return (

@@ -40,14 +40,15 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path):
     options = {"epochs": 6, "progress": False}
     whole = compress(network(), DATA, optimizer=partial(torch.optim.Adam, lr=3e-2), **options)
     assert whole.path["trained"].sum() > 1
-    # In the training of the whole network, in the second step of the path, in a last training: 90, 20 and 45 batches.
-    for last in (40, 90 + 30, 14 * 20 + 10):
-        Interrupted.left = last
-        with pytest.raises(KeyboardInterrupt):
-            compress(network(), DATA, optimizer=partial(Interrupted, lr=3e-2), checkpoint=tmp_path, **options)
-    Interrupted.left = 0
-    resumed = compress(network(), DATA, optimizer=partial(Interrupted, lr=3e-2), checkpoint=tmp_path, **options)
-    assert Interrupted.left > -230
+    # More than any training takes, of which the longest has 90 batches, and less than two of them.
+    resumed, num_interrupted = None, 0
+    while resumed is None:
+        Interrupted.left = 100
+        try:
+            resumed = compress(network(), DATA, optimizer=partial(Interrupted, lr=3e-2), checkpoint=tmp_path, **options)
+        except KeyboardInterrupt:
+            num_interrupted += 1
+    assert num_interrupted > 4
     assert resumed.path.equals(whole.path) and resumed.chosen == whole.chosen
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name

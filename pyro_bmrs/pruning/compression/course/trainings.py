@@ -21,7 +21,7 @@ from pyro_bmrs.pruning.compaction.compact import compact
 from pyro_bmrs.pruning.compaction.reporting.cost import cost
 from pyro_bmrs.pruning.compression.budget import Budget, prune_within
 from pyro_bmrs.pruning.compression.course.data import Data
-from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer, fit
+from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer, Schedule, fit, half_cosine
 from pyro_bmrs.pruning.compression.course.held_out import held_out
 from pyro_bmrs.pruning.compression.prices import Occam, OccamPrices
 from pyro_bmrs.pruning.compression.result import PathStep
@@ -104,7 +104,14 @@ class Course:
         device = next(net.parameters()).device
         return on_device(self.example, device)
 
-    def train(self, model: Likelihood, num_steps: int, stage: int, loader: DataLoader[Any] | None = None) -> None:
+    def train(
+        self,
+        model: Likelihood,
+        num_steps: int,
+        stage: int,
+        loader: DataLoader[Any] | None = None,
+        schedule: Schedule = half_cosine,
+    ) -> None:
         """
         Trains a network without noise; the learning rate falls to 0 in the course.
 
@@ -112,13 +119,14 @@ class Course:
         :param num_steps: how many batches to take; 0 for no training.
         :param stage: a number of the training, by which its random numbers are its own.
         :param loader: of the batches; by default of those that are not held out.
+        :param schedule: how the rate falls.
         """
         if not num_steps:
             return
         model.train()
         optimizers = self.optimizers_of(model, _trained(model))
         set_seed(self.seed + _APART * stage)
-        fit(PlainLoss(model), optimizers, optimizers, loader or self.data.train, num_steps, self.on_step)
+        fit(PlainLoss(model), optimizers, optimizers, loader or self.data.train, num_steps, self.on_step, schedule)
 
     def optimizers_of(self, model: Likelihood, parameters: Sequence[nn.Parameter]) -> list[Optimizer]:
         """
