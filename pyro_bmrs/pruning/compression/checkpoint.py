@@ -89,6 +89,7 @@ class Checkpoint(NamedTuple):
         content: dict[str, Any] = {
             "temperature": step.temperature,
             "is_trained": step.is_trained,
+            "trainings": step.trainings,
             "kept": dict(step.kept),
             "held_out": tuple(step.held_out),
             "parameters": step.parameters,
@@ -121,6 +122,7 @@ class Checkpoint(NamedTuple):
             content["macs"],
             OccamPrices(*content["prices"]) if "prices" in content else None,
             PruningResult(criterion, *content["decisions"]) if "decisions" in content else None,
+            content["trainings"],
         )
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
-from numbers import Integral
 from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from pyro_bmrs.errors import ReductionError
@@ -23,19 +24,18 @@ from pyro_bmrs.pruning.compression.course.data import read_data
 from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer, one_cycle
 from pyro_bmrs.pruning.compression.course.held_out import held_out
 from pyro_bmrs.pruning.compression.course.trainings import Course, MakeLikelihood, NoisyCourse
-from pyro_bmrs.pruning.compression.path import FIRST, next_temperature, num_between
+from pyro_bmrs.pruning.compression.options import check_odds, check_options, likelihood_for
+from pyro_bmrs.pruning.compression.path import FIRST, is_too_fast, next_temperature, num_between
 from pyro_bmrs.pruning.compression.plan import MOST_TRIED, NUM_STEPS, Plan
 from pyro_bmrs.pruning.compression.prices import Occam, occam_prices
 from pyro_bmrs.pruning.compression.result import Compression, PathStep
-from pyro_bmrs.pruning.compression.rules import Rule, keeps_accuracy, near_the_best, with_end
+from pyro_bmrs.pruning.compression.rules import Rule, is_worse, keeps_accuracy, near_the_best, with_end
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
 from pyro_bmrs.pruning.examples import copy_network
-from pyro_bmrs.pruning.noise.attachment import attach_noise, noise_sites
+from pyro_bmrs.pruning.noise.attachment import attach_noise
 from pyro_bmrs.pruning.selection.prune import PruningResult
 from pyro_bmrs.pruning.training.batches import pair_of
-from pyro_bmrs.pruning.training.classification import Classification
 from pyro_bmrs.pruning.training.models import Likelihood
-from pyro_bmrs.pruning.training.regression import Regression
 from pyro_bmrs.structure.vectorised import own_random_numbers
 
 # Of the prices, as :class:`Occam` has it.
@@ -125,7 +125,7 @@ def compress(
           (2): Linear(in_features=..., out_features=2, bias=True)
         )
     """
-    _check_options(epochs, accuracy_loss, prior_log_odds)
+    check_options(epochs, accuracy_loss, prior_log_odds)
     limit = None if budget is None else Budget.of(budget)
     if limit is not None and accuracy_loss is not None:
         raise ReductionError("give a budget, or a loss of accuracy, and not both")
@@ -144,12 +144,14 @@ def compress(
         }
         with tqdm(total=plan.most, desc="compress", unit="step", disable=not progress) as bar:
             make_optimizer = optimizer or partial(torch.optim.Adam, lr=1e-3, fused=True)
-            course = Course(data, likelihood or _guess(pair_of(first_batch)[1]), make_optimizer, seed, bar.update)
+            course = Course(
+                data, likelihood or likelihood_for(pair_of(first_batch)[1]), make_optimizer, seed, bar.update
+            )
             if attach is None:
                 attach = partial(attach_noise, kinds=_KINDS, example_inputs=course.example_on(net))
             run = _Run(course, plan, BMRS_N(prior_log_odds), attach, Checkpoint.at(checkpoint, settings))
             # What cannot be done with this network, or told from these data, shows before the training, not after it.
-            _check_odds(attach(copy_network(net)), prior_log_odds)
+            check_odds(attach(copy_network(net)), prior_log_odds)
             model = course.model_of(copy_network(net))
             first = held_out(model, [first_batch])
             if accuracy_loss is not None and first.right is None:
@@ -209,7 +211,12 @@ class _Run:
         done = self.checkpoint.load("noisy")
         if done is None:
             done = {"number": 0, "steps": 1, "is_over": False, "parameters": steps[0].parameters}
-            done |= {"temperature": FIRST, "has_waited": False}
+            done |= {
+                "temperature": FIRST,
+                "last": FIRST**2,
+                "has_waited": False,
+                "state": deepcopy(noisy.elbo.state_dict()),
+            }
         prices = occam_prices(noisy.model, self.course.data.train)
         if done["number"]:
             noisy.elbo.load_state_dict(done["state"])
@@ -228,6 +235,12 @@ class _Run:
                 decisions, is_last = None, True
                 small = noisy.compact(decisions)
             step = self.course.measure(small, noisy.kept, done["temperature"], prices, decisions)
+            went = 1 - step.parameters / done["parameters"]
+            if not is_last and is_too_fast(went, done["temperature"], done["last"]):
+                noisy.elbo.load_state_dict(done["state"])
+                done |= {"number": number, "temperature": math.sqrt(done["temperature"] * done["last"])}
+                self.checkpoint.save("noisy", done)
+                continue
             if decisions is not None:
                 for between, own in noisy.between(
                     before, decisions, num_between(steps[-1].parameters, step.parameters)
@@ -236,16 +249,16 @@ class _Run:
                     self._add(steps, part)
             if decisions is None or step.parameters < (1 - _LEAST_LOSS) * steps[-1].parameters:
                 self._add(steps, step)
-            went = 1 - step.parameters / done["parameters"]
             temperature = next_temperature(done["temperature"], went, noisy.share_leaving, done["has_waited"])
             done = {
                 "number": number,
                 "steps": len(steps),
                 "parameters": step.parameters,
                 "temperature": temperature,
+                "last": done["temperature"],
                 "has_waited": temperature == done["temperature"],
                 "is_over": is_last or all(kept.sum() <= 1 for kept in noisy.kept.values()),
-                "state": noisy.elbo.state_dict(),
+                "state": deepcopy(noisy.elbo.state_dict()),
             }
             self.checkpoint.save("noisy", done)
             yield steps
@@ -267,7 +280,7 @@ class _Run:
 
     def attempt(self, steps: list[PathStep], number: int, is_short: Callable[[], bool] = lambda: False) -> None:
         """
-        Trains the network of a step without noise, so that it can be compared with others.
+        Trains the network of a step without noise, so that it can be compared with others, if it is not worse for that.
 
         :param steps: the path; the step is replaced.
         :param number: of the step.
@@ -277,10 +290,14 @@ class _Run:
         step = steps[number]
         if step.is_trained:
             return
-        model = self.course.model_of(step.network, self._model)
-        for stage in (-number, -number - _AGAIN):
+        model = self.course.model_of(deepcopy(step.network), self._model)
+        steps[number] = replace(step, is_trained=True)
+        for trainings, stage in enumerate((-number, -number - _AGAIN), 1):
             self.course.train(model, self.plan.end, stage, schedule=one_cycle)
-            steps[number] = self._measure_again(model, step)
+            trained = self._measure_again(model, step, trainings)
+            # Few data can be learned by heart: what noise has left may be the better network.
+            if not is_worse(trained, steps[number]):
+                steps[number] = replace(trained, network=deepcopy(trained.network))
             if not is_short():
                 break
         self.checkpoint.save_step(number, steps[number])
@@ -291,10 +308,11 @@ class _Run:
 
         :param steps: the path; the step is replaced.
         :param number: of the step. The whole network stays as it is where it has seen all examples: it came trained, or
-            none were taken from its training data.
+            none were taken from its training data; and another that was worse for being trained.
         """
         data, step = self.course.data, steps[number]
-        if not number and (not self.plan.whole or data.is_held_out_for_good):
+        stays = step.trainings == 0 if number else not self.plan.whole or data.is_held_out_for_good
+        if stays:
             return
         model = self.course.model_of(step.network, self._model)
         state = self.checkpoint.load("end")
@@ -305,11 +323,12 @@ class _Run:
             model.load_state_dict(state)
         model.net.eval()
         if data.is_held_out_for_good:
-            steps[number] = self._measure_again(model, step)
+            steps[number] = self._measure_again(model, step, step.trainings + 1)
 
-    def _measure_again(self, model: Likelihood, step: PathStep) -> PathStep:
+    def _measure_again(self, model: Likelihood, step: PathStep, trainings: int) -> PathStep:
         """A step whose network was trained on."""
-        return self.course.measure(model, step.kept, step.temperature, step.prices, step.decisions, is_trained=True)
+        trained = self.course.measure(model, step.kept, step.temperature, step.prices, step.decisions, is_trained=True)
+        return replace(trained, trainings=trainings)
 
     def choose(self, model: Likelihood, rule: Rule) -> tuple[list[PathStep], int]:
         """
@@ -360,32 +379,3 @@ class _Run:
             return
         self.course.train(model, self.plan.whole, stage=0)
         self.checkpoint.save("whole", model.state_dict())
-
-
-def _guess(targets: Tensor) -> MakeLikelihood:
-    """The likelihood that targets of a type usually have."""
-    if targets.is_floating_point():
-        return Regression
-    if targets.dtype not in (torch.bool, torch.uint8) and not targets.is_complex():
-        return Classification
-    raise ReductionError(
-        f"targets of type {targets.dtype} may mean many things: give likelihood=, Classification or one of your own"
-    )
-
-
-def _check_odds(net: nn.Module, prior_log_odds: float | Mapping[str, float]) -> None:
-    sites = noise_sites(net).keys()
-    if isinstance(prior_log_odds, Mapping) and prior_log_odds.keys() != sites:
-        raise ReductionError(
-            f"prior_log_odds has numbers for {sorted(prior_log_odds)}, and the noise sites are {sorted(sites)}"
-        )
-
-
-def _check_options(epochs: Any, accuracy_loss: float | None, prior_log_odds: float | Mapping[str, float]) -> None:
-    if not isinstance(epochs, Integral) or epochs < 1:
-        raise ReductionError(f"epochs is a positive number of them, not {epochs!r}")
-    if accuracy_loss is not None and not 0 <= accuracy_loss < 1:
-        raise ReductionError(f"accuracy_loss is a share of the examples, from 0 up to 1, not {accuracy_loss!r}")
-    odds = prior_log_odds.values() if isinstance(prior_log_odds, Mapping) else [prior_log_odds]
-    if not all(math.isfinite(number) for number in odds):
-        raise ReductionError(f"prior_log_odds are finite numbers of nats, not {prior_log_odds!r}")

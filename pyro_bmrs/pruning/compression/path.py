@@ -17,9 +17,13 @@ _LOW, _HIGH = 2.0**-2, 2.0**4
 FIRST = 2.0**-4
 # Where more than this share of the parameters goes in a step, networks between are looked at too, but at most so many.
 _MOST_LOSS, MOST_BETWEEN = 0.2, 4
+# Where more than this share goes, the step is taken back, if the temperature has risen by more than this.
+_MOST_AT_ONCE, _LEAST_RISE = 0.4, 1.3
 # How fast temperatures rise where nearly nothing happens in a step, to less than this share of the parameters and
 # units; where little does, to less than that; and where it does to more.
 _FASTEST, _HARDLY, _FAST, _FEW, _SLOW = 4.0, 0.02, 2.0, 0.1, math.sqrt(2)
+# As much accuracy as is ever lost by itself: few examples would allow for more.
+_MOST_ACCURACY = 0.005
 
 
 def temperatures(num_steps: int, first: float = _LOW, last: float = _HIGH) -> list[float]:
@@ -71,6 +75,25 @@ def next_temperature(temperature: float, went: float, leaving: float, has_waited
     if went > _FEW:
         return _SLOW * temperature
     return temperature * (_FASTEST if max(went, leaving) < _HARDLY else _FAST)
+
+
+def is_too_fast(went: float, temperature: float, last: float) -> bool:
+    """
+    Whether a step of the path is to be taken back, and done again at a temperature between.
+
+    What goes at once is chosen by noise that had no time to settle, and by units that did not know what others do.
+
+    :param went: the share of the parameters that went in it.
+    :param temperature: of this step.
+    :param last: of the step before.
+
+    Example::
+
+        >>> from pyro_bmrs.pruning.compression.path import is_too_fast
+        >>> is_too_fast(0.5, 4.0, 1.0), is_too_fast(0.2, 4.0, 1.0), is_too_fast(0.5, 4.0, 3.5)
+        (True, False, False)
+    """
+    return went > _MOST_AT_ONCE and temperature > _LEAST_RISE * last
 
 
 def num_between(before: int, after: int) -> int:
@@ -133,8 +156,8 @@ def one_standard_error(log_likelihoods: Tensor, right: Tensor | None = None, num
     It is the rule of L. Breiman, J. Friedman, R. Olshen and C. Stone (1984), *Classification and regression trees*.
     Where labels are observed, accuracy and log likelihood are held against the whole network's: of several accuracies
     the best is so by luck as much as by merit, and a network that is too sure of itself may have a poor log likelihood
-    and more labels right than any. Else log likelihood alone is held against the best: the whole network may be
-    overfitted, and say little of others.
+    and more labels right than any. Where an error of accuracy is more than half a point, half a point is allowed. Else
+    log likelihood alone is held against the best: the whole network may be overfitted, and say little of others.
 
     The error is that of a mean, not of a difference paired over examples. The latter is smaller than what comes of
     training the same network once more from other random numbers, of which it knows nothing.
@@ -159,6 +182,8 @@ def one_standard_error(log_likelihoods: Tensor, right: Tensor | None = None, num
             "the whole network gives held-out examples a log likelihood that is not finite: train it at a lower rate"
         )
     if right is not None:
-        return near(right, right[0], num_errors) & near(log_likelihoods, log_likelihoods[0], num_errors)
+        means = right.double().mean(1)
+        keeps = near(right, right[0], num_errors) & (means >= means[0] - num_errors * _MOST_ACCURACY)
+        return keeps & near(log_likelihoods, log_likelihoods[0], num_errors)
     means = log_likelihoods.double().mean(1)
     return near(log_likelihoods, log_likelihoods[means.where(means.isfinite(), -math.inf).argmax()], num_errors)

@@ -37,13 +37,15 @@ class PathStep:
 
     :param temperature: what the prices were multiplied by; 0 for the whole network.
     :param network: the compact network, in evaluation mode.
-    :param is_trained: whether it was trained on without noise; else its weights are as noise left them.
+    :param is_trained: whether it was trained on without noise, and can be compared with others that were.
     :param kept: for each noise site which of its units are left, shape ``(num_units,)``.
     :param held_out: how it does on the held-out examples.
     :param parameters: how many the network has.
     :param macs: how many multiply-accumulate operations it takes for one example.
     :param prices: of the units before the step; None for the whole network.
     :param decisions: what was pruned in the step; None for the whole network, and where a budget decided.
+    :param trainings: how often it was trained on without noise; 0 where its weights are as noise left them, because it
+        was not tried, or was worse for being trained.
 
     Example::
 
@@ -68,6 +70,7 @@ class PathStep:
     macs: int
     prices: OccamPrices | None = field(repr=False)
     decisions: PruningResult | None = field(repr=False)
+    trainings: int = 0
 
     @property
     def mean_log_likelihood(self) -> float:

@@ -43,6 +43,17 @@ def keeps_accuracy(steps: Sequence[PathStep], allowed: float, loss: float) -> li
     return [step.held_out.accuracy >= steps[0].held_out.accuracy - allowed * loss for step in steps]
 
 
+def is_worse(step: PathStep, other: PathStep) -> bool:
+    """
+    Whether one network does worse than another in all that is looked at.
+
+    :param step: the one.
+    :param other: the other.
+    """
+    has_more_right = step.held_out.right is not None and step.held_out.accuracy > other.held_out.accuracy
+    return step.mean_log_likelihood < other.mean_log_likelihood and not has_more_right
+
+
 def with_end(rule: str, chosen: int, num_steps: int) -> str:
     """
     A rule in words, and whether the path was too short for it.

@@ -73,8 +73,16 @@ def test_a_network_that_is_sure_of_itself_keeps_its_accuracy():
 def test_where_there_are_labels_both_are_held_against_the_whole():
     """Few labels right; the most accurate; as accurate as the whole; and that with a worse log likelihood."""
     values = torch.tensor([[-3.0] * 100, [-1.0] * 100, [-2.0, -2.4] * 50, [-2.5] * 100, [-3.1] * 100])
-    right = torch.tensor([[1.0] * number + [0.0] * (100 - number) for number in (95, 70, 99, 94, 95)])
+    right = torch.tensor([[1.0] * number + [0.0] * (100 - number) for number in (95, 70, 99, 95, 95)])
     assert chosen(one_standard_error(values, right)) == {0, 2, 3}
+
+
+def test_no_more_than_half_a_point_of_accuracy_is_given_up():
+    """An error is 1.5 points here."""
+    right = torch.tensor([[1.0] * number + [0.0] * (200 - number) for number in (190, 189, 188, 187)])
+    values = torch.zeros(4, 200)
+    assert chosen(one_standard_error(values, right)) == {0, 1}
+    assert chosen(one_standard_error(values, right, num_errors=2.0)) == {0, 1, 2}
 
 
 def test_networks_that_give_an_example_no_chance():
