@@ -44,7 +44,7 @@ from sklearn.datasets import load_diabetes, load_digits
 from torch import Tensor, nn
 
 from pyro_bmrs.pruning import Compression, compress
-from pyro_bmrs.pruning.compression.plan import Plan
+from pyro_bmrs.pruning.compression.course.plan import Plan
 
 HUB = {"mnist": "ylecun/mnist", "fashion_mnist": "zalando-datasets/fashion_mnist", "cifar10": "uoft-cs/cifar10"}
 COLUMNS = "cell seed method parameters share accuracy log_likelihood seconds epochs".split()

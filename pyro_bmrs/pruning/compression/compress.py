@@ -23,11 +23,11 @@ from pyro_bmrs.pruning.compression.checkpoint import Checkpoint
 from pyro_bmrs.pruning.compression.course.data import read_data
 from pyro_bmrs.pruning.compression.course.fitting import MakeOptimizer, one_cycle
 from pyro_bmrs.pruning.compression.course.held_out import held_out
+from pyro_bmrs.pruning.compression.course.plan import MOST_TRIED, NUM_STEPS, Plan
 from pyro_bmrs.pruning.compression.course.rules import Rule, is_worse, keeps_accuracy, near_the_best, with_end
 from pyro_bmrs.pruning.compression.course.trainings import Course, MakeLikelihood, NoisyCourse
 from pyro_bmrs.pruning.compression.options import check_odds, check_options, likelihood_for
 from pyro_bmrs.pruning.compression.path import FIRST, is_too_fast, next_temperature, num_between
-from pyro_bmrs.pruning.compression.plan import MOST_TRIED, NUM_STEPS, Plan
 from pyro_bmrs.pruning.compression.prices import Occam, occam_prices
 from pyro_bmrs.pruning.compression.result import Compression, PathStep
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyro_bmrs.pruning.compression.plan import MOST_TRIED, NUM_STEPS, Plan
+from pyro_bmrs.pruning.compression.course.plan import MOST_TRIED, NUM_STEPS, Plan
 
 
 def test_a_long_training():
