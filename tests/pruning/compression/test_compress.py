@@ -142,13 +142,6 @@ def test_mistakes_show_before_training(options, message):
         compress(net, (x, y), progress=False, optimizer=never, **options)
 
 
-@pytest.mark.parametrize("targets", [torch.zeros(50, dtype=torch.bool), torch.zeros(50, dtype=torch.complex64)])
-def test_targets_that_may_mean_many_things(targets):
-    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    with pytest.raises(ReductionError, match="likelihood="):
-        compress(net, (torch.randn(50, 4), targets), progress=False)
-
-
 def test_widths_before_norms_are_units(digits):
     """All hidden units of a network of layer norms, and no others, are the widths of its streams."""
     torch.manual_seed(0)

@@ -85,10 +85,10 @@ class Scaled(nn.Module):
         if self.scale.dim is not None:
             shape[self.scale.dim] = len(self.scale.factor)
         factors = self.scale(tensor.new_ones(shape)).flatten()
-        if name == "bias" or len(factors) == 1:
-            return tensor * factors
-        weight: Tensor = tensor * beside_weight(self.module, "in" if self.when == "input" else "out", factors)
-        return weight
+        if name != "bias" and len(factors) > 1:
+            factors = beside_weight(self.module, "in" if self.when == "input" else "out", factors)
+        scaled: Tensor = tensor * factors
+        return scaled
 
     def extra_repr(self) -> str:
         return f"when={self.when!r}"
