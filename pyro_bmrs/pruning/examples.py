@@ -77,15 +77,15 @@ def paths_of_training(net: nn.Module) -> Iterator[nn.Module]:
         yield net
 
 
-def runs_as_in_training(net: nn.Module, example_inputs: Any) -> bool:
-    """Whether what a network calls in training runs on the inputs, which may be too small, or want labels."""
+def failure_in_training(net: nn.Module, example_inputs: Any) -> str | None:
+    """Why what a network calls in training does not run on the inputs, which may be too small, or want labels."""
     try:
         with paths_of_training(net), torch.no_grad():
             call(net, example_inputs)
     # Whatever it lacks, it is said where the network is called for its own sake.
-    except Exception:
-        return False
-    return True
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def run(net: nn.Module, example_inputs: Any, hooks: Mapping[nn.Module, Callable[..., Any]] | None = None) -> Any:

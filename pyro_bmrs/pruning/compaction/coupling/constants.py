@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from pyro_bmrs.pruning.compaction.coupling.dependence import Dependence
-from pyro_bmrs.pruning.examples import call, evaluation, paths_of_training, runs_as_in_training
+from pyro_bmrs.pruning.examples import call, evaluation, failure_in_training, paths_of_training
 from pyro_bmrs.pruning.layers import channel_dim
 
 
@@ -69,7 +69,7 @@ def constant_inputs(net: nn.Module, readers: Collection[str], example_inputs: An
 
     with evaluation(net):
         look()
-    if set(readers) - seen.keys() and runs_as_in_training(net, example_inputs):
+    if set(readers) - seen.keys() and failure_in_training(net, example_inputs) is None:
         with paths_of_training(net):
             look()
     return {name: _constant(torch.cat(channels, -1)) for name, channels in seen.items()}

@@ -30,8 +30,8 @@ from pyro_bmrs.pruning.examples import (
     check_example_inputs,
     copy_network,
     evaluation,
+    failure_in_training,
     paths_of_training,
-    runs_as_in_training,
 )
 from pyro_bmrs.pruning.layers import channel_dims, num_groups
 from pyro_bmrs.pruning.noise.attachment import detach_noise, noise_sites
@@ -143,7 +143,7 @@ def channel_ties(net: nn.Module, example_inputs: Any) -> ChannelTies:
     flow = ChannelFlow(net)
     with evaluation(net):
         flow.follow(example_inputs)
-    if flow.missed and runs_as_in_training(net, example_inputs):
+    if flow.missed and failure_in_training(net, example_inputs) is None:
         with paths_of_training(net):
             flow.follow(example_inputs)
     sets: _Sets[int] = _Sets()

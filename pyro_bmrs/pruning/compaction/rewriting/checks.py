@@ -16,7 +16,7 @@ from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.modules.plain import make_plain
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale
 from pyro_bmrs.pruning.compaction.rewriting.fastest import AUTO
-from pyro_bmrs.pruning.examples import Outputs, run, runs_as_in_training
+from pyro_bmrs.pruning.examples import Outputs, failure_in_training, run
 from pyro_bmrs.pruning.noise.attachment import NoiseSite
 
 
@@ -95,6 +95,7 @@ def check_called(net: nn.Module, scales: Mapping[str, Scale], example_inputs: An
     :raises ReductionError: if not.
     """
     called: set[str] = set()
+    failure = None
 
     def note(name: str, *_: Any) -> None:
         called.add(name)
@@ -103,13 +104,14 @@ def check_called(net: nn.Module, scales: Mapping[str, Scale], example_inputs: An
     try:
         run(net, example_inputs)
         if scales.keys() - called:
-            runs_as_in_training(net, example_inputs)
+            failure = failure_in_training(net, example_inputs)
     finally:
         for hook in hooks:
             hook.remove()
     missing = sorted(scales.keys() - called)
     if missing:
+        reason = f" in evaluation, and in training it does not run on them ({failure})" if failure else ""
         raise ReductionError(
-            f"on example_inputs the network does not call what has the noise of {missing}: pass inputs on which it "
-            "does, or take that noise off"
+            f"on example_inputs the network does not call what has the noise of {missing}{reason}: pass inputs on "
+            "which it does, larger ones perhaps, or take that noise off"
         )
