@@ -177,14 +177,13 @@ class Outputs:
             return values.mean() + torch.where(scale > 0, scale, 1.0) * noise
 
         self._inputs = [example_inputs]
+        self._outputs = self._of(net, fused=False)
         redrawn = map_floating(redraw, example_inputs)
         try:
-            run(net, redrawn)
+            self._outputs += _floating(run(net, redrawn))
         except ReductionError:  # of a network that refuses inputs of another kind: the examples alone have to do
-            pass
-        else:
-            self._inputs.append(redrawn)
-        self._outputs = self._of(net, fused=False)
+            return
+        self._inputs.append(redrawn)
 
     def _of(self, net: nn.Module, *, fused: bool) -> list[Tensor]:
         with evaluation(net, fused=fused), torch.no_grad():

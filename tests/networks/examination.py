@@ -66,7 +66,7 @@ def examine(entry: Entry, *, without: Collection[str] = ()) -> dict[str, Any]:
         original = _lively(entry)
         row["parameters"] = _num_parameters(original)
         begin = time.process_time()
-        pruned = _pruned(original, inputs)
+        pruned = _pruned(copy.deepcopy(original), inputs)
         row["seconds_to_prune"] = round(time.process_time() - begin, 1)
         row["attaches"] = YES
     if row["attaches"] != YES:
@@ -86,15 +86,26 @@ def examine(entry: Entry, *, without: Collection[str] = ()) -> dict[str, Any]:
     with _told(row, "float32"):
         row["float32"] = difference(pruned[0], small, inputs)
     with _told(row, "float64"):
-        double, inputs64 = copy.deepcopy(original).double(), tree_map_only(Tensor, _double, inputs)
-        again = _pruned(double, inputs64)
-        row["float64"] = difference(again[0], compact(*again, inputs64), inputs64)
+        # One copy of a large network at a time.
+        del pruned
+        row["float64"] = _in_double(original, inputs)
     for column, does in (("export", _exports), ("onnx", _exports_onnx), ("trains", _trains)):
         if column not in without:
             row[column] = _as_the_original(does, original, small, inputs)
     with _told(row, "saved"):
         row["saved"] = _is_saved(small, original, inputs)
     return row
+
+
+def _in_double(original: nn.Module, inputs: Any) -> float | str:
+    """The difference in double precision, where the network can be in it."""
+    double, inputs64 = copy.deepcopy(original).double(), tree_map_only(Tensor, _double, inputs)
+    try:
+        _outputs(double, inputs64)
+    except RuntimeError:
+        return NOT_THERE
+    pruned = _pruned(double, inputs64)
+    return difference(pruned[0], compact(*pruned, inputs64), inputs64)
 
 
 @contextmanager
@@ -137,9 +148,9 @@ def _lively(entry: Entry) -> nn.Module:
     return net
 
 
-def _pruned(original: nn.Module, inputs: Any) -> tuple[nn.Module, AutoTruncatedLogNormal]:
+def _pruned(net: nn.Module, inputs: Any) -> tuple[nn.Module, AutoTruncatedLogNormal]:
     """The network with noise, half of whose units are pruned, and its guide."""
-    net = attach_noise(copy.deepcopy(original), kinds=KINDS, example_inputs=inputs)
+    attach_noise(net, kinds=KINDS, example_inputs=inputs)
     guide = AutoTruncatedLogNormal(net)
     with torch.no_grad():
         guide.noise_parameters[0] = -0.7

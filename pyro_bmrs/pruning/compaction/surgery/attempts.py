@@ -15,6 +15,23 @@ from pyro_bmrs.pruning.examples import Outputs
 Step = TypeVar("Step")
 
 
+def attempt(build: Callable[[], nn.Module], outputs: Outputs) -> tuple[nn.Module | None, str]:
+    """
+    A network, if it can be built and computes what it must; else None, and why.
+
+    :param build: the network.
+    :param outputs: what it must compute.
+    """
+    try:
+        net = build()
+        difference = outputs.difference(net)
+    except Exception as error:  # of the user's network, which any change of sizes may upset
+        return None, f"the network does not run without them: {error}"
+    if difference > 1:
+        return None, "the network's outputs would change"
+    return net, ""
+
+
 def most_that_work(
     steps: Sequence[Step], build: Callable[[Sequence[Step]], nn.Module], outputs: Outputs
 ) -> tuple[nn.Module, dict[int, str]]:
@@ -30,18 +47,8 @@ def most_that_work(
         return build([]), {}
     failed: dict[int, str] = {}
 
-    def attempt(places: list[int]) -> tuple[nn.Module | None, str]:
-        try:
-            net = build([steps[place] for place in places])
-            difference = outputs.difference(net)
-        except Exception as error:  # of the user's network, which any change of sizes may upset
-            return None, f"the network does not run without them: {error}"
-        if difference > 1:
-            return None, "the network's outputs would change"
-        return net, ""
-
     def extend(places: list[int], more: list[int]) -> list[int]:
-        net, reason = attempt([*places, *more])
+        net, reason = attempt(lambda: build([steps[place] for place in (*places, *more)]), outputs)
         if net is not None:
             built[:] = [net]
             return [*places, *more]

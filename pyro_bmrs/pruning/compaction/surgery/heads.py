@@ -18,7 +18,7 @@ from pyro_bmrs.pruning.compaction.coupling.ties import Channel
 from pyro_bmrs.pruning.compaction.modules.attention import Attention
 from pyro_bmrs.pruning.compaction.modules.scaling import Scaled, scales_of
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
-from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
+from pyro_bmrs.pruning.compaction.surgery.attempts import attempt, most_that_work
 from pyro_bmrs.pruning.compaction.surgery.removal import LAST
 from pyro_bmrs.pruning.examples import Outputs, call, evaluation
 from pyro_bmrs.pruning.layers import GROUP_COUNTS, HEAD_COUNTS, layer_kind, num_channels, take_out
@@ -104,20 +104,25 @@ def remove_heads(
         return net, left
     parts = _parts_of_heads(net, {name: places[name] for name in gone}, example_inputs)
 
-    def remove(net: nn.Module, names: Sequence[str], with_width: bool) -> tuple[nn.Module, dict[str, str]]:
-        def without(chosen: Sequence[str]) -> nn.Module:
-            smaller = deepcopy(net)
-            for name in chosen:
-                _remove(smaller, name, gone[name], places[name], parts[name], with_width)
-            return smaller
+    def without(net: nn.Module, with_width: bool, chosen: Sequence[str]) -> nn.Module:
+        smaller = deepcopy(net)
+        for name in chosen:
+            _remove(smaller, name, gone[name], places[name], parts[name], with_width)
+        return smaller
 
-        smaller, failed = most_that_work(names, without, outputs)
+    def most(net: nn.Module, names: Sequence[str], with_width: bool) -> tuple[nn.Module, dict[str, str]]:
+        smaller, failed = most_that_work(names, partial(without, net, with_width), outputs)
         return smaller, {names[place]: reason for place, reason in failed.items()}
 
-    # Some attentions hold the width of all heads as well: tried where their number alone is not enough.
-    smaller, failed = remove(net, list(gone), False)
+    # Some attentions hold the width of all heads as well: tried where their number alone is not enough. What goes for
+    # all is found at once.
+    for with_width in (False, True):
+        whole, _ = attempt(partial(without, net, with_width, list(gone)), outputs)
+        if whole is not None:
+            return whole, left
+    smaller, failed = most(net, list(gone), False)
     if failed:
-        smaller, failed = remove(smaller, list(failed), True)
+        smaller, failed = most(smaller, list(failed), True)
     for name, reason in failed.items():
         left.update(dict.fromkeys(_elements(name, gone[name].nonzero().flatten(), places[name].size), reason))
     return smaller, left
