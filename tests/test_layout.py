@@ -32,7 +32,7 @@ ROOMS = (
     "__init__",
 )
 PRUNING = (
-    "examples | layers",
+    "examples | layers | experts",
     "streams",
     "noise",
     "training",

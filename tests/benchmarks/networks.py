@@ -140,6 +140,15 @@ def group_norms() -> nn.Module:
     )
 
 
+def small_group_norms() -> nn.Module:
+    """So small that what a layer is called for takes longer than what it computes."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU()),
+        *(nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)),
+    )
+
+
 class FeedForward(nn.Module):
     """A hidden layer behind a layer norm and beside a shortcut."""
 
@@ -241,6 +250,7 @@ NETWORKS = {
     "MobileNet": Network(mobilenet, (3, 32, 32)),
     "dense convolutions": Network(Dense, (3, 16, 16)),
     "group norms": Network(group_norms, (3, 32, 32), ("width",)),
+    "small group norms": Network(small_group_norms, (3, 16, 16), ("width",)),
     "layer norms": Network(layer_norms, (20,), ("units", "width")),
     "ViT": Network(ViT, (3, 32, 32)),
     "GPT": Network(GPT, (64,), tokens=100),

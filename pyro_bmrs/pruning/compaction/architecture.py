@@ -21,6 +21,7 @@ from pyro_bmrs.pruning.compaction.modules.recurrence import Recurrence, is_layer
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
 from pyro_bmrs.pruning.compaction.modules.widths_of_heads import WidthsOfHeads, divides_by_heads, width_of_heads
+from pyro_bmrs.pruning.experts import implementation, set_implementation
 from pyro_bmrs.pruning.layers import GROUP_COUNTS, HEAD_COUNTS
 from pyro_bmrs.pruning.streams.norms import UnevenGroupNorm
 
@@ -76,6 +77,8 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
     counts = {name: found for name in vars(new) if (found := _changed_counts(vars(old).get(name), vars(new)[name]))}
     if counts:
         parts["counts"] = counts
+    if implementation(new) != implementation(old):
+        parts["experts"] = [implementation(new)]
     if width_of_heads(new) != width_of_heads(old):
         parts["width_of_heads"] = [width_of_heads(new)]
     return {name: part for name, part in parts.items() if part}
@@ -151,6 +154,8 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
                 )
             setattr(settings, key, value)
         setattr(module, name, settings)
+    if "experts" in description:
+        set_implementation(module, *description["experts"])
     if "width_of_heads" in description:
         (width,) = description["width_of_heads"]
         if not divides_by_heads(module):

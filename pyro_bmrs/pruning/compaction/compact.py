@@ -37,7 +37,7 @@ from pyro_bmrs.pruning.compaction.rewriting.checks import (
 )
 from pyro_bmrs.pruning.compaction.rewriting.fastest import fastest
 from pyro_bmrs.pruning.compaction.rewriting.rewriting import Masked, Rewritten, rewrite
-from pyro_bmrs.pruning.compaction.surgery.width import gate_norms, remove_width
+from pyro_bmrs.pruning.compaction.surgery.width import Widths, gate_norms
 from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, copy_network, run
 from pyro_bmrs.pruning.noise.attachment import NoiseSite, detach_noise, noise_sites
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
@@ -83,10 +83,11 @@ def compact(
     With ``round_to`` the sizes that are left are rounded up, by units that could go and come back: those first for
     which the log evidence speaks most, where ``delta_evidence`` is given, or else those of the highest posterior mean.
     They are multiplied by 0 all the same, so that the outputs are as without them, and the report counts them among the
-    masked. What goes together comes back together, and of heads whole ones do. ``"auto"`` measures on this machine, on
-    the example inputs: each layer has the size at which it is fastest, which may be its own, and where the whole is
-    faster without rounding, or as it was, it is that. The channels of a width are not rounded: a norm over more of them
-    is another function.
+    masked. What goes together comes back together, and of heads whole ones do. Channels of a width that come back hold
+    what its norms take from all of them, which is then the same; but not before a ``GroupNorm``, which is over places,
+    too. ``"auto"`` measures on this machine, on the example inputs and on batches of ``batch_sizes``: each layer has
+    the size at which it is fastest, which may be its own, and where the whole is faster without rounding, or as it was,
+    it is that.
 
     Trained further, masked units may come back: nothing holds their weights at 0. Where a pruned unit leaves a constant
     other than 0, as before a sigmoid, it is that of inputs of the examples' size.
@@ -98,8 +99,9 @@ def compact(
     :param delta_evidence: for each site the change in log evidence of its units in nats, for the report, and for which
         units come back.
     :param round_to: a multiple that the sizes of layers are rounded up to, or ``"auto"``; by default they are not.
-    :param batch_sizes: for the report, how many examples there are in batches on which the latency is measured, of the
-        network without noise and of the compact one. They are those of the example inputs, again and again.
+    :param batch_sizes: how many examples there are in batches on which the latency is measured, for the report of the
+        network without noise and of the compact one, and by ``"auto"``, with which it is to be faster for all of them.
+        They are those of the example inputs, again and again.
     :return: the smaller network; :func:`~pyro_bmrs.pruning.compaction_report` tells what became of each unit.
     :raises ReductionError: for a guide of another network, or one that is not fitted; weights or posterior means that
         are NaN or infinite; example inputs that do not fit the network; a network whose output is random; a
@@ -162,8 +164,9 @@ def compact_gated(
     :param delta_evidence: for each site the change in log evidence of its units in nats, for the report, and for which
         units come back.
     :param round_to: a multiple that the sizes of layers are rounded up to, or ``"auto"``; by default they are not.
-    :param batch_sizes: for the report, how many examples there are in batches on which the latency is measured, of the
-        network without noise and of the compact one. They are those of the example inputs, again and again.
+    :param batch_sizes: how many examples there are in batches on which the latency is measured, for the report of the
+        network without noise and of the compact one, and by ``"auto"``, with which it is to be faster for all of them.
+        They are those of the example inputs, again and again.
     :return: the smaller network; :func:`~pyro_bmrs.pruning.compaction_report` tells what became of each unit.
     :raises ReductionError: for gates that do not fit the sites, weights or gates that are NaN or infinite, example
         inputs that do not fit the network, or a network whose output is random.
@@ -203,25 +206,28 @@ def compact_gated(
         scale_network(net, gates, others)
 
     importance = importance or gates
-    masked, gone, kept_for = remove_width(masked, gates, widths, example_inputs, outputs, importance, put_scales)
     known = sites.keys() <= (delta_evidence or {}).keys()
     merits = {name: -evidence for name, evidence in (delta_evidence or {}).items()} if known else importance
-    whole = Masked(masked, places, others, importance, merits, example_inputs, outputs)
+    whole = Widths(masked, gates, widths, example_inputs, outputs, importance, merits, put_scales)
 
     def finished(rounding: Rounding) -> Rewritten:
-        done = rewrite(whole, rounding)
+        narrowed = whole.removed(rounding)
+        done = rewrite(Masked(narrowed.net, places, others, importance, merits, example_inputs, outputs), rounding)
         restore_attentions(done.net, original)
         _copy_modes(original, done.net)
-        return done
+        return done._replace(gone=narrowed.gone, kept_for=narrowed.left)
 
-    done = fastest(finished, masked, example_inputs) if round_to == "auto" else finished(Rounding(round_to or 1))
+    if round_to == "auto":
+        done = fastest(finished, whole.removed(Rounding()).net, [example_inputs, *given.values()])
+    else:
+        done = finished(Rounding(round_to or 1))
     if outputs.difference(done.net) > 1:
         raise ReductionError(
             "the compact network does not compute what the masked one does; please report this network"
         )
     earlier = vars(net).get("compaction")
     vars(done.net)["compaction"] = CompactionReport(
-        _units(gates, sites, _Fates(places, done, gone, kept_for), delta_evidence or {}),
+        _units(gates, sites, _Fates(places, done), delta_evidence or {}),
         compare_costs(_costs_without_noise(bare, example_inputs), done.costs),
         {site: done.multiplied[place] for site, place in places.items() if place in done.multiplied},
         [*(earlier.architecture if earlier else ()), describe(original, done.net)],
@@ -298,21 +304,17 @@ class _Fates(NamedTuple):
 
     :param places: for each site, but those of widths, the name of its multiplication.
     :param done: what was done to these.
-    :param gone: for the sites of widths, which units are gone.
-    :param kept_for: for those of them whose pruned units are still there, why.
     """
 
     places: Mapping[str, str]
     done: Rewritten
-    gone: Mapping[str, Tensor]
-    kept_for: Mapping[str, str]
 
     def of(self, name: str, unit: int, size: int, gate: float) -> tuple[str, str]:
         """What became of a unit, and why if it is masked."""
-        if name in self.gone:
+        if name in self.done.gone:
             if gate:
                 return KEPT, ""
-            return (REMOVED, "") if self.gone[name][unit] else (MASKED, self.kept_for[name])
+            return (REMOVED, "") if self.done.gone[name][unit] else (MASKED, self.done.kept_for[name])
         place, left = self.places[name], self.done.left
         elements = (Channel(place, "through", unit * size + element) for element in range(size))
         reason = next((left[element] for element in elements if element in left), "")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores
+from pyro_bmrs.pruning.experts import experts_of, rows_of_hidden_units
 from pyro_bmrs.pruning.layers import weight_rows
 from pyro_bmrs.pruning.noise.attachment import NoiseSite, noise_sites
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
@@ -61,6 +62,8 @@ def incoming_weights(net: nn.Module, site: NoiseSite) -> Tensor:
     :raises ReductionError: where the layer has no weight, or is not known.
     """
     layer: Any = net.get_submodule(site.place if site.kind == "heads" else site.module)
+    if site.kind == "units" and experts_of(layer) is not None:
+        return at_least_single(rows_of_hidden_units(layer))
     if site.kind == "units" and (is_recurrent(layer) or type(layer) in CELLS):
         return at_least_single(rows_of_units(layer, site.part))
     if site.kind == "block" and not isinstance(getattr(layer, "weight", None), Tensor):

@@ -21,10 +21,12 @@ from torch import nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.examples import check_example_inputs, copy_network
+from pyro_bmrs.pruning.experts import experts_of
 from pyro_bmrs.pruning.layers import ATTENTION, linear_width
 from pyro_bmrs.pruning.noise.hooks import (
     AttentionHook,
     ColumnsHook,
+    ExpertsHook,
     NoiseHook,
     NormHook,
     RecurrentHook,
@@ -128,6 +130,10 @@ def attach_noise(
     what a unit keeps for itself, such as the cell of an LSTM. What ``nn.LSTMCell`` and ``nn.RNNCell`` return has it
     too.
 
+    Experts of a mixture whose weights are one parameter for all of them, as those of transformers, have a noise for
+    each hidden unit that is the same for all experts, as the parameter has to stay a block. It acts on the weight that
+    reads the units.
+
     Attentions are ``nn.MultiheadAttention``, and modules that hold a number of heads or the width of one, as
     ``num_heads`` or ``head_dim``, and linear layers under the names usual for queries, keys and values, with one more
     linear layer, the output projection, in them or beside them; others are added by
@@ -176,11 +182,12 @@ def attach_noise(
     for placement in chosen:
         layer, place, part = layers[placement.module], layers[placement.place], placement.part
         is_attention = isinstance(layer, ATTENTION) and placement.kind == "heads"
+        is_experts = placement.kind == "units" and experts_of(layer) is not None
         noise = MultiplicativeNoise(
             placement.num_units,
             dim=placement.dim,
             unit_size=placement.unit_size,
-            per_example=per_example and not is_attention and part is None,
+            per_example=per_example and not (is_attention or is_experts) and part is None,
             low=low,
             high=high,
             name=placement.name,
@@ -198,6 +205,9 @@ def attach_noise(
         on_weights = next((kind for kind in kinds_of_hooks if kind.is_for(place, placement.when)), None)
         # One alone takes the place of a module's forward; others act on what that is given or returns.
         is_free = not any(isinstance(other, ColumnsHook | NormHook) and other.place is place for other in hooks)
+        if is_experts:
+            hooks.append(ExpertsHook(noise, layer, place, placement.when, placement.kind))
+            continue
         hook = AttentionHook if is_attention else on_weights if on_weights and is_free else NoiseHook
         hooks.append(hook(noise, layer, place, placement.when, placement.kind))
     for attached in hooks:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from pyro_bmrs.pruning.experts import reading_by
 from pyro_bmrs.pruning.layers import has_channels_in_columns
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 from pyro_bmrs.pruning.noise.recognition.recurrences import Part, parts_of
@@ -224,6 +225,26 @@ class _WithNoise:
             return type(layer).forward(layer, *args, **kwargs)
         finally:
             del attributes["weight"]
+
+
+class ExpertsHook(NoiseHook):
+    """
+    Noise on the hidden units of experts, the same for all of them: on the weight that reads the units.
+
+    It takes the place of the experts' ``forward``, which finds that weight in the module. As a hook it does nothing.
+    """
+
+    is_shared = True
+
+    def attach(self) -> None:
+        self.place.add_module(f"{self.kind}_noise_on_{self.when}", self.noise)
+        vars(self.place)["forward"] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the experts compute."""
+        place: Any = self.place
+        with reading_by(place, self.noise(place.down_proj)):
+            return type(place).forward(place, *args, **kwargs)
 
 
 class RecurrentHook(NoiseHook):

@@ -19,6 +19,7 @@ from typing import Any
 from torch import fx, nn
 
 from pyro_bmrs.pruning.examples import copy_network
+from pyro_bmrs.pruning.experts import experts_of, num_hidden
 from pyro_bmrs.pruning.layers import (
     ACTIVATION_NAMES,
     ATTENTION,
@@ -94,6 +95,7 @@ def find_placements(
     # Of the layers of an attention, only heads can be taken out, and what is of a stream has its noise there.
     known |= {name for stream in streams for name in stream.layers}
     units = [replace(unit, is_default=unit.is_default and unit.module not in known) for unit in units]
+    units += _experts_units(modules)
     blocks = [*_blocks(flows), *_transformer_blocks(modules)]
     found = [*units, *_heads(modules, recognised, heads), *blocks, *map(_width, streams)]
     order = {name: position for position, name in enumerate(modules)}
@@ -140,8 +142,16 @@ def _units(net: nn.Module, modules: Mapping[str, nn.Module], flows: Sequence[Flo
     for name, layer in modules.items():
         units = layer_units(layer)
         if units is not None and name not in seen and not name.startswith(inside) and not _is_last_layer(modules, name):
-            is_default = units not in widths
+            is_default = units > 1 and units not in widths and not _is_router(modules, name, units)
             yield Placement(name, name, name, "output", "units", units, unit_dim(layer), is_default=is_default)
+
+
+def _is_router(modules: Mapping[str, nn.Module], name: str, units: int) -> bool:
+    """Whether a layer puts out a number for each of the experts beside it, or around it."""
+    around = modules[name.rpartition(".")[0]]
+    parts = [around, *around.children()]
+    blocks = (value for part in parts for value in part.parameters(recurse=False) if value.dim() > 2)
+    return any(len(block) == units for part in parts if layer_units(part) is None for block in blocks)
 
 
 def _is_last_layer(modules: Mapping[str, nn.Module], name: str) -> bool:
@@ -277,6 +287,14 @@ def _transformer_units(modules: Mapping[str, nn.Module]) -> Iterator[Placement]:
         if isinstance(module, TRANSFORMER_LAYERS):
             hidden, place = _join(name, "linear1"), _join(name, "linear2")
             yield Placement(hidden, hidden, place, "input", "units", module.linear1.out_features, -1)
+
+
+def _experts_units(modules: Mapping[str, nn.Module]) -> Iterator[Placement]:
+    """The hidden units of experts, each that of all of them; the noise is along a dimension of what reads them."""
+    for name, module in modules.items():
+        kind = experts_of(module)
+        if kind is not None:
+            yield Placement(name, name, name, "hidden", "units", num_hidden(module), kind.hidden_dim)
 
 
 def _transformer_blocks(modules: Mapping[str, nn.Module]) -> Iterator[Placement]:

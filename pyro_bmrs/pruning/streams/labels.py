@@ -63,6 +63,8 @@ class Labels(Carried[Tensor]):
         self.paused = 0
         # Told of products with a matrix: whether that is a layer's weight, so that the layer reads the other factor.
         self.is_layer: Callable[[Tensor, Tensor], bool] = lambda given, matrix: False
+        # Labels below this one are of loose parameters.
+        self.first_of_layers = 0
 
     def of(self, tensor: Tensor) -> Tensor:
         """The labels of a tensor's elements."""
@@ -108,6 +110,9 @@ class Labels(Carried[Tensor]):
         factors = [operation.arguments[name] for name in MATRICES.get(operation.name, ())]
         if factors and self.is_layer(*factors):
             return nothing
+        product = self._multiplied(operation, *(given[id(factor)] for factor in factors)) if factors else None
+        if product is not None:
+            return product
         try:
             return self._after(operation, lambda tensor: given[id(tensor)])
         # Of an operation that does not do with labels what it does with numbers, as of other shapes.
@@ -121,6 +126,8 @@ class Labels(Carried[Tensor]):
         name = operation.name
         if name in _MOVES:
             return self._moved(operation, of)
+        if name == "index_add":
+            return self._added(operation, of)
         if name in _REDUCTIONS:
             return self._reduced(operation, of)
         if name in _COPIES or torch.Tag.pointwise in operation.overload.tags:
@@ -138,7 +145,7 @@ class Labels(Carried[Tensor]):
             if result is None:
                 result = labels
                 continue
-            one, other = torch.broadcast_tensors(result, labels)
+            one, other = torch.broadcast_tensors(_beside(result, labels), _beside(labels, result))
             self.tie(one, other)
             larger = torch.maximum(one.abs(), other.abs())
             # A sum is 0 where both are, a product where one is.
@@ -149,6 +156,45 @@ class Labels(Carried[Tensor]):
         adds_number = name in ("add", "sub") and len(operation.tensors) == 1
         keeps_zero = (name in _KEEP_ZERO or name in ("add", "sub")) and not adds_number
         return result if keeps_zero else result.abs()
+
+    def _multiplied(self, operation: Operation, one: Tensor, other: Tensor) -> Tensor | None:
+        """
+        A product with a loose parameter, as a layer's with its weight; or a mean of what is of the same channels, as of
+        several tokens or experts. None for any other.
+        """
+        product = self._product(one, other)
+        if product is None:
+            turned = self._product(other.transpose(-1, -2), one.transpose(-1, -2))
+            product = None if turned is None else turned.transpose(-1, -2)
+        added = operation.arguments["self"] if "self" not in MATRICES[operation.name] else None
+        if product is None or added is None:
+            return product
+        self.tie(product, self.of(added))
+        return torch.maximum(product, self.of(added).abs())
+
+    def _product(self, given: Tensor, matrix: Tensor) -> Tensor | None:
+        """A product in which the second factor has the weights, or what a mean is taken of; None for any other."""
+        shape = *given.shape[:-1], matrix.shape[-1]
+        if self._are_loose(matrix):
+            if (given <= -self.first_of_layers).any():
+                # A layer reads a channel by one column, whichever place, and whichever expert, it is of.
+                channels = given.abs().flatten(0, -2).amax(0)
+                self.tie(channels, given)
+                self.stick(given[given > 0], "a parameter, which no norm comes before")
+                self.tie(channels.unsqueeze(-1), matrix)
+                return torch.zeros((), dtype=torch.long).expand(shape)
+            # What comes to it past all norms is not followed on.
+            self.stick(given[given >= self.first_of_layers], "a parameter, which no norm comes before")
+            first = matrix.flatten(0, -2)[0]
+            self.tie(first, matrix)
+            return first.expand(shape)
+        if not matrix.any() or not (matrix == matrix[..., :1, :]).all():
+            return None
+        self.stick(given, "what others are multiplied by, and added up")
+        return matrix[..., :1, :].expand(shape)
+
+    def _are_loose(self, labels: Tensor) -> bool:
+        return bool(labels.numel()) and bool(((labels > 0) & (labels < self.first_of_layers)).all())
 
     def tie(self, one: Tensor, other: Tensor) -> None:
         """Has labels in the same place be of one channel."""
@@ -177,6 +223,17 @@ class Labels(Carried[Tensor]):
             lambda name, tensor: tensor if name in _PLACES else of(tensor).contiguous().double(), **numbers
         )
         return moved.long()
+
+    def _added(self, operation: Operation, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Rows are added to rows, all of the same channels."""
+        dim = operation.arguments["dim"]
+        one, other = (of(operation.arguments[name]) for name in ("self", "source"))
+        if not other.numel():
+            return one
+        first = other.narrow(dim, 0, 1)
+        self.tie(first, other)
+        self.tie(one, first)
+        return torch.where(one == 0, first, torch.maximum(one.abs(), first.abs()))
 
     def _reduced(self, operation: Operation, of: Callable[[Tensor], Tensor]) -> Tensor:
         """Elements are put together of one channel alone."""
@@ -208,3 +265,11 @@ class Labels(Carried[Tensor]):
                 grown[: len(labels)] = labels
             self._labels[storage._cdata], labels = (storage, grown), grown
         return labels.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def _beside(labels: Tensor, others: Tensor) -> Tensor:
+    """The labels, but of what is one number for several channels of the others none, as of a gate for all of them."""
+    for dim in range(-min(labels.dim(), others.dim()), 0):
+        if labels.shape[dim] == 1 and others.shape[dim] > 1 and (others != others.narrow(dim, 0, 1)).any():
+            return torch.zeros_like(labels)
+    return labels

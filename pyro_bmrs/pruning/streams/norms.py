@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pyro_bmrs.pruning.layers import normalised_width
+
+# Attributes in which norms hold what is added to the variance.
+EPSILONS = ("eps", "variance_epsilon", "epsilon")
 
 
 class UnevenGroupNorm(nn.Module):
@@ -55,34 +61,37 @@ class UnevenGroupNorm(nn.Module):
         return module
 
     def forward(self, input: Tensor) -> Tensor:
+        device, dtype = input.device.type, input.dtype
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return self.forward(input)
         # In full precision, as what norms return is a small difference of large numbers.
-        precise = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        if not torch.is_autocast_enabled(input.device.type):
-            return self._normalised(precise).to(input.dtype)
-        with torch.autocast(input.device.type, enabled=False):
-            return self._normalised(precise).to(input.dtype)
+        is_precise = dtype is torch.float32 or dtype is torch.float64
+        return self._normalised(input) if is_precise else self._normalised(input.float()).to(dtype)
 
     def _normalised(self, input: Tensor) -> Tensor:
         """
         All groups at once: each channel normalised by itself, and from there to what its group would make of it.
 
         Of a group, the mean is the average of its channels', and the variance that of the channels' variances and of
-        the squares of what their means are off by.
+        the squares of what their means are off by. Small networks spend their time on the number of steps, looking up
+        attributes included.
         """
-        examples, channels = input.shape[:2]
-        size = input.numel() // (examples * channels)
+        weight, bias, averages = self.weight, self.bias, self.averages
+        examples, channels, *places = input.shape
         alone, mean, precision = torch.native_group_norm(
-            input, None, None, examples, channels, size, channels, self.eps
+            input, None, None, examples, channels, prod(places), channels, self.eps
         )
         # Of a norm without parameters nobody knew the precision before.
-        averages = self.averages if self.averages.dtype == mean.dtype else self._averages().to(mean)
+        if averages.dtype != mean.dtype:
+            averages = self._averages().to(mean)
         off = torch.addmm(mean, mean, averages, alpha=-1)
         # The eps in the channels' variances is that in the group's.
         scale = torch.addcmul(precision.pow(-2), off, off).mm(averages).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        shift = off * scale if self.bias is None else torch.addcmul(self.bias, off, scale)
-        shape = (examples, channels, *[1] * (input.dim() - 2))
+        if weight is not None:
+            scale = scale * weight
+        shift = off * scale if bias is None else torch.addcmul(bias, off, scale)
+        shape = (examples, channels, *[1] * len(places))
         return torch.addcmul(shift.view(shape), alone, (scale / precision).view(shape))
 
     def extra_repr(self) -> str:
@@ -168,11 +177,7 @@ def narrow(norm: nn.Module, kept: Tensor, factors: Tensor, dim: int) -> nn.Modul
     :return: the norm; None if its parameters cannot take the factors over.
     """
     small: Any = narrowed(norm, kept)
-    generator = torch.Generator().manual_seed(0)
-    # Some norms are over places, too, of which images have two dimensions.
-    has_places_first = dim == -1 and not isinstance(norm, nn.GroupNorm | UnevenGroupNorm)
-    shape = [4, 3, 3, len(kept)] if has_places_first else [4, len(kept), *[3] * (-1 - dim)]
-    example = torch.randn(shape, generator=generator, dtype=torch.float64).to(factors)
+    example = _example(norm, len(kept), dim).to(factors)
     values = {name: vars(small)[name].detach() for name, _ in norm.named_parameters(recurse=False)}
     for folded in _folded(values, factors) if values else ():
         other: Any = copy.copy(small)
@@ -183,6 +188,26 @@ def narrow(norm: nn.Module, kept: Tensor, factors: Tensor, dim: int) -> nn.Modul
         if is_same:
             return _with_parameters(small, norm, folded)
     return None
+
+
+def _example(norm: nn.Module, width: int, dim: int) -> Tensor:
+    """What a norm may be given; some are over places, too, of which images have two dimensions."""
+    has_places_first = dim == -1 and not isinstance(norm, nn.GroupNorm | UnevenGroupNorm)
+    shape = [4, 3, 3, width] if has_places_first else [4, width, *[3] * (-1 - dim)]
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@torch.no_grad()
+def is_centred(norm: nn.Module, dim: int) -> bool:
+    """
+    Whether a norm subtracts the mean, so that it is the same of what is larger by a constant.
+
+    :param norm: the norm.
+    :param dim: the dimension of what it is given that has the channels, counted from the end.
+    """
+    example = _example(norm, normalised_width(norm), dim).to(next(norm.parameters(), torch.ones(1)))
+    one, other = forward_of(norm, example), forward_of(norm, example + 1)
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
 
 
 def _with_parameters(small: Any, norm: nn.Module, values: dict[str, Tensor]) -> nn.Module:

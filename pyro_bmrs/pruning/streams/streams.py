@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from pyro_bmrs.pruning.examples import call, evaluation, results
+from pyro_bmrs.pruning.experts import experts_of
 from pyro_bmrs.pruning.layers import (
     ATTENTION,
     channel_dim,
@@ -157,6 +158,7 @@ class _Walk:
             for name, part in parts.items():
                 if name not in steps and not name.startswith(inside):
                     self._begin_loose(name, part)
+            self._labels.first_of_layers = self._next
             stack.enter_context(self._labels)
             output = call(self._net, example_inputs)
         for leaf in tree_leaves(results(output)):
@@ -326,7 +328,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _is_closed(module: nn.Module) -> bool:
-    return isinstance(module, ATTENTION)
+    return isinstance(module, ATTENTION) or experts_of(module) is not None
 
 
 def _is_through(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_bmrs.pruning.experts import reading_by
 from pyro_bmrs.pruning.layers import beside_weight
 from pyro_bmrs.pruning.noise.attachment import NoiseSite
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
@@ -52,11 +53,12 @@ class Scale(nn.Module):
 
 class Scaled(nn.Module):
     """
-    A module whose output, or whose first input, is multiplied by fixed factors; of several outputs the first.
+    A module whose output, or whose first input, is multiplied by fixed factors; of several outputs the first; or
+    experts whose hidden units are.
 
     :param module: the module.
     :param scale: the factors.
-    :param when: ``"output"`` or ``"input"``.
+    :param when: ``"output"``, ``"input"``, or ``"hidden"``.
     """
 
     def __init__(self, module: nn.Module, scale: Scale, when: str) -> None:
@@ -71,6 +73,9 @@ class Scaled(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.when == "input":
             return self.module(self.scale(args[0]), *args[1:], **kwargs)
+        if self.when == "hidden":
+            with reading_by(self.module, self.scale(self.module.down_proj)):
+                return self.module(*args, **kwargs)
         output = self.module(*args, **kwargs)
         # What an LSTMCell keeps for itself comes behind what it puts out.
         return (self.scale(output[0]), *output[1:]) if isinstance(output, tuple) else self.scale(output)

@@ -19,6 +19,7 @@ from pyro_bmrs.pruning.compaction.reporting.cost import cost
 from pyro_bmrs.pruning.compaction.surgery.blocks import remove_blocks
 from pyro_bmrs.pruning.compaction.surgery.folding import fold
 from pyro_bmrs.pruning.compaction.surgery.heads import HeadPlace, remove_heads
+from pyro_bmrs.pruning.compaction.surgery.hidden_units import remove_hidden_units
 from pyro_bmrs.pruning.compaction.surgery.removal import remove_channels
 from pyro_bmrs.pruning.examples import Outputs
 from pyro_bmrs.pruning.noise.attachment import KINDS, NoiseSite
@@ -59,6 +60,8 @@ class Rewritten(NamedTuple):
     :param left: why channels that are multiplied by 0 are still there.
     :param multiplied: for the names of multiplications that are still there, why.
     :param costs: what each of its modules costs.
+    :param gone: for the sites of widths, which units are gone.
+    :param kept_for: for those of them whose pruned units are still there, why.
     """
 
     net: nn.Module
@@ -66,6 +69,8 @@ class Rewritten(NamedTuple):
     left: dict[Channel, str]
     multiplied: dict[str, str]
     costs: pd.DataFrame
+    gone: Mapping[str, Tensor] = {}
+    kept_for: Mapping[str, str] = {}
 
 
 def rewrite(masked: Masked, rounding: Rounding) -> Rewritten:
@@ -88,13 +93,15 @@ def rewrite(masked: Masked, rounding: Rounding) -> Rewritten:
     # What is multiplied by 0 in branches that stay.
     kinds["units"] += sorted(scales_of(net).keys() - known)
     owners = {places[name]: site.module for name, site in masked.sites.items()}
+    net, hidden, reasons = remove_hidden_units(net, outputs, importance, rounding, merits)
+    left.update(reasons)
     heads = {place: HeadPlace(sizes[place], owners[place]) for place in kinds["heads"] if place in scales_of(net)}
     net, reasons = remove_heads(net, heads, inputs, outputs, importance, rounding, merits)
     left.update(reasons)
     units = [place for place in kinds["units"] if place in scales_of(net)]
     net, reasons = remove_channels(net, units, inputs, outputs, importance, rounding, merits)
     left.update(reasons)
-    present = set(scales_of(net))
+    present = set(scales_of(net)) | hidden
     net, multiplied = fold(net, inputs, outputs)
     make_fast(net)
     return Rewritten(net, present, left, multiplied, cost(net, inputs))

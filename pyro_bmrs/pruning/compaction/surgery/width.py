@@ -8,17 +8,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.compaction.coupling.rounding import Rounding
 from pyro_bmrs.pruning.compaction.modules.gated_norm import GatedNorm
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled, substitute
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
+from pyro_bmrs.pruning.compaction.surgery.filling import fill, fillers
 from pyro_bmrs.pruning.compaction.surgery.removal import LAST
 from pyro_bmrs.pruning.examples import Outputs
+from pyro_bmrs.pruning.experts import experts_of, take_out_of_experts
 from pyro_bmrs.pruning.layers import layer_kind, num_groups, take_out, weight_rows
 from pyro_bmrs.pruning.noise.attachment import NoiseSite
 from pyro_bmrs.pruning.streams.norms import narrow
@@ -26,7 +31,7 @@ from pyro_bmrs.pruning.streams.streams import Side, Stream, find_streams
 
 # Attributes in which networks hold their width.
 _WIDTHS = frozenset(
-    "hidden_dim hidden_size embed_dim embed_dims d_model model_dim dim width num_features n_embd".split()
+    "hidden_dim hidden_size embed_dim embed_dims d_model model_dim dim width num_features n_embd input_size".split()
 )
 
 
@@ -45,17 +50,46 @@ def gate_norms(net: nn.Module, gates: Mapping[str, Tensor], sites: Mapping[str, 
             substitute(net, old, GatedNorm(old, gates[name][units], norm.dim))
 
 
-def remove_width(
-    net: nn.Module,
-    gates: Mapping[str, Tensor],
-    sites: Mapping[str, NoiseSite],
-    example_inputs: Any,
-    outputs: Outputs,
-    importance: Mapping[str, Tensor],
-    finish: Callable[[nn.Module], None],
-) -> tuple[nn.Module, dict[str, Tensor], dict[str, str]]:
+class WithoutWidth(NamedTuple):
     """
-    Takes channels of streams out of a network, and multiplies what their norms put out.
+    A network without some channels of its streams.
+
+    :param net: the network, with all other multiplications.
+    :param gone: for each site which units are gone.
+    :param left: for sites whose pruned units are still there, or some of them, why.
+    """
+
+    net: nn.Module
+    gone: dict[str, Tensor]
+    left: dict[str, str]
+
+
+class _Way(NamedTuple):
+    """
+    How channels of a stream are taken out.
+
+    :param is_filled: whether some of those that are pruned stay, and hold what the norms take from the others.
+    :param is_counted: whether attributes that are the number of channels are told that they are fewer.
+    :param is_whole: whether all of them stay like that.
+    """
+
+    is_filled: bool = False
+    is_counted: bool = False
+    is_whole: bool = False
+
+
+# Some networks hold their width as an attribute: tried where it is not seen from what there is. Where all channels
+# have to stay, norms that are as they were are faster than such that leave some out.
+_WAYS = [
+    *(_Way(is_filled=filled, is_counted=counted) for filled in (True, False) for counted in (False, True)),
+    _Way(is_whole=True),
+]
+
+
+@dataclass(frozen=True)
+class Widths:
+    """
+    A network with streams of which some channels are pruned.
 
     :param net: the network, without noise and multiplications; left as it is.
     :param gates: for each site the factors of its units, 0 for those that are pruned.
@@ -63,53 +97,97 @@ def remove_width(
     :param example_inputs: what the network is called with.
     :param outputs: what it computes with all multiplications.
     :param importance: for each site, which of its units to rather keep if none would be left.
+    :param merits: for each site, which of its units to rather keep where sizes are rounded up.
     :param finish: puts all other multiplications into a network.
-    :return: the smaller network, with the other multiplications; for each site which units are gone; and for sites
-        whose pruned units are still there, why.
     """
-    if not sites:
-        smaller = deepcopy(net)
-        finish(smaller)
-        return smaller, {}, {}
-    left: dict[str, str] = {}
-    gone: dict[str, Tensor] = {}
-    streams: dict[str, Stream] = {}
-    found = find_streams(deepcopy(net), example_inputs)
-    for name, site in sites.items():
-        gone[name] = gates[name] == 0
-        if gone[name].all():
-            gone[name][importance[name].argmax()] = False
-            left[name] = LAST
-        stream = next((stream for stream in found if stream.norms == site.norms), None)
-        if stream is None:
-            left[name] = "on these inputs the network does not use the norms as it did when noise was attached"
-        else:
-            streams[name] = stream
 
-    def remove(done: Sequence[str], counted: Sequence[str]) -> tuple[nn.Module, dict[str, str]]:
-        def without(names: Sequence[str]) -> nn.Module:
-            smaller = deepcopy(net)
-            for name in [*done, *names]:
-                _remove(smaller, streams[name], gone[name], gates[name])
-                if name in counted:
-                    _count_width(smaller, streams[name], gone[name])
-            whole = {name: site for name, site in sites.items() if name not in done and name not in names}
-            gate_norms(smaller, gates, whole)
-            finish(smaller)
-            return smaller
+    net: nn.Module
+    gates: Mapping[str, Tensor]
+    sites: Mapping[str, NoiseSite]
+    example_inputs: Any
+    outputs: Outputs
+    importance: Mapping[str, Tensor]
+    merits: Mapping[str, Tensor]
+    finish: Callable[[nn.Module], None]
 
-        chosen = [name for name in streams if name not in done]
-        smaller, failed = most_that_work(chosen, without, outputs)
-        return smaller, {chosen[place]: reason for place, reason in failed.items()}
+    @cached_property
+    def _streams(self) -> dict[str, Stream]:
+        found = find_streams(deepcopy(self.net), self.example_inputs) if self.sites else []
+        by_site = ((name, [s for s in found if s.norms == site.norms]) for name, site in self.sites.items())
+        return {name: own[0] for name, own in by_site if own}
 
-    # Some networks hold their width as an attribute: tried where it is not seen from what there is.
-    smaller, failed = remove([], [])
-    if failed:
-        smaller, failed = remove([name for name in streams if name not in failed], list(failed))
-    left.update(failed)
-    for name in (sites.keys() - streams.keys()) | failed.keys():
-        gone[name] = torch.zeros_like(gone[name])
-    return smaller, gone, left
+    def removed(self, rounding: Rounding) -> WithoutWidth:
+        """
+        Takes channels of streams out of the network, and multiplies what their norms put out.
+
+        :param rounding: what sizes are rounded up to, by channels that say nothing.
+        """
+        if not self.sites:
+            smaller = deepcopy(self.net)
+            self.finish(smaller)
+            return WithoutWidth(smaller, {}, {})
+        left = dict.fromkeys(
+            self.sites.keys() - self._streams.keys(),
+            "on these inputs the network does not use the norms as it did when noise was attached",
+        )
+        gone: dict[str, Tensor] = {}
+        back: dict[str, Tensor] = {}
+        reasons: dict[str, str] = {}
+        for name in self.sites:
+            gone[name] = self.gates[name] == 0
+            if gone[name].all():
+                gone[name][self.importance[name].argmax()] = False
+                left[name] = LAST
+            elif name in self._streams:
+                back[name], reasons[name] = fillers(rounding, self._streams[name], gone[name], self.merits[name])
+        ways: dict[str, _Way] = {}
+        failed: dict[str, str] = {}
+        smaller = self._without(gone, back, {})
+        for way in _WAYS:
+            chosen = [name for name in self._streams if name not in ways and _is_for(way, back.get(name))]
+            if chosen:
+
+                def build(names: Sequence[str], way: _Way = way, ways: Mapping[str, _Way] = ways) -> nn.Module:
+                    return self._without(gone, back, {**ways, **dict.fromkeys(names, way)})
+
+                smaller, lost = most_that_work(chosen, build, self.outputs)
+                for place, name in enumerate(chosen):
+                    if place not in lost:
+                        ways[name] = way
+                    elif not way.is_whole:
+                        failed[name] = lost[place]
+        for name, site_gone in gone.items():
+            way = ways.get(name, _Way(is_whole=True))
+            if way.is_filled:
+                gone[name] = site_gone & ~back[name]
+                left[name] = reasons[name]
+            elif way.is_whole:
+                gone[name] = torch.zeros_like(site_gone)
+                left.setdefault(name, failed.get(name, ""))
+        return WithoutWidth(smaller, gone, left)
+
+    def _without(self, gone: Mapping[str, Tensor], back: Mapping[str, Tensor], ways: Mapping[str, _Way]) -> nn.Module:
+        """The network with some of its streams smaller, each in its way."""
+        smaller = deepcopy(self.net)
+        for name, way in ways.items():
+            stream, out, gates = self._streams[name], gone[name], self.gates[name]
+            if way.is_filled or way.is_whole:
+                staying = back[name] if way.is_filled else out
+                gates = gates * fill(smaller, stream, ~out, staying).to(gates)
+                out = out & ~staying
+            _remove(smaller, stream, out, gates)
+            if way.is_counted:
+                _count_width(smaller, stream, out)
+        gate_norms(smaller, self.gates, {name: site for name, site in self.sites.items() if name not in ways})
+        self.finish(smaller)
+        return smaller
+
+
+def _is_for(way: _Way, back: Tensor | None) -> bool:
+    """Whether a way is one for a stream of which these come back; None for one of which no others could."""
+    if back is None:
+        return not (way.is_filled or way.is_whole)
+    return not way.is_filled or bool(back.any())
 
 
 def _remove(net: nn.Module, stream: Stream, gone: Tensor, gates: Tensor) -> None:
@@ -171,6 +249,9 @@ def _take(net: nn.Module, side: Side, channels: Sequence[int]) -> None:
         setattr(module, name, nn.Parameter(values, tensor.requires_grad) if is_parameter else values)
         return
     layer: Any = net.get_submodule(side.name)
+    if experts_of(layer) is not None:
+        take_out_of_experts(layer, side.side, channels)
+        return
     take_out(layer, side.side, channels)
     kind = layer_kind(layer)
     if side.side == "through" and kind is not None and kind.groups is not None:
