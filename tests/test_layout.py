@@ -32,7 +32,7 @@ ROOMS = (
     "__init__",
 )
 PRUNING = (
-    "examples | layers | experts",
+    "examples | layers",
     "streams",
     "noise",
     "training",

@@ -21,8 +21,8 @@ from pyro_bmrs.pruning.compaction.modules.recurrence import Recurrence, is_layer
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
 from pyro_bmrs.pruning.compaction.modules.widths_of_heads import WidthsOfHeads, divides_by_heads, width_of_heads
-from pyro_bmrs.pruning.experts import implementation, set_implementation
 from pyro_bmrs.pruning.layers import GROUP_COUNTS, HEAD_COUNTS
+from pyro_bmrs.pruning.streams.experts import implementation, set_implementation
 from pyro_bmrs.pruning.streams.norms import UnevenGroupNorm
 
 COUNTS = (*HEAD_COUNTS, *GROUP_COUNTS)

@@ -37,7 +37,7 @@ from pyro_bmrs.pruning.compaction.rewriting.checks import (
 )
 from pyro_bmrs.pruning.compaction.rewriting.fastest import fastest
 from pyro_bmrs.pruning.compaction.rewriting.rewriting import Masked, Rewritten, rewrite
-from pyro_bmrs.pruning.compaction.surgery.width import Widths, gate_norms
+from pyro_bmrs.pruning.compaction.surgery.width.width import Widths, gate_norms
 from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, copy_network, run
 from pyro_bmrs.pruning.noise.attachment import NoiseSite, detach_noise, noise_sites
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.criteria.criterion import Criterion, Scores
-from pyro_bmrs.pruning.experts import experts_of, rows_of_hidden_units
 from pyro_bmrs.pruning.layers import weight_rows
 from pyro_bmrs.pruning.noise.attachment import NoiseSite, noise_sites
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
 from pyro_bmrs.pruning.noise.recognition.recurrences import CELLS, is_recurrent, rows_of_units
 from pyro_bmrs.pruning.noise.steps.precision import at_least_single
+from pyro_bmrs.pruning.streams.experts import experts_of, rows_of_hidden_units
 
 
 @dataclass(frozen=True)

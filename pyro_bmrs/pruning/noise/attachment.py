@@ -21,7 +21,6 @@ from torch import nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.examples import check_example_inputs, copy_network
-from pyro_bmrs.pruning.experts import experts_of
 from pyro_bmrs.pruning.layers import ATTENTION, linear_width
 from pyro_bmrs.pruning.noise.hooks import (
     AttentionHook,
@@ -38,6 +37,7 @@ from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 from pyro_bmrs.pruning.noise.placement import Placement, find_placements
 from pyro_bmrs.pruning.noise.recognition.calls_by_weight import call_by_weight, multiply_by_weight
 from pyro_bmrs.pruning.noise.recognition.recurrences import Part, why_without_noise
+from pyro_bmrs.pruning.streams.experts import experts_of
 from pyro_bmrs.pruning.streams.streams import NormPlace
 
 Selection: TypeAlias = str | type[nn.Module]

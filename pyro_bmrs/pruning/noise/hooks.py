@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from pyro_bmrs.pruning.experts import reading_by
 from pyro_bmrs.pruning.layers import has_channels_in_columns
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
 from pyro_bmrs.pruning.noise.recognition.recurrences import Part, parts_of
+from pyro_bmrs.pruning.streams.experts import reading_by
 from pyro_bmrs.pruning.streams.norms import forward_of, normalise_kept
 from pyro_bmrs.pruning.streams.streams import NormPlace
 

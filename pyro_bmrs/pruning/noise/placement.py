@@ -19,7 +19,6 @@ from typing import Any
 from torch import fx, nn
 
 from pyro_bmrs.pruning.examples import copy_network
-from pyro_bmrs.pruning.experts import experts_of, num_hidden
 from pyro_bmrs.pruning.layers import (
     ACTIVATION_NAMES,
     ATTENTION,
@@ -41,6 +40,7 @@ from pyro_bmrs.pruning.noise.recognition.attentions import Heads, attention_of, 
 from pyro_bmrs.pruning.noise.recognition.calls_by_weight import call_by_weight
 from pyro_bmrs.pruning.noise.recognition.norms import behind_sum, comes_to_norm, is_over_units
 from pyro_bmrs.pruning.noise.recognition.recurrences import CELLS, Part, is_recurrent, parts_of
+from pyro_bmrs.pruning.streams.experts import experts_of, is_router, num_hidden
 from pyro_bmrs.pruning.streams.streams import NormPlace, Stream, find_streams
 
 # What moves channels, or combines them one by one, so that those of a convolution can be followed through it.
@@ -142,16 +142,8 @@ def _units(net: nn.Module, modules: Mapping[str, nn.Module], flows: Sequence[Flo
     for name, layer in modules.items():
         units = layer_units(layer)
         if units is not None and name not in seen and not name.startswith(inside) and not _is_last_layer(modules, name):
-            is_default = units > 1 and units not in widths and not _is_router(modules, name, units)
+            is_default = units > 1 and units not in widths and not is_router(modules, name, units)
             yield Placement(name, name, name, "output", "units", units, unit_dim(layer), is_default=is_default)
-
-
-def _is_router(modules: Mapping[str, nn.Module], name: str, units: int) -> bool:
-    """Whether a layer puts out a number for each of the experts beside it, or around it."""
-    around = modules[name.rpartition(".")[0]]
-    parts = [around, *around.children()]
-    blocks = (value for part in parts for value in part.parameters(recurse=False) if value.dim() > 2)
-    return any(len(block) == units for part in parts if layer_units(part) is None for block in blocks)
 
 
 def _is_last_layer(modules: Mapping[str, nn.Module], name: str) -> bool:

@@ -25,7 +25,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from pyro_bmrs.pruning.examples import call, evaluation, results
-from pyro_bmrs.pruning.experts import experts_of
 from pyro_bmrs.pruning.layers import (
     ATTENTION,
     channel_dim,
@@ -37,6 +36,7 @@ from pyro_bmrs.pruning.layers import (
     num_channels,
     num_groups,
 )
+from pyro_bmrs.pruning.streams.experts import experts_of
 from pyro_bmrs.pruning.streams.labels import Labels
 from pyro_bmrs.pruning.streams.norms import UnevenGroupNorm
 from pyro_bmrs.pruning.streams.operations import memory_of

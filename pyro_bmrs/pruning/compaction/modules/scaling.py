@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_bmrs.pruning.experts import reading_by
 from pyro_bmrs.pruning.layers import beside_weight
 from pyro_bmrs.pruning.noise.attachment import NoiseSite
 from pyro_bmrs.pruning.noise.multiplicative_noise import MultiplicativeNoise
+from pyro_bmrs.pruning.streams.experts import reading_by
 
 
 class Scale(nn.Module):

@@ -18,7 +18,7 @@ from pyro_bmrs.pruning.compaction.modules.scaling import Scaled, scales_of, subs
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
 from pyro_bmrs.pruning.compaction.surgery.removal import LAST
 from pyro_bmrs.pruning.examples import Outputs
-from pyro_bmrs.pruning.experts import take_out_of_experts
+from pyro_bmrs.pruning.streams.experts import take_out_of_experts
 
 
 def remove_hidden_units(

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bmrs.pruning.compaction.coupling.constants import constant_inputs
+from pyro_bmrs.pruning.compaction.coupling.evenness import UNEVEN, equally_many
 from pyro_bmrs.pruning.compaction.coupling.rounding import Rounding, merit, spared
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel, ChannelTies, TiedChannels, channel_ties
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scales_of
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
 from pyro_bmrs.pruning.compaction.surgery.divisions import divided_by, resize_divisions
-from pyro_bmrs.pruning.compaction.surgery.evenness import UNEVEN, equally_many
 from pyro_bmrs.pruning.examples import Outputs
 from pyro_bmrs.pruning.layers import absorb, can_absorb, num_channels, take_out
 

@@ -20,12 +20,12 @@ from pyro_bmrs.pruning.compaction.coupling.rounding import Rounding
 from pyro_bmrs.pruning.compaction.modules.gated_norm import GatedNorm
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled, substitute
 from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
-from pyro_bmrs.pruning.compaction.surgery.filling import fill, fillers
 from pyro_bmrs.pruning.compaction.surgery.removal import LAST
+from pyro_bmrs.pruning.compaction.surgery.width.filling import fill, fillers
 from pyro_bmrs.pruning.examples import Outputs
-from pyro_bmrs.pruning.experts import experts_of, take_out_of_experts
 from pyro_bmrs.pruning.layers import layer_kind, num_groups, take_out, weight_rows
 from pyro_bmrs.pruning.noise.attachment import NoiseSite
+from pyro_bmrs.pruning.streams.experts import experts_of, take_out_of_experts
 from pyro_bmrs.pruning.streams.norms import narrow
 from pyro_bmrs.pruning.streams.streams import Side, Stream, find_streams
 

@@ -30,7 +30,7 @@ from pyro_bmrs.pruning import (
     save_compact,
     unit_costs,
 )
-from pyro_bmrs.pruning.experts import experts_of, rows_of_hidden_units, set_implementation, take_out_of_experts
+from pyro_bmrs.pruning.streams.experts import experts_of, rows_of_hidden_units, set_implementation, take_out_of_experts
 
 SIZES = {"vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "pad_token_id": 0}
 SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 16, "num_experts_per_tok": 2}

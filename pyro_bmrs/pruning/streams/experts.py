@@ -11,7 +11,7 @@ which is of the experts. A unit is the hidden unit of that number of each expert
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.pruning.layers import layer_units
 
 _DOWN, _UPS = "down_proj", ("gate_up_proj", "up_proj")
 # Attributes in which such modules hold how many channels come in and go out, and how many hidden units there are.
@@ -84,6 +85,14 @@ def experts_of(module: nn.Module) -> Experts | None:
         return None
     dims = (1, 2) if chosen[0][0] else (2, 1)
     return Experts(up, dims, dims, is_gated, bool(getattr(module, "is_concatenated", True)))
+
+
+def is_router(modules: Mapping[str, nn.Module], name: str, units: int) -> bool:
+    """Whether a layer puts out a number for each of the experts beside it, or around it."""
+    around = modules[name.rpartition(".")[0]]
+    parts = [around, *around.children()]
+    blocks = (value for part in parts for value in part.parameters(recurse=False) if value.dim() > 2)
+    return any(len(block) == units for part in parts if layer_units(part) is None for block in blocks)
 
 
 def num_hidden(module: Any) -> int:

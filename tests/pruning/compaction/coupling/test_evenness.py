@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from pyro_bmrs.pruning.compaction.coupling.evenness import equally_many
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel, TiedChannels
 from pyro_bmrs.pruning.compaction.modules.recurrence import unroll
-from pyro_bmrs.pruning.compaction.surgery.evenness import equally_many
 
 
 def ties(**units: list[int]) -> list[TiedChannels]:
