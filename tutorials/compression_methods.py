@@ -117,26 +117,30 @@ def size_of(net: nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())
 
 
-def prune_by_torch_pruning(net: nn.Module, part: Part, size: int, epochs: int, importance: str) -> nn.Module:
+def prune_by_torch_pruning(
+    net: nn.Module, part: Part, size: int, epochs: int, importance: str, lr: float = 3e-3
+) -> nn.Module:
     """
     A network of a given size, by torch-pruning: units go epoch by epoch in the first third of a training.
 
     Both ways of torch-pruning are tried, one share of all layers and the least important units of the whole network
     (which can leave next to nothing of a layer): that with the lower loss after the second third is trained to its end.
+    The rate falls from as high a one as that to which ``compress`` lets it rise.
 
     :param net: the whole network, trained.
     :param part: what to train on.
     :param size: how many parameters it may have.
     :param epochs: of the training.
     :param importance: ``"norm"`` or ``"taylor"``.
+    :param lr: the learning rate at first.
     """
     num_steps = max(1, epochs // 3)
     candidates = [deepcopy(net) for _ in range(2)]
     for candidate, is_global in zip(candidates, (False, True)):
         prune = _torch_pruner(candidate, part, size, num_steps, importance, is_global)
-        train(candidate, part, epochs, prune, part_of=range(min(2 * num_steps, epochs)))
+        train(candidate, part, epochs, prune, lr=lr, part_of=range(min(2 * num_steps, epochs)))
     best = max(candidates, key=lambda candidate: measure(candidate, part)[1])
-    train(best, part, epochs, part_of=range(2 * num_steps, epochs))
+    train(best, part, epochs, lr=lr, part_of=range(2 * num_steps, epochs))
     return best
 
 
