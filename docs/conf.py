@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.request import urlopen
 
 import pyro_bmrs
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "pyro_bmrs"
 author = "Contributors to the pyro_bmrs project"
@@ -14,11 +18,12 @@ copyright = author
 version = release = pyro_bmrs.__version__
 
 extensions = [
+    "mathml",
+    "page_checks",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
@@ -29,7 +34,8 @@ templates_path = ["_templates"]
 html_theme = "furo"
 html_title = "pyro_bmrs"
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["tables.css", "formulae.css"]
+html_math_renderer = "mathml"
 
 # A page for each public name is made by the build, from the tables of reference/api.md.
 autosummary_generate = True

@@ -18,6 +18,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "docs" / "tutorials"
 PAGES = sorted(path.stem for path in FOLDER.glob("*.md") if path.stem != "index")
+OPTIONS = re.compile(r"\A(?:---\n.*?^---\n|(?::[^\n]*\n)+)", re.MULTILINE | re.DOTALL)
 CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -27,7 +28,7 @@ def text_of(page: str) -> str:
 
 def code_of(page: str) -> str:
     """All cells of a page as one program."""
-    return "\n".join(re.sub(r"\A(?::[^\n]*\n)+", "", cell) for cell in CELL.findall(text_of(page)))
+    return "\n".join(OPTIONS.sub("", cell) for cell in CELL.findall(text_of(page)))
 
 
 @pytest.fixture(autouse=True)
