@@ -20,7 +20,7 @@ from pyro_bmrs.pruning.compaction.coupling.evenness import UNEVEN, equally_many
 from pyro_bmrs.pruning.compaction.coupling.rounding import Rounding, merit, spared
 from pyro_bmrs.pruning.compaction.coupling.ties import Channel, ChannelTies, TiedChannels, channel_ties
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale, scales_of
-from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
+from pyro_bmrs.pruning.compaction.surgery.attempts import attempt, most_that_work
 from pyro_bmrs.pruning.compaction.surgery.divisions import divided_by, resize_divisions
 from pyro_bmrs.pruning.examples import Outputs
 from pyro_bmrs.pruning.layers import absorb, can_absorb, num_channels, take_out
@@ -103,11 +103,18 @@ def _most_removed(
         resize_divisions(smaller, ties.divisions, set(together), set(_channels(resized)))
         return smaller
 
+    divided = {channel for _, parts in ties.divisions for part in parts for channel in part}
+    parted = [place for place, bundle in enumerate(bundles) if divided.intersection(_channels([bundle]))]
+    # What goes for all is found at once.
+    for resizing in ([], parted) if parted else ():
+        others = [bundle for place, bundle in enumerate(bundles) if place not in resizing]
+        whole, _ = attempt(partial(removed, others, [bundles[place] for place in resizing]), outputs)
+        if whole is not None:
+            return whole, {}
     smaller, failed = most_that_work(bundles, removed, outputs)
     gone = [bundle for place, bundle in enumerate(bundles) if place not in failed]
     # Some modules hold the sizes of the parts that they divide channels into: tried where the channels alone do not do.
-    divided = {channel for _, parts in ties.divisions for part in parts for channel in part}
-    again = [place for place in failed if divided.intersection(_channels([bundles[place]]))]
+    again = [place for place in failed if place in parted]
     resized: list[Sequence[TiedChannels]] = []
     if again:
         smaller, failed_again = most_that_work([bundles[place] for place in again], partial(removed, gone), outputs)
