@@ -134,7 +134,7 @@ def _told(row: dict[str, Any], column: str) -> Iterator[None]:
 
 
 def _lively(entry: Entry) -> nn.Module:
-    """The network with random weights, its norms as if trained."""
+    """The network with random weights, its norms and factors as if trained."""
     torch.manual_seed(0)
     net = entry.make().eval()
     for module in net.modules():
@@ -145,6 +145,11 @@ def _lively(entry: Entry) -> nn.Module:
             nn.init.uniform_(module.weight, 0.8, 1.2)
             if module.bias is not None:
                 nn.init.normal_(module.bias, std=0.1)
+    for name, parameter in net.named_parameters():
+        # Heads begin at 0 in some, and branches close to it, so that nothing in them would be seen.
+        is_factor = any(word in name for word in ("gamma", "layer_scale", ".ls"))
+        if (parameter.dim() > 1 or is_factor) and parameter.abs().max() < 1e-3:
+            nn.init.normal_(parameter, std=0.1)
     return net
 
 
