@@ -17,8 +17,9 @@ import io
 import itertools
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -103,17 +104,29 @@ def measured(name: str, runtime: str, size: int) -> Measured:
     return Measured(*(median(values) for values in zip(*found)))
 
 
-def main(path: str) -> None:
-    """Writes a table of all networks in whatever runs them."""
+HEADER = ["network", "runtime", "batch", "microseconds", "compact, as a multiple", "a copy"]
+
+
+def main(path: Path, names: Collection[str] = ()) -> None:
+    """
+    Writes a table of networks in whatever runs them.
+
+    :param path: of the table; what is there is not measured again.
+    :param names: which networks; all by default.
+    """
     torch.set_num_threads(1)
-    with open(path, "w", newline="") as file:
+    rows = list(csv.reader(path.open())) if path.exists() else []
+    done = {tuple(row[:3]) for row in rows}
+    with path.open("a", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["network", "runtime", "batch", "microseconds", "compact, as a multiple", "a copy"])
-        for name, runtime, size in itertools.product(NETWORKS, RUNTIMES, SIZES):
-            before, ratio, again = measured(name, runtime, size)
-            writer.writerow([name, runtime, size, f"{before:.0f}", f"{ratio:.2f}", f"{again:.2f}"])
-            file.flush()
+        if not rows:
+            writer.writerow(HEADER)
+        for name, runtime, size in itertools.product(names or NETWORKS, RUNTIMES, SIZES):
+            if (name, runtime, str(size)) not in done:
+                before, ratio, again = measured(name, runtime, size)
+                writer.writerow([name, runtime, size, f"{before:.0f}", f"{ratio:.2f}", f"{again:.2f}"])
+                file.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]), sys.argv[2:])

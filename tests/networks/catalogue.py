@@ -215,6 +215,13 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], Callable[[], Any]]] = {
         {"hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 2, 1], "image_size": 32, "patch_size": 2},
         _pixels,
     ),
+    "mixtral": ("MixtralForCausalLM", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}, _tokens),
+    "qwen3_moe": (
+        "Qwen3MoeForCausalLM",
+        {**_GROUPED, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+        _tokens,
+    ),
+    "gpt_oss": ("GptOssForCausalLM", {**_GROUPED, "head_dim": 8, "num_local_experts": 4}, _tokens),
 }
 
 
