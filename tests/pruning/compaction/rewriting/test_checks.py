@@ -50,3 +50,24 @@ def test_an_output_that_is_random() -> None:
 
     with pytest.raises(ReductionError, match="random"):
         check_comparable(Noisy(3, 4), torch.ones(2, 3))
+
+
+def test_an_auxiliary_head_says_what_it_would_not_run_on() -> None:
+    class WithHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.act, self.last = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)
+            self.aux = nn.Sequential(nn.Conv2d(4, 5, 5), nn.ReLU(), nn.Conv2d(5, 2, 1))
+
+        def forward(self, images: torch.Tensor) -> Any:
+            seen = self.act(self.first(images))
+            output = self.last(seen).mean((2, 3))
+            return (output, self.aux(seen).mean((2, 3))) if self.training else output
+
+    net = attach_noise(WithHead())
+    sites = noise_sites(net)
+    gates = {name: torch.arange(site.noise.num_units) % 2.0 for name, site in sites.items()}
+    with pytest.raises(ReductionError, match=r"in training it does not run on them \(RuntimeError: .*[Kk]ernel size"):
+        compact_gated(net, gates, sites, torch.ones(2, 1, 5, 5))
+    small = compact_gated(net, gates, sites, torch.ones(2, 1, 8, 8))
+    assert small.aux[0].in_channels == 2 and small.train()(torch.ones(2, 1, 8, 8))[1].shape == (2, 2)

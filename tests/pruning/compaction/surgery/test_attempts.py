@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pyro_bmrs.pruning.compaction.surgery.attempts import most_that_work
+from pyro_bmrs.pruning.compaction.surgery.attempts import attempt, most_that_work
 from pyro_bmrs.pruning.examples import Outputs
 
 
@@ -69,3 +69,9 @@ def test_steps_that_work_alone_only_are_not_taken_together() -> None:
 def test_without_steps_that_work_the_network_is_as_it_was(steps: list[str]) -> None:
     net, failed = most_that_work(steps, Steps, Outputs(Steps([]), INPUTS))
     assert net.steps == [] and len(failed) == len(steps)
+
+
+@pytest.mark.parametrize(("step", "reason"), [("right", ""), ("wrong", "would change"), ("raises", "does not fit")])
+def test_an_attempt_says_why_it_fails(step: str, reason: str) -> None:
+    net, why = attempt(lambda: Steps([step]), Outputs(Steps([]), INPUTS))
+    assert (net is None) == bool(reason) and reason in why
