@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> nn.Module:
     options = parser.parse_args(arguments)
     train, test = load_images()
 
+    torch.set_num_threads(1)  # the tensors are small: more would only get in each other's way
     torch.manual_seed(options.seed)
     result = compress(
         network(),

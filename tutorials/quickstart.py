@@ -122,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> tuple[pd.DataFrame, Reductio
     parser.add_argument("--seed", type=int, default=0, help="of the noise covariates and of SVI (%(default)s)")
     options = parser.parse_args(arguments)
 
+    torch.set_num_threads(1)  # the tensors are small: more would only get in each other's way
     pyro.clear_param_store()
     pyro.set_rng_seed(options.seed)
     names, covariates, progression = load_study()
