@@ -81,18 +81,17 @@ class Scaled(nn.Module):
         return (self.scale(output[0]), *output[1:]) if isinstance(output, tuple) else self.scale(output)
 
     def as_seen(self, name: str) -> Tensor:
-        """The layer's weight or bias, multiplied as what the layer is given or puts out is."""
+        """The layer's weight or bias, multiplied as what the layer is given is."""
         tensor: Tensor = self.module.as_seen(name) if isinstance(self.module, Scaled) else getattr(self.module, name)
-        if name == "bias" and self.when == "input":
+        # What multiplies the output is beside the weight, which may be tied and used for something else.
+        if name == "bias" or self.when == "output":
             return tensor
         # By a call, which others look for.
         shape = [1] * 5
         if self.scale.dim is not None:
             shape[self.scale.dim] = len(self.scale.factor)
         factors = self.scale(tensor.new_ones(shape)).flatten()
-        if name != "bias" and len(factors) > 1:
-            factors = beside_weight(self.module, "in" if self.when == "input" else "out", factors)
-        scaled: Tensor = tensor * factors
+        scaled: Tensor = tensor * (beside_weight(self.module, "in", factors) if len(factors) > 1 else factors)
         return scaled
 
     def extra_repr(self) -> str:
