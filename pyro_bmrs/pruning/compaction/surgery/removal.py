@@ -130,10 +130,10 @@ def _most_removed(
     if even:
         chosen = [together for together, _ in even]
         smaller, uneven = most_that_work(chosen, lambda more: removed([*gone, *more], resized), outputs)
-        for place, (together, others) in enumerate(even):
+        for place, (together, rest) in enumerate(even):
             if place not in uneven:
                 left = {tie: reason for tie, reason in left.items() if tie not in together}
-                left.update(dict.fromkeys(others, UNEVEN))
+                left.update(dict.fromkeys(rest, UNEVEN))
     return smaller, left
 
 
