@@ -79,7 +79,7 @@ def compress(
     held-out data are within one standard error of the whole network's; where no labels are observed, whose log
     likelihood is within one of the best. What is not far from it is trained once more before it is given up. At last
     the network that is taken is trained once more, by the examples too that were held out, unless they were given. All
-    of it takes some 2 to 2.5 times as long as plain training of as many epochs.
+    of it takes some 2 to 3 times as long as plain training of as many epochs.
 
     :param net: the network, without noise; left as it is. It is trained on the device that it is on.
     :param train_data: a data loader, a data set of pairs of inputs and targets (or of mappings that hold the targets as
