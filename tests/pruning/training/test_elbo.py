@@ -309,15 +309,19 @@ def test_validation_without_a_tape_comes_before_training():
     module(x, y).backward()
 
 
+def multiplied(x, layer):
+    return nn.functional.linear(x, layer.weight)
+
+
 class PassesBy(nn.Module):
-    """An attention that uses the weight of its projection without calling it."""
+    """An attention that has the weight of its projection used elsewhere, where its own code does not show it."""
 
     def __init__(self):
         super().__init__()
         self.num_heads, self.qkv, self.proj = 2, nn.Linear(8, 24), nn.Linear(8, 8)
 
     def forward(self, x):
-        return nn.functional.linear(self.qkv(x)[..., :8], self.proj.weight)
+        return multiplied(self.qkv(x)[..., :8], self.proj)
 
 
 @pytest.mark.parametrize("elbo", [NoiseELBO, TraceMeanField_ELBO, Trace_ELBO])
