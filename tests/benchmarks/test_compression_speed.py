@@ -50,19 +50,15 @@ def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, result
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("build", [lenet, mlp])
 def test_compression_costs(build, record_property):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     # Images with something to learn: which of ten templates there is, in noise.
     y = torch.randint(10, (20_000,))
     x = torch.randn(10, 1, 28, 28)[y] + 3 * torch.randn(20_000, 1, 28, 28)
-    try:
-        plain, _ = seconds(lambda: train(build(), x, y, 20))
-        whole, result = seconds(lambda: compress(build(), (x, y), epochs=20, progress=False))
-    finally:
-        torch.set_num_threads(threads)
+    plain, _ = seconds(lambda: train(build(), x, y, 20))
+    whole, result = seconds(lambda: compress(build(), (x, y), epochs=20, progress=False))
     ratio = whole / plain
     print(f"\n{plain:.1f} s for plain training, {ratio:.2f} times that for compression\n{result}")
     record_property("ratio", ratio)

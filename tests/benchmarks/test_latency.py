@@ -12,24 +12,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from tests.benchmarks.latency import RUNTIMES, SIZES, measured
 from tests.benchmarks.networks import NETWORKS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Of what is the same, the clock makes no less than this.
 CLOCK = 0.02
 # For groups of unequal sizes torch has no norm, and one image is normed sooner by its own than by ours. Over more
 # channels the norm is another function, so that none can come back.
 UNEVEN_GROUPS = {"group norms": 1.2, "small group norms": 1.5}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from pyro_bmrs.pruning import AutoTruncatedLogNormal, Classification, NoiseELBO, attach_noise, parameter_groups
 from tests.benchmarks.networks import NETWORKS, Network
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BATCH = 64
 
 
@@ -41,14 +43,6 @@ TIMES = {"MLP": 2.5, **dict.fromkeys(("LeNet-5", *LARGE), 1.15)}
 MEMORY = 1.2
 # Rounds, and steps in each, which take longer in a large network.
 ROUNDS = {**dict.fromkeys(SMALL, (250, 3)), **dict.fromkeys(LARGE, (9, 1))}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def trained(parameters, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
