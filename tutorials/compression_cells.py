@@ -205,7 +205,7 @@ def run_cell(
     """
     cell = CELLS[name] if epochs is None else CELLS[name]._replace(epochs=epochs)
     part, test = load(cell.data, folder)
-    # As many epochs as the compressed network has seen at most: 1.7 times as many, and more where data are few.
+    # As many epochs as the compressed network has seen at most: twice as many, and more where data are few.
     batches = -(-round(0.9 * len(part.x)) // BATCH_SIZE)
     total = round(Plan.of(cell.epochs * batches, False).seen / batches)
     torch.manual_seed(seed)

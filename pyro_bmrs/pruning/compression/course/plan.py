@@ -13,7 +13,7 @@ from pyro_bmrs.pruning.compression.path import MOST_BETWEEN
 # How many steps a path has at most, and how many networks are tried on the way; and of the batches of plain training,
 # what a step takes, and what each candidate does to be compared, and does once more when it is taken.
 NUM_STEPS, MOST_TRIED = 30, 4
-_STEP, _END = 0.02, 0.2
+_STEP, _END = 0.015, 0.18
 # Fewer batches than these in a step do not move the noise, and in the end do not mend what noise has done to weights;
 # the latter take no more than half of plain training.
 _FEWEST_BATCHES, _FEWEST_IN_END = 20, 300

@@ -28,7 +28,8 @@ from pyro_bmrs.pruning.compression.result import PathStep
 from pyro_bmrs.pruning.criteria.bmrs_n import BMRS_N
 from pyro_bmrs.pruning.criteria.snr import SNR
 from pyro_bmrs.pruning.noise.guide import AutoTruncatedLogNormal
-from pyro_bmrs.pruning.selection.prune import PruningResult, prune
+from pyro_bmrs.pruning.selection.order import Unit, unit_groups
+from pyro_bmrs.pruning.selection.prune import PruningResult, prune_groups
 from pyro_bmrs.pruning.training.batches import on_device, pair_of, run_on_batch
 from pyro_bmrs.pruning.training.elbo import NoiseELBO
 from pyro_bmrs.pruning.training.models import Likelihood
@@ -214,7 +215,7 @@ class NoisyCourse:
 
     def prune(self) -> PruningResult:
         """Decides which units go, of those that are left."""
-        return prune(self.model.net, self.guide, self.criterion, example_inputs=self._example)
+        return prune_groups(self.model.net, self.guide, self.criterion, self._groups)
 
     def between(
         self, before: Mapping[str, Tensor], decisions: PruningResult, count: int
@@ -231,7 +232,7 @@ class NoisyCourse:
         for number in range(1, count + 1):
             self._leave(before)
             share = number / (count + 1) * decisions.num_removed / num_left
-            part = prune(self.model.net, self.guide, self.criterion, fraction=share, example_inputs=self._example)
+            part = prune_groups(self.model.net, self.guide, self.criterion, self._groups, share)
             yield self.compact(part), part
         self._leave(decisions.kept)
 
@@ -276,6 +277,11 @@ class NoisyCourse:
             if sum(len(own) for _, own in batches) >= _NUM_WEIGHED:
                 break
         return batches
+
+    @cached_property
+    def _groups(self) -> list[list[Unit]]:
+        """The units that go together, which stay the same while some of them go."""
+        return unit_groups(self.model.net, self._example)
 
     @property
     def _example(self) -> Any:
