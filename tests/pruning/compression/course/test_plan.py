@@ -10,8 +10,8 @@ from pyro_bmrs.pruning.compression.course.plan import MOST_TRIED, NUM_STEPS, Pla
 
 def test_a_long_training():
     plan = Plan.of(10_000, is_trained=False)
-    assert plan == (10_000, 200, 2_000)
-    assert plan.seen == 10_000 + NUM_STEPS * 200 + 3 * 2_000
+    assert plan == (10_000, 150, 1_800)
+    assert plan.seen == 10_000 + NUM_STEPS * 150 + 3 * 1_800
 
 
 def test_what_is_trained_is_not_trained_again():
