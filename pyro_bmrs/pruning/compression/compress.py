@@ -14,7 +14,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_bmrs.errors import ReductionError
@@ -228,32 +228,29 @@ class _Run:
             before = {name: kept.clone() for name, kept in noisy.kept.items()}
             noisy.train(Occam(prices, done["temperature"], _POWER), self.plan.step, stage=number)
             decisions: PruningResult | None = noisy.prune()
-            small = noisy.compact(decisions)
-            is_last = number == NUM_STEPS
-            if budget is not None and (is_last or budget.cost(small.net, example) <= target):
-                noisy.prune_within(budget, target, before)
-                decisions, is_last = None, True
+            is_last, step, parameters = number == NUM_STEPS, None, done["parameters"]
+            # Where nothing went the network is what it was.
+            if budget is not None or noisy.has_lost(before):
                 small = noisy.compact(decisions)
-            step = self.course.measure(small, noisy.kept, done["temperature"], prices, decisions)
-            went = 1 - step.parameters / done["parameters"]
+                if budget is not None and (is_last or budget.cost(small.net, example) <= target):
+                    noisy.prune_within(budget, target, before)
+                    decisions, is_last = None, True
+                    small = noisy.compact(decisions)
+                step = self.course.measure(small, noisy.kept, done["temperature"], prices, decisions)
+                parameters = step.parameters
+            went = 1 - parameters / done["parameters"]
             if not is_last and is_too_fast(went, done["temperature"], done["last"]):
                 noisy.elbo.load_state_dict(done["state"])
                 done |= {"number": number, "temperature": math.sqrt(done["temperature"] * done["last"])}
                 self.checkpoint.save("noisy", done)
                 continue
-            if decisions is not None:
-                for between, own in noisy.between(
-                    before, decisions, num_between(steps[-1].parameters, step.parameters)
-                ):
-                    part = self.course.measure(between, own.kept, done["temperature"], prices, own)
-                    self._add(steps, part)
-            if decisions is None or step.parameters < (1 - _LEAST_LOSS) * steps[-1].parameters:
-                self._add(steps, step)
+            if step is not None:
+                self._extend(steps, step, noisy, before)
             temperature = next_temperature(done["temperature"], went, noisy.share_leaving, done["has_waited"])
             done = {
                 "number": number,
                 "steps": len(steps),
-                "parameters": step.parameters,
+                "parameters": parameters,
                 "temperature": temperature,
                 "last": done["temperature"],
                 "has_waited": temperature == done["temperature"],
@@ -273,6 +270,15 @@ class _Run:
         *_, steps = self.path(model, budget)
         self.attempt(steps, len(steps) - 1)
         return steps
+
+    def _extend(self, steps: list[PathStep], step: PathStep, noisy: NoisyCourse, before: Mapping[str, Tensor]) -> None:
+        """Adds a step, if it is smaller by enough, and before it those between where it is smaller by much."""
+        if step.decisions is not None:
+            count = num_between(steps[-1].parameters, step.parameters)
+            for between, own in noisy.between(before, step.decisions, count):
+                self._add(steps, self.course.measure(between, own.kept, step.temperature, step.prices, own))
+        if step.decisions is None or step.parameters < (1 - _LEAST_LOSS) * steps[-1].parameters:
+            self._add(steps, step)
 
     def _add(self, steps: list[PathStep], step: PathStep) -> None:
         self.checkpoint.save_step(len(steps), step)

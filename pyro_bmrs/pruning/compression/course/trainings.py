@@ -236,6 +236,14 @@ class NoisyCourse:
             yield self.compact(part), part
         self._leave(decisions.kept)
 
+    def has_lost(self, before: Mapping[str, Tensor]) -> bool:
+        """
+        Whether units went.
+
+        :param before: for each site the units that were left.
+        """
+        return any(not torch.equal(before[name], kept) for name, kept in self.kept.items())
+
     @property
     def share_leaving(self) -> float:
         """Of the units that are left, the share whose noise is louder than its signal: they are on their way out."""
