@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_bmrs.errors import ReductionError
+from pyro_bmrs.errors import ReductionError, ReductionWarning
 from pyro_bmrs.pruning.compression.course.trainings import MakeLikelihood
 from pyro_bmrs.pruning.noise.attachment import noise_sites
 from pyro_bmrs.pruning.training.classification import Classification
@@ -65,3 +66,13 @@ def check_options(epochs: Any, accuracy_loss: float | None, prior_log_odds: floa
     odds = prior_log_odds.values() if isinstance(prior_log_odds, Mapping) else [prior_log_odds]
     if not all(math.isfinite(number) for number in odds):
         raise ReductionError(f"prior_log_odds are finite numbers of nats, not {prior_log_odds!r}")
+
+
+def warn_of_what_it_has_seen() -> None:
+    """Of a network that came trained there is nothing held out that it is known not to have seen."""
+    warnings.warn(
+        "the network came trained, perhaps by the examples that are held out now, and would then look better than any "
+        "smaller one: give validation_data that it has not seen",
+        ReductionWarning,
+        stacklevel=3,
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from pyro_bmrs.errors import ReductionError
@@ -24,6 +25,8 @@ _MOST_AT_ONCE, _LEAST_RISE = 0.4, 1.3
 _FASTEST, _HARDLY, _FAST, _FEW, _SLOW = 4.0, 0.02, 2.0, 0.1, math.sqrt(2)
 # As much accuracy as is ever lost by itself: few examples would allow for more.
 _MOST_ACCURACY = 0.005
+# By how many errors of the difference the best of several may be better by luck.
+_LUCK = 2.0
 
 
 def temperatures(num_steps: int, first: float = _LOW, last: float = _HIGH) -> list[float]:
@@ -156,8 +159,12 @@ def one_standard_error(log_likelihoods: Tensor, right: Tensor | None = None, num
     It is the rule of L. Breiman, J. Friedman, R. Olshen and C. Stone (1984), *Classification and regression trees*.
     Where labels are observed, accuracy and log likelihood are held against the whole network's: of several accuracies
     the best is so by luck as much as by merit, and a network that is too sure of itself may have a poor log likelihood
-    and more labels right than any. Where an error of accuracy is more than half a point, half a point is allowed. Else
-    log likelihood alone is held against the best: the whole network may be overfitted, and say little of others.
+    and more labels right than any. But where one does better than the whole in both, and in one of them by more than
+    two errors of the difference, as where the whole network was short of training, what it does beyond these two is the
+    measure: that is no luck. Of several the most accurate counts. Where an error of accuracy
+    is more than half a point, half a point is allowed; two examples more, one of them right, keep the error of those
+    that have all right from being 0 (A. Agresti and B. Coull (1998), https://doi.org/10.2307/2685469). Else log
+    likelihood alone is held against the best: the whole network may be overfitted, and say little of others.
 
     The error is that of a mean, not of a difference paired over examples. The latter is smaller than what comes of
     training the same network once more from other random numbers, of which it knows nothing.
@@ -181,9 +188,21 @@ def one_standard_error(log_likelihoods: Tensor, right: Tensor | None = None, num
         raise ReductionError(
             "the whole network gives held-out examples a log likelihood that is not finite: train it at a lower rate"
         )
-    if right is not None:
-        means = right.double().mean(1)
-        keeps = near(right, right[0], num_errors) & (means >= means[0] - num_errors * _MOST_ACCURACY)
-        return keeps & near(log_likelihoods, log_likelihoods[0], num_errors)
     means = log_likelihoods.double().mean(1)
-    return near(log_likelihoods, log_likelihoods[means.where(means.isfinite(), -math.inf).argmax()], num_errors)
+    means = means.where(means.isfinite(), -math.inf)
+    if right is None:
+        return near(log_likelihoods, log_likelihoods[means.argmax()], num_errors)
+    right = torch.cat([right.double(), right.new_tensor([[0.0, 1.0]]).double().expand(len(right), -1)], 1)
+    accuracies = right.mean(1)
+    is_no_worse = (means >= means[0]) & (accuracies >= accuracies[0])
+    best = accuracies.where(is_no_worse, -math.inf).argmax()
+    accuracy, log_likelihood = (_surely_reached(values[0], values[best]) for values in (right, log_likelihoods))
+    keeps = accuracies >= accuracy.mean() - num_errors * _MOST_ACCURACY
+    return keeps & near(right, accuracy, num_errors) & near(log_likelihoods, log_likelihood, num_errors)
+
+
+def _surely_reached(whole: Tensor, best: Tensor) -> Tensor:
+    """By example, what the whole network does, or the best one less what may be luck, if that is more."""
+    whole, best = whole.double(), best.double()
+    best = best - _LUCK * torch.hypot(standard_error(whole), standard_error(best))
+    return best if best.mean() > whole.mean() else whole

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_bmrs import ReductionError
+from pyro_bmrs import ReductionError, ReductionWarning
 from pyro_bmrs.pruning import Regression, attach_noise, compress
 
 ADAM = partial(torch.optim.Adam, lr=1e-2)
@@ -112,6 +112,20 @@ def test_a_trained_network_and_a_loss_of_accuracy(digits):
     torch.testing.assert_close(result.at(0)(x[:5]), net(x[:5]))
     whole, chosen = result.path["accuracy"][0], result.path["accuracy"][result.chosen]
     assert result.chosen and chosen >= whole - 0.3
+
+
+def test_a_trained_network_may_have_seen_what_is_held_out(digits):
+    with pytest.warns(ReductionWarning, match="validation_data"):
+        compress(network(), digits, epochs=1, is_trained=True, accuracy_loss=0.5, progress=False)
+
+
+def test_a_whole_network_that_is_short_of_training_is_no_measure(digits):
+    """What comes after it has seen more, and is surely better: what is taken keeps up with that."""
+    (x, y), options = digits, {"epochs": 2, "optimizer": ADAM, "progress": False}
+    result = compress(network(), (x[:800], y[:800]), (x[800:], y[800:]), **options)
+    path = result.path[result.path["trained"]]
+    assert path["accuracy"].max() > path["accuracy"][0] + 0.1
+    assert path["accuracy"][result.chosen] > path["accuracy"][0] + 0.1
 
 
 @pytest.mark.parametrize(

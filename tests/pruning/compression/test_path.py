@@ -72,9 +72,31 @@ def test_a_network_that_is_sure_of_itself_keeps_its_accuracy():
 
 def test_where_there_are_labels_both_are_held_against_the_whole():
     """Few labels right; the most accurate; as accurate as the whole; and that with a worse log likelihood."""
-    values = torch.tensor([[-3.0] * 100, [-1.0] * 100, [-2.0, -2.4] * 50, [-2.5] * 100, [-3.1] * 100])
+    means = torch.tensor([-3.0, -1.0, -2.7, -2.9, -3.2])
+    values = means[:, None] + torch.tensor([1.5, -1.5]).repeat(50)
     right = torch.tensor([[1.0] * number + [0.0] * (100 - number) for number in (95, 70, 99, 95, 95)])
     assert chosen(one_standard_error(values, right)) == {0, 2, 3}
+
+
+def test_what_is_surely_better_is_the_measure():
+    """The whole network, one that is better by luck, one that is surely so, and one in between."""
+    right = torch.tensor([[1.0] * number + [0.0] * (400 - number) for number in (200, 220, 260, 235)])
+    values = torch.zeros(4, 400)
+    assert chosen(one_standard_error(values[:2], right[:2])) == {0, 1}
+    # An error of the difference is some 14 of 400, and half a point 2.
+    assert chosen(one_standard_error(values, right)) == {2, 3}
+    # What is right more often, and less likely, is no measure, but the next one, 235, is.
+    values[2] = -0.1
+    assert chosen(one_standard_error(values, right)) == {1, 3}
+    # A log likelihood likewise, of those that have as many right.
+    means = torch.tensor([-1.0, -0.95, -0.5])[:, None] + torch.tensor([0.5, -0.5]).repeat(200)
+    assert chosen(one_standard_error(means[:2], right[:1].expand(2, -1))) == {0, 1}
+    assert chosen(one_standard_error(means, torch.stack([right[0], right[0], right[1]]))) == {2}
+
+
+def test_that_all_are_right_is_no_certainty():
+    right = torch.tensor([[1.0] * number + [0.0] * (1000 - number) for number in (1000, 999, 998)])
+    assert chosen(one_standard_error(torch.zeros(3, 1000), right)) == {0, 1}
 
 
 def test_no_more_than_half_a_point_of_accuracy_is_given_up():

@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, num_batches: int, is_trained: bool) -> Plan:
         """
-        A plan that takes some 2 to 3 times as long as plain training, where that is long.
+        A plan that takes some 2 to 2.5 times as long as plain training, where that is long.
 
         :param num_batches: of plain training.
         :param is_trained: whether that is done.

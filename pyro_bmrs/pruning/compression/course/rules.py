@@ -64,4 +64,5 @@ def with_end(rule: str, chosen: int, num_steps: int) -> str:
     """
     if not 0 < chosen == num_steps - 1:
         return rule
-    return f"{rule}, at the end of the path: compress it again, with is_trained=True, to see whether a smaller one does"
+    again = "compress it again, with is_trained=True and data that it has not seen, to see whether a smaller one does"
+    return f"{rule}, at the end of the path: {again}"
