@@ -76,11 +76,11 @@ def compress(
     Selvan (2024), https://arxiv.org/abs/2406.01345). What is left is compacted and kept; where much went, networks
     between are, too. Of the networks on this path some are trained on without noise, each time that it has come to a
     third, until one does not do, and then by bisection. The smallest is taken whose accuracy and log likelihood on
-    held-out data are within one standard error of the whole network's, or of a better one's less two; where no labels
-    are observed, whose log likelihood is within one of the best. What is not far from it is trained once more before it
-    is given up. At last the network that is taken is trained once more, by the examples too that were held out, unless
-    they were given. All of it takes some 2 to 2.5 times as long as plain training of as many epochs, and more where
-    data are few.
+    held-out data are within one standard error of the whole network's, or of a better one's less two, of accuracy
+    within half a point too; where no labels are observed, whose log likelihood is within one of the best. What is not
+    far from it is trained once more before it is given up. At last the network that is taken is trained once more, by
+    the examples too that were held out, unless they were given. All of it takes some 2 to 2.5 times as long as plain
+    training of as many epochs, and more where data are few.
 
     :param net: the network, without noise; left as it is. It is trained on the device that it is on.
     :param train_data: a data loader, a data set of pairs of inputs and targets (or of mappings that hold the targets as
@@ -171,7 +171,8 @@ def compress(
                 rule = f"the smallest that loses at most {accuracy_loss:.2%} of accuracy"
             else:
                 steps, chosen = run.choose(model, near_the_best)
-                other = "best" if first.right is None else "whole, or of a surely better one"
+                has_labels = first.right is not None
+                other = "whole, or of a surely better one, and half a point of accuracy" if has_labels else "best"
                 rule = f"the smallest within one standard error of the {other}"
             run.finish(steps, chosen)
             bar.total = bar.n
