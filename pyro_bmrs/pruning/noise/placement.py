@@ -10,7 +10,6 @@ part by part; of what cannot be traced at all, each layer's own output is the pl
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from pyro_bmrs.pruning.noise.graph import Flow, called_name, graphs, is_flatteni
 from pyro_bmrs.pruning.noise.recognition.activations import is_activation
 from pyro_bmrs.pruning.noise.recognition.attentions import Heads, attention_of, recognised_heads
 from pyro_bmrs.pruning.noise.recognition.calls_by_weight import call_by_weight
+from pyro_bmrs.pruning.noise.recognition.gates import is_by_number, is_open_at_zero, reader_of_halves, reader_of_product
 from pyro_bmrs.pruning.noise.recognition.norms import behind_sum, comes_to_norm, is_over_units
 from pyro_bmrs.pruning.noise.recognition.recurrences import CELLS, Part, is_recurrent, parts_of
 from pyro_bmrs.pruning.streams.experts import experts_of, is_router, num_hidden
@@ -175,16 +175,16 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
     name, units, is_image = flow.name(node), layer_units(layer), kernel_dims(layer) > 0
     assert units is not None
     own, at = Placement(name, name, name, "output", "units", units, unit_dim(layer)), node
-    gated = _gated(flow, node, units) if units % 2 == 0 and not is_image else None
+    gated = reader_of_halves(flow, node, units) if units % 2 == 0 and not is_image else None
     if gated is not None:
         return replace(own, place=flow.name(gated), when="input", num_units=units // 2), gated
     # A stage of images that a norm over channels comes to keeps its width, whatever is between them.
     reaches_norm = units in flow.normalised_widths
-    activated = flattened = False
+    activated = flattened = is_open = False
     for step in flow.steps(node):
         module, called = flow.called(step), "" if step.op == "call_module" else called_name(step)
         if is_activation(module) or called in ACTIVATION_NAMES:
-            activated = True
+            activated, is_open = True, is_open_at_zero(flow, step)
             if module is not None and flow.is_as_often(step, node) and not flattened:
                 return _behind_activation(replace(own, is_default=not comes_to_norm(flow, step)), flow, step)
         elif is_channelwise(module):
@@ -196,53 +196,20 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
             is_next = activated and flow.is_as_often(step, node) and bool(step.args)
             following = _at_input(own, module, flow.name(step), flattened) if is_next else None
             return (own, at) if following is None else (following, step)
+        elif activated and not is_image and is_by_number(step):
+            continue
         elif not isinstance(module, PASSIVE) and called not in PASSIVE_NAMES:
+            reader = None if is_image or flattened else reader_of_product(flow, step, units)
+            if reader is not None and flow.is_as_often(reader, node):
+                return replace(own, place=flow.name(reader), when="input"), reader
             is_followed = is_sum(step) or called in _FOLLOWED_NAMES or isinstance(module, _FOLLOWED)
             behind = behind_sum(flow, step) if is_sum(step) and own.place != name and not activated else None
             if behind is not None and flow.is_as_often(behind, node):
                 return replace(own, place=flow.name(behind)), behind
             is_known = activated or own.place != name or (is_image and is_followed and not reaches_norm)
-            return replace(own, is_default=is_known and not is_over_units(flow, step)), at
+            is_left = is_over_units(flow, step) or (is_open and called_name(step) == "mul")
+            return replace(own, is_default=is_known and not is_left), at
     return replace(own, is_default=activated or own.place != name or (is_image and not reaches_norm)), at
-
-
-def _gated(flow: Flow, node: fx.Node, units: int) -> fx.Node | None:
-    """
-    The layer that takes a product of the halves of what a layer puts out, one of them behind an activation.
-
-    Such a layer makes gates and what they are for at once, as in SwiGLU, and each unit is a row of either half.
-    """
-    halves = next(flow.steps(node), None)
-    parts = [] if halves is None else list(halves.users)
-    if halves is None or len(parts) != 2 or not _is_in_two(halves) or not flow.is_once(node):
-        return None
-    products, activated = set(), 0
-    for part in parts:
-        if part.target is not operator.getitem:
-            return None
-        for step in flow.steps(part):
-            module, called = flow.called(step), "" if step.op == "call_module" else called_name(step)
-            if is_activation(module) or called in ACTIVATION_NAMES:
-                activated += 1
-            elif not isinstance(module, PASSIVE):
-                products.add(step)
-                break
-    product = products.pop() if len(products) == 1 else None
-    if product is None or activated != 1 or called_name(product) != "mul":
-        return None
-    for step in flow.steps(product):
-        module = flow.called(step)
-        if linear_width(module) == units // 2 and flow.is_once(step):
-            return step
-        if not isinstance(module, PASSIVE):
-            return None
-    return None
-
-
-def _is_in_two(node: fx.Node) -> bool:
-    """Whether a step parts its input into the halves of its last dimension, whatever their size."""
-    given = dict(zip(("input", "chunks", "dim"), node.args)) | dict(node.kwargs)
-    return called_name(node) == "chunk" and (given.get("chunks"), given.get("dim")) == (2, -1)
 
 
 def _behind_activation(own: Placement, flow: Flow, node: fx.Node) -> tuple[Placement, fx.Node]:

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import nn
 
-from pyro_bmrs.pruning import attach_noise, compact_gated, compaction_report, noise_sites
+from pyro_bmrs.pruning import attach_noise, noise_sites
 from tests.pruning.noise.places import (
     LeNet,
     ResNet,
@@ -70,51 +69,6 @@ def test_heads_and_hidden_units_of_transformers():
         expected[f"{layer}.self_attn"] = (f"{layer}.self_attn.out_proj", "input", 2, 4)
         expected[f"{layer}.linear1"] = (f"{layer}.linear2", "input", 12, 1)
     assert places(encoder()) == expected
-
-
-class Halves(nn.Module):
-    """Gates and what they are for out of one layer, as in SwiGLU."""
-
-    def __init__(self, way):
-        super().__init__()
-        self.way, self.act, self.drop = way, nn.SiLU(), nn.Dropout()
-        self.up, self.down = nn.Linear(5, 8), nn.Linear(4, 3)
-
-    def forward(self, x):
-        hidden = self.up(x)
-        if self.way == "chunk":
-            gate, value = hidden.chunk(2, dim=-1)
-            return self.down(self.drop(self.act(gate) * value))
-        if self.way == "function":
-            value, gate = torch.chunk(hidden, chunks=2, dim=-1)
-            return self.down(value * nn.functional.gelu(gate))
-        if self.way == "no activation":
-            one, other = hidden.chunk(2, dim=-1)
-            return self.down(one * other)
-        if self.way == "sum":
-            one, other = hidden.chunk(2, dim=-1)
-            return self.down(self.act(one) + other)
-        one, other = hidden.chunk(2, dim=0)
-        return self.down((self.act(one) * other)[:, :4])
-
-
-@pytest.mark.parametrize("way", ["chunk", "function"])
-def test_a_gate_and_what_it_is_for_are_one_unit(way):
-    net = Halves(way).double().eval()
-    assert places(net) == {"up": ("down", "input", 4, 1)}
-    gates = {"up": torch.tensor([0.5, 0.0, 0.0, 1.0])}
-    weight = net.up.weight.detach().clone()
-    small = compact_gated(net, gates, noise_sites(net), torch.randn(4, 5).double())
-    assert compaction_report(small).units["fate"].tolist() == ["kept", "removed", "removed", "kept"]
-    assert small.up.out_features == 4 and small.down.in_features == 2
-    # Of either half the same rows are left.
-    torch.testing.assert_close(small.up.weight, weight[[0, 3, 4, 7]], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("way", ["no activation", "sum", "examples"])
-def test_other_halves_are_no_gates(way):
-    net = attach_noise(nn.Sequential(Halves(way), nn.Linear(3, 2)), "0.up")
-    assert noise_sites(net)["0.up"].noise.num_units == 8
 
 
 class Packs(nn.Module):
