@@ -123,6 +123,6 @@ def _is_gated_linear(flow: Flow, node: fx.Node) -> bool:
     """Whether a step multiplies one half of the last dimension by a sigmoid of the other."""
     module = flow.called(node)
     if module is not None:
-        return isinstance(module, nn.GLU) and bool(module.dim == -1)
+        return isinstance(module, nn.GLU) and module.dim == -1
     given = dict(zip(("input", "dim"), node.args)) | dict(node.kwargs)
-    return called_name(node) == "glu" and given.get("dim", -1) == -1
+    return called_name(node) == "glu" and bool(given.get("dim", -1) == -1)
