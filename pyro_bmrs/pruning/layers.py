@@ -113,7 +113,9 @@ _TRANSPOSED_CONVOLUTION = LayerKind(
 _EMBEDDING = LayerKind(
     (nn.Embedding,), None, "embedding_dim", is_transposed=True, sides=("out", "through"), has_units=False
 )
-_EMBEDDING_BAG = LayerKind((nn.EmbeddingBag,), None, "embedding_dim", is_transposed=True, sides=(), has_units=False)
+_EMBEDDING_BAG = LayerKind(
+    (nn.EmbeddingBag,), None, "embedding_dim", is_transposed=True, sides=("out",), has_units=False
+)
 # Norms over examples, images or both.
 _NORM = LayerKind((_NormBase,), "num_features", "num_features", sides=("through",), has_units=False)
 # Its one weight may be that of all channels.

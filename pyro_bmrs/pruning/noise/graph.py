@@ -119,18 +119,25 @@ class Flow:
 
     def is_read_by_layers(self, node: fx.Node) -> bool:
         """Whether what a step gives comes to layers before it comes to a norm, or to a sum with something else."""
-        left, seen = list(node.users), set()
+        return self.readers(node) is not None
+
+    def readers(self, node: fx.Node) -> list[nn.Module] | None:
+        """The layers that what a step gives comes to first; None where it comes to a norm, or a sum with others."""
+        left, seen, found = list(node.users), set(), []
         while left:
             step = left.pop()
             module = self.called(step)
-            if step in seen or _is_shape(step) or self.is_weighted(step):
+            if step in seen or _is_shape(step):
                 continue
             seen.add(step)
+            if module is not None and self.is_weighted(step):
+                found.append(module)
+                continue
             own = {source for source in step.all_input_nodes if source is node or node in self.ancestors[source]}
             if (module is not None and normalised_width(module)) or (is_sum(step) and own != {*step.all_input_nodes}):
-                return False
+                return None
             left += step.users
-        return True
+        return found
 
     def steps(self, node: fx.Node) -> Iterator[fx.Node]:
         """What happens to a value, one after the other, while it goes one way only."""

@@ -37,6 +37,7 @@ from pyro_bmrs.pruning.noise.graph import Flow, called_name, graphs, is_flatteni
 from pyro_bmrs.pruning.noise.recognition.activations import is_activation
 from pyro_bmrs.pruning.noise.recognition.attentions import Heads, attention_of, recognised_heads
 from pyro_bmrs.pruning.noise.recognition.calls_by_weight import call_by_weight
+from pyro_bmrs.pruning.noise.recognition.embeddings import read_embeddings
 from pyro_bmrs.pruning.noise.recognition.gates import is_by_number, is_open_at_zero, reader_of_halves, reader_of_product
 from pyro_bmrs.pruning.noise.recognition.norms import behind_sum, comes_to_norm, is_over_units
 from pyro_bmrs.pruning.noise.recognition.recurrences import CELLS, Part, is_recurrent, parts_of
@@ -92,6 +93,7 @@ def find_placements(
     flows = [Flow(*part) for part in graphs(net, [modules[attention.attention] for attention in recognised])]
     known = {name for attention in recognised for name in (*attention.projections, attention.output)}
     units = [*_units(net, modules, flows), *_transformer_units(modules), *_recurrent_units(net, modules, flows)]
+    units += [Placement(name, name, name, "output", "units", n, -1) for name, n in read_embeddings(modules, flows)]
     # Of the layers of an attention, only heads can be taken out, and what is of a stream has its noise there.
     known |= {name for stream in streams for name in stream.layers}
     units = [replace(unit, is_default=unit.is_default and unit.module not in known) for unit in units]
