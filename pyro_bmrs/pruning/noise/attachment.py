@@ -130,8 +130,8 @@ def attach_noise(
     what a unit keeps for itself, such as the cell of an LSTM. What ``nn.LSTMCell`` and ``nn.RNNCell`` return has it
     too.
 
-    Columns of an embedding are units where layers read them, as in a tagger or a recommender, and before that nothing is
-    added to them and no norm comes; else they are of a stream, and its width. An embedding with ``max_norm`` has none.
+    Columns of an embedding are units where layers read them, as in a tagger or a recommender, and nothing is added to
+    them before that and no norm comes; else they are of a stream, and its width. With ``max_norm`` there are none.
 
     Experts of a mixture whose weights are one parameter for all of them, as those of transformers, have a noise for
     each hidden unit that is the same for all experts, as the parameter has to stay a block. It acts on the weight that
