@@ -347,7 +347,9 @@ PROJECTIONS = frozenset(
     "q k v qkv kv qk q_proj k_proj v_proj qkv_proj kv_proj in_proj query key value queries keys values to_q to_k to_v "
     "to_qkv to_kv wq wk wv wqkv w_q w_k w_v c_attn q_attn q_lin k_lin v_lin query_key_value query_proj key_proj "
     # Of what stands for positions, too.
-    "value_proj pos_query_proj pos_key_proj".split()
+    "value_proj pos_query_proj pos_key_proj "
+    # Of what is made by way of a narrow layer, as in DeepSeek's.
+    "q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj".split()
 )
 
 # What acts on each unit by itself, and what makes the value that the next layer sees of it.
@@ -359,7 +361,7 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
 ACTIVATION_NAMES = frozenset(
     "relu relu_ relu6 leaky_relu leaky_relu_ prelu rrelu elu elu_ selu selu_ celu celu_ gelu silu mish tanh tanh_ "
     "sigmoid sigmoid_ softplus softsign tanhshrink softshrink hardshrink hardtanh hardtanh_ hardsigmoid hardswish "
-    "logsigmoid threshold".split()
+    "logsigmoid threshold sin cos atan arctan exp expm1 square abs erf clamp clamp_min clamp_max".split()
 )
 POOLINGS: tuple[type[nn.Module], ...] = (
     nn.modules.pooling._MaxPoolNd,
@@ -383,6 +385,10 @@ def normalised_width(module: nn.Module) -> int:
     # Other libraries have theirs, with a number for each unit and no parts.
     parameters = list(module.parameters())
     is_norm = "norm" in type(module).__name__.lower() and not module._modules and layer_kind(module) is None
+    # As nn.LayerNorm holds it, one without parameters may.
+    shape = getattr(module, "normalized_shape", None)
+    if is_norm and not parameters and isinstance(shape, tuple | list) and len(shape) == 1:
+        return int(shape[0])
     is_along_units = bool(parameters) and all(part.shape == parameters[0].shape for part in parameters)
     return parameters[0].numel() if is_norm and is_along_units and parameters[0].dim() == 1 else 0
 

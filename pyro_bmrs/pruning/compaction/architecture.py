@@ -22,6 +22,7 @@ from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled
 from pyro_bmrs.pruning.compaction.modules.shared_positions import SharedPositions
 from pyro_bmrs.pruning.compaction.modules.widths_of_heads import WidthsOfHeads, divides_by_heads, width_of_heads
 from pyro_bmrs.pruning.layers import GROUP_COUNTS, HEAD_COUNTS
+from pyro_bmrs.pruning.noise.recognition.calls_by_weight import CallsByWeight, called_by_weight, weights_read_by
 from pyro_bmrs.pruning.streams.experts import implementation, set_implementation
 from pyro_bmrs.pruning.streams.norms import UnevenGroupNorm
 
@@ -69,7 +70,9 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
     attributes = {
         name: value
         for name, value in vars(new).items()
-        if not name.startswith("_") and name != "training" and is_plain(value) and vars(old).get(name) != value
+        # What a forward has stored since it stores again.
+        if name in vars(old) and not name.startswith("_") and name != "training"
+        if is_plain(value) and vars(old)[name] != value
     }
     children = {name: describe(old.get_submodule(name), child) for name, child in new.named_children()}
     changed = {name: description for name, description in children.items() if description}
@@ -77,6 +80,8 @@ def describe(old: nn.Module, new: nn.Module) -> dict[str, Any]:
     counts = {name: found for name in vars(new) if (found := _changed_counts(vars(old).get(name), vars(new)[name]))}
     if counts:
         parts["counts"] = counts
+    if called_by_weight(new) != called_by_weight(old):
+        parts["called_by_weight"] = list(called_by_weight(new))
     if implementation(new) != implementation(old):
         parts["experts"] = [implementation(new)]
     if width_of_heads(new) != width_of_heads(old):
@@ -163,6 +168,11 @@ def rebuild(module: nn.Module, description: Mapping[str, Any]) -> nn.Module:
         vars(module).pop("forward", None)
         if width is not None:
             vars(module)["forward"] = WidthsOfHeads(module, int(width))
+    if "called_by_weight" in description:
+        names = description["called_by_weight"]
+        if not set(names) <= set(weights_read_by(module)):
+            raise ReductionError(f"the compact network had a module that reads {names}, not a {type(module).__name__}")
+        vars(module)["forward"] = CallsByWeight(module, names)
     for name, child in description.get("children", {}).items():
         part = module._modules.get(name)
         if part is None:

@@ -174,10 +174,10 @@ def attach_noise(
             raise ReductionError(f"kinds are {', '.join(map(repr, KINDS))}, not {kind!r}")
     heads = dict(heads or {})
     _check_heads(net, heads)
-    if "width" in kinds:
-        if example_inputs is None:
-            raise ReductionError('kinds has "width", which is found by calling the network: pass example_inputs')
+    if example_inputs is not None:
         check_example_inputs(copy_network(net), example_inputs)
+    elif "width" in kinds:
+        raise ReductionError('kinds has "width", which is found by calling the network: pass example_inputs')
     found = find_placements(net, kinds, heads, example_inputs)
     chosen = _choose(net, found, modules, list(kinds))
     layers = dict(net.named_modules())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from threading import get_ident
 from typing import Any
 
@@ -78,11 +78,46 @@ def graphs(
         yield from graphs(child, attentions, f"{prefix}{name}.")
 
 
-class Flow:
-    """The graph of a module, as it is asked here."""
+def flows_of(net: nn.Module, attentions: Collection[nn.Module]) -> list[Flow]:
+    """
+    The graph of a network, or those of its parts, to be asked.
 
-    def __init__(self, prefix: str, module: nn.Module, graph: fx.Graph) -> None:
+    :param net: the network.
+    :param attentions: what is one step if it has to be.
+    """
+    parts = list(graphs(net, attentions))
+    names: dict[nn.Module, str] = {}
+    places: Counter[nn.Module] = Counter()
+    for name, module in net.named_modules(remove_duplicate=False):
+        names.setdefault(module, name)
+        places[module] += 1
+    is_whole = any(module is net for _, module, _ in parts)
+    # What has several names, as an activation that blocks share, may be called by any that has it.
+    elsewhere = set() if is_whole else {module for module, count in places.items() if count > 1}
+    return [Flow(*part, names, elsewhere) for part in parts]
+
+
+class Flow:
+    """
+    The graph of a module, as it is asked here.
+
+    :param prefix: what the names of its parts begin with in the whole network.
+    :param module: the module.
+    :param graph: its graph.
+    :param names: the names of modules in the whole network; that of a part where it is none of these.
+    :param elsewhere: modules that may be called outside of the graph, too.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        module: nn.Module,
+        graph: fx.Graph,
+        names: Mapping[nn.Module, str] | None = None,
+        elsewhere: Collection[nn.Module] = (),
+    ) -> None:
         self.prefix, self.module, self.graph = prefix, module, graph
+        self.names, self.elsewhere = names or {}, elsewhere
         self.calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
         # Over how many units norms are in it.
         self.normalised_widths = {normalised_width(part) for part in module.modules()} - {0}
@@ -100,14 +135,17 @@ class Flow:
 
     def name(self, node: fx.Node) -> str:
         """The name in the whole network of the module that is called."""
-        return self.prefix + str(node.target)
+        called = self.called(node)
+        whole = self.prefix + str(node.target)
+        return whole if called is None else self.names.get(called, whole)
 
     def is_once(self, node: fx.Node) -> bool:
-        return self.calls[node.target] == 1
+        return self.calls[node.target] == 1 and self.called(node) not in self.elsewhere
 
     def is_as_often(self, node: fx.Node, other: fx.Node) -> bool:
         """Whether two modules are called the same number of times."""
-        return self.calls[node.target] == self.calls[other.target]
+        is_whole = self.called(node) not in self.elsewhere and self.called(other) not in self.elsewhere
+        return node is other or (is_whole and self.calls[node.target] == self.calls[other.target])
 
     def calls_of(self, node: fx.Node) -> list[fx.Node]:
         """All calls of the module that is called."""
@@ -159,6 +197,14 @@ def is_sum(node: fx.Node) -> bool:
     """Whether a step adds."""
     is_method = node.op == "call_method" and called_name(node) in ("add", "add_")
     return is_method or node.target in (operator.add, operator.iadd, torch.add)
+
+
+def is_linear(node: fx.Node, value: fx.Node) -> bool:
+    """Whether a step multiplies a value by a number, or by a matrix from the left, as that of a graph's edges."""
+    called, factors = called_name(node), node.all_input_nodes
+    is_scaled = called in ("mul", "imul", "truediv", "div", "neg") and len(factors) == 1
+    is_mixed = called in ("matmul", "mm", "bmm") and list(node.args)[1:2] == [value] and len(factors) == 2
+    return is_scaled or is_mixed
 
 
 def _is_shape(node: fx.Node) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from torch import fx, nn
@@ -33,10 +34,10 @@ from pyro_bmrs.pruning.layers import (
     normalised_width,
     unit_dim,
 )
-from pyro_bmrs.pruning.noise.graph import Flow, called_name, graphs, is_flattening, is_sum
+from pyro_bmrs.pruning.noise.graph import Flow, called_name, flows_of, is_flattening, is_linear, is_sum
 from pyro_bmrs.pruning.noise.recognition.activations import is_activation
 from pyro_bmrs.pruning.noise.recognition.attentions import Heads, attention_of, recognised_heads
-from pyro_bmrs.pruning.noise.recognition.calls_by_weight import call_by_weight
+from pyro_bmrs.pruning.noise.recognition.calls_by_weight import call_by_weight, uncalled
 from pyro_bmrs.pruning.noise.recognition.embeddings import read_embeddings
 from pyro_bmrs.pruning.noise.recognition.gates import is_by_number, is_open_at_zero, reader_of_halves, reader_of_product
 from pyro_bmrs.pruning.noise.recognition.norms import behind_sum, comes_to_norm, is_over_units
@@ -90,12 +91,13 @@ def find_placements(
     streams = find_streams(copy_network(net), example_inputs) if "width" in kinds else []
     modules = dict(net.named_modules())
     recognised = [attention for attention in recognised_heads(modules) if attention.output not in heads]
-    flows = [Flow(*part) for part in graphs(net, [modules[attention.attention] for attention in recognised])]
+    flows = flows_of(net, [modules[attention.attention] for attention in recognised])
     known = {name for attention in recognised for name in (*attention.projections, attention.output)}
     units = [*_units(net, modules, flows), *_transformer_units(modules), *_recurrent_units(net, modules, flows)]
     units += [Placement(name, name, name, "output", "units", n, -1) for name, n in read_embeddings(modules, flows)]
     # Of the layers of an attention, only heads can be taken out, and what is of a stream has its noise there.
     known |= {name for stream in streams for name in stream.layers}
+    known |= set() if example_inputs is None else uncalled(copy_network(net), example_inputs)
     units = [replace(unit, is_default=unit.is_default and unit.module not in known) for unit in units]
     units += _experts_units(modules)
     blocks = [*_blocks(flows), *_transformer_blocks(modules)]
@@ -162,7 +164,8 @@ def _place_of_all(flow: Flow, calls: Sequence[fx.Node], layer: nn.Module) -> Pla
     found = [_place_of(flow, node, layer) for node in calls]
     place, name = found[0][0], flow.name(calls[0])
     reached = {node for _, node in found}
-    if all(other == place for other, _ in found) and reached == set(flow.calls_of(found[0][1])):
+    is_all = reached == set(flow.calls_of(found[0][1])) and layer not in flow.elsewhere
+    if is_all and all(other == place for other, _ in found):
         return place
     own = replace(place, place=name, when="output", unit_size=1, dim=unit_dim(layer))
     return replace(own, is_default=all(other.is_default for other, _ in found))
@@ -183,7 +186,7 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
     # A stage of images that a norm over channels comes to keeps its width, whatever is between them.
     reaches_norm = units in flow.normalised_widths
     activated = flattened = is_open = False
-    for step in flow.steps(node):
+    for value, step in pairwise([node, *flow.steps(node)]):
         module, called = flow.called(step), "" if step.op == "call_module" else called_name(step)
         if is_activation(module) or called in ACTIVATION_NAMES:
             activated, is_open = True, is_open_at_zero(flow, step)
@@ -200,7 +203,7 @@ def _place_of(flow: Flow, node: fx.Node, layer: nn.Module) -> tuple[Placement, f
             return (own, at) if following is None else (following, step)
         elif activated and not is_image and is_by_number(step):
             continue
-        elif not isinstance(module, PASSIVE) and called not in PASSIVE_NAMES:
+        elif not (isinstance(module, PASSIVE) or called in PASSIVE_NAMES or is_linear(step, value)):
             reader = None if is_image or flattened else reader_of_product(flow, step, units)
             if reader is not None and flow.is_as_often(reader, node):
                 return replace(own, place=flow.name(reader), when="input"), reader

@@ -90,9 +90,9 @@ def experts_of(module: nn.Module) -> Experts | None:
 def is_router(modules: Mapping[str, nn.Module], name: str, units: int) -> bool:
     """Whether a layer puts out a number for each of the experts beside it, or around it."""
     around = modules[name.rpartition(".")[0]]
-    parts = [around, *around.children()]
-    blocks = (value for part in parts for value in part.parameters(recurse=False) if value.dim() > 2)
-    return any(len(block) == units for part in parts if layer_units(part) is None for block in blocks)
+    parts = [part for part in (around, *around.children()) if layer_units(part) is None]
+    blocks = [value for part in parts for value in part.parameters(recurse=False) if value.dim() > 2]
+    return any(len(block) == units for block in blocks)
 
 
 def num_hidden(module: Any) -> int:

@@ -11,7 +11,7 @@ is in the channel is 0 once the norm that it comes from leaves it out: such elem
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -84,6 +84,23 @@ class Labels(Carried[Tensor]):
             self.stick(carried, "a change of shape")
         self._view(tensor).copy_(carried if fits else torch.zeros((), dtype=torch.long))
 
+    def begin(self, tensor: Tensor, label: int) -> None:
+        """Gives all elements of a tensor one label, wherever they are, as those of one that is expanded."""
+        if memory_of(tensor) is not None:
+            self._view(tensor)
+            _, labels = self._labels[tensor.untyped_storage()._cdata]
+            places = torch.arange(len(labels)).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+            labels[places.flatten()] = label
+
+    def _stay_beside_computed(self, given: Mapping[Tensor, Tensor]) -> None:
+        """Has channels stay that are beside as many numbers of no channel, as those of positions that are computed."""
+        followed = [labels for labels in given.values() if labels.any()]
+        for tensor in (tensor for tensor, labels in given.items() if not labels.any()):
+            for labels in followed:
+                dims = range(-min(tensor.dim(), labels.dim()), 0)
+                if any(_differs(tensor, dim) and _differs(labels, dim) for dim in dims):
+                    self.stick(labels, "numbers that are computed")
+
     def stick(self, labels: Tensor, where: str) -> None:
         """Has labels go no further."""
         for label in labels.unique().tolist():
@@ -140,6 +157,7 @@ class Labels(Carried[Tensor]):
         if name == "copy":
             return of(operation.arguments["src"]).expand(operation.arguments["self"].shape)
         result: Tensor | None = None
+        self._stay_beside_computed({tensor: of(tensor) for tensor in operation.tensors})
         for tensor in operation.tensors:
             labels = of(tensor)
             if result is None:
@@ -211,7 +229,7 @@ class Labels(Carried[Tensor]):
         labels, dim = self.of(operation.arguments["self"]), operation.arguments["dim"]
         sizes = operation.arguments.get("split_size", operation.arguments.get("split_sizes"))
         first, *others = labels.split(sizes, dim)
-        along = labels.movedim(dim, 0).flatten(1)
+        along = labels.movedim(dim, -1).reshape(-1, labels.shape[dim]).T
         is_even = isinstance(sizes, int) or len(set(sizes)) == 1
         for other in others if is_even and len(along) > 1 and not (along == along[:1]).all() else ():
             self.tie(first.narrow(dim, 0, other.shape[dim]), other)
@@ -265,6 +283,11 @@ class Labels(Carried[Tensor]):
                 grown[: len(labels)] = labels
             self._labels[storage._cdata], labels = (storage, grown), grown
         return labels.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def _differs(values: Tensor, dim: int) -> bool:
+    """Whether a tensor is not the same all along a dimension."""
+    return values.shape[dim] > 1 and not torch.equal(values.narrow(dim, 0, 1).expand_as(values), values)
 
 
 def _beside(labels: Tensor, others: Tensor) -> Tensor:

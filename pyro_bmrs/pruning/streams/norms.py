@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -48,9 +49,10 @@ class UnevenGroupNorm(nn.Module):
 
     def _averages(self) -> Tensor:
         """What makes of numbers for the channels, as rows, for each channel the average of its group."""
-        counts = torch.tensor(self.sizes)
-        group = torch.arange(len(counts)).repeat_interleave(counts)
-        return (group.unsqueeze(1) == group).double() / counts[group]
+        # From plain numbers, so that a norm that is made while a network is exported has sizes that are known.
+        counts = torch.tensor([size for size in self.sizes for _ in range(size)])
+        group = torch.tensor([number for number, size in enumerate(self.sizes) for _ in range(size)])
+        return (group.unsqueeze(1) == group).double() / counts
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """What moves and converts a module; averages are as exact as their precision, which is single at least."""
@@ -98,16 +100,17 @@ class UnevenGroupNorm(nn.Module):
         return f"{self.sizes}, eps={self.eps}"
 
 
-def narrowed(norm: nn.Module, kept: Tensor) -> nn.Module:
+def narrowed(norm: nn.Module, kept: Tensor, numbers: Sequence[int] | None = None) -> nn.Module:
     """
     A norm like another, over some of its channels, whose parameters are those of the other, indexed.
 
     :param norm: a norm over channels, with parameters that have one number for each.
     :param kept: numbers of the channels, ascending.
+    :param numbers: the same as plain numbers, where they are known.
     """
     narrow: Any = copy.copy(norm)
     if isinstance(norm, nn.GroupNorm | UnevenGroupNorm):
-        narrow = _with_groups(norm, kept)
+        narrow = _with_groups(norm, kept, kept.tolist() if numbers is None else numbers)
     shape = vars(norm).get("normalized_shape")
     if shape is not None:
         narrow.normalized_shape = type(shape)([len(kept)]) if isinstance(shape, tuple | list) else len(kept)
@@ -119,21 +122,25 @@ def narrowed(norm: nn.Module, kept: Tensor) -> nn.Module:
     return result
 
 
-def _with_groups(norm: nn.GroupNorm | UnevenGroupNorm, kept: Tensor) -> Any:
+def _with_groups(norm: nn.GroupNorm | UnevenGroupNorm, kept: Tensor, numbers: Sequence[int]) -> Any:
     """A norm over what is left of each group, if anything is."""
     if isinstance(norm, UnevenGroupNorm):
         sizes = norm.sizes
     else:
         sizes = (norm.num_channels // norm.num_groups,) * norm.num_groups
-    group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(kept.device)
-    left = tuple(size for size in torch.bincount(group[kept]).tolist() if size)
+    group = [number for number, size in enumerate(sizes) for _ in range(size)]
+    # In the order of the groups, as the numbers ascend.
+    left = tuple(Counter(group[channel] for channel in numbers).values())
     narrow: Any
     if len(set(left)) == 1:
         narrow = copy.copy(norm) if isinstance(norm, nn.GroupNorm) else nn.GroupNorm(1, 1, norm.eps, norm.affine)
         narrow.num_groups, narrow.num_channels = len(left), len(kept)
     else:
-        narrow = UnevenGroupNorm(left, norm.eps, norm.affine)
-        narrow.to(next(norm.parameters(), narrow.averages).dtype).to(kept.device)
+        narrow = UnevenGroupNorm(left, norm.eps, affine=False)
+        narrow.affine = norm.affine
+        dtype = next(norm.parameters(), narrow.averages).dtype
+        exact = narrow._averages().to(torch.float64 if dtype is torch.float64 else torch.float32)
+        narrow.averages = exact.to(kept.device)
     narrow.training = norm.training
     return narrow
 
@@ -144,7 +151,9 @@ def forward_of(norm: Any, input: Tensor) -> Tensor:
     return output
 
 
-def normalise_kept(norm: nn.Module, input: Tensor, kept: Tensor, dim: int) -> Tensor:
+def normalise_kept(
+    norm: nn.Module, input: Tensor, kept: Tensor, dim: int, numbers: Sequence[int] | None = None
+) -> Tensor:
     """
     A norm over the channels that are kept, and 0 for the others.
 
@@ -152,6 +161,7 @@ def normalise_kept(norm: nn.Module, input: Tensor, kept: Tensor, dim: int) -> Te
     :param input: what it is given.
     :param kept: numbers of the channels that are kept, ascending.
     :param dim: the dimension of the input that has the channels.
+    :param numbers: those that are kept as plain numbers, where they are known.
 
     Example::
 
@@ -162,7 +172,7 @@ def normalise_kept(norm: nn.Module, input: Tensor, kept: Tensor, dim: int) -> Te
     """
     if not len(kept):
         return torch.zeros_like(input)
-    output = forward_of(narrowed(norm, kept), input.index_select(dim, kept))
+    output = forward_of(narrowed(norm, kept, numbers), input.index_select(dim, kept))
     return torch.zeros_like(input, dtype=output.dtype).index_copy(dim, kept, output)
 
 
@@ -179,7 +189,9 @@ def narrow(norm: nn.Module, kept: Tensor, factors: Tensor, dim: int) -> nn.Modul
     small: Any = narrowed(norm, kept)
     example = _example(norm, len(kept), dim).to(factors)
     values = {name: vars(small)[name].detach() for name, _ in norm.named_parameters(recurse=False)}
-    for folded in _folded(values, factors) if values else ():
+    if not values:
+        return _with_parameters(small, norm, {}) if bool((factors == 1).all()) else None
+    for folded in _folded(values, factors):
         other: Any = copy.copy(small)
         vars(other).update(folded)
         with torch.no_grad():

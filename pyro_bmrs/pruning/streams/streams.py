@@ -158,6 +158,7 @@ class _Walk:
             for name, part in parts.items():
                 if name not in steps and not name.startswith(inside):
                     self._begin_loose(name, part)
+            self._begin_inputs(example_inputs)
             self._labels.first_of_layers = self._next
             stack.enter_context(self._labels)
             output = call(self._net, example_inputs)
@@ -172,6 +173,14 @@ class _Walk:
                 labels = self._new(tensor.numel()).reshape(tensor.shape)
                 self._labels.put(tensor, labels)
                 self._sides[Side(whole, "parameter", 0)].append(labels)
+
+    def _begin_inputs(self, example_inputs: Any) -> None:
+        """What the network is given is as wide as it is, and what is added to it."""
+        for given in tree_leaves(example_inputs):
+            if torch.is_tensor(given) and given.is_floating_point():
+                label = self._new(1)
+                self._labels.begin(given, int(label))
+                self._labels.stick(label, "the network's input")
 
     def _new(self, count: int) -> Tensor:
         self._next += count
@@ -277,7 +286,8 @@ class _Walk:
         columns: dict[tuple[int, int], Tensor] = {}
         for side, calls in self._sides.items():
             layer: Any = self._net.get_submodule(side.name) if side.side in ("in", "out") else None
-            kind, weight = layer_kind(layer), getattr(layer, "weight", None)
+            # A weight that is computed is another tensor each time that it is asked for.
+            kind, weight = layer_kind(layer), None if layer is None else layer._parameters.get("weight")
             if kind is not None and weight is not None:
                 key = id(weight), int((side.side == "in") != kind.is_transposed)
                 self._labels.tie(columns.setdefault(key, calls[0]), calls[0])

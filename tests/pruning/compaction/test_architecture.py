@@ -24,6 +24,12 @@ def test_nothing_is_said_of_what_is_the_same() -> None:
     assert describe(nn.Linear(3, 4), nn.Linear(3, 2)) == {"attributes": {"out_features": 2}}
 
 
+def test_what_a_forward_has_stored_is_none_of_the_architecture() -> None:
+    called = nn.Linear(3, 4)
+    called.seen = 5
+    assert describe(nn.Linear(3, 4), called) == {}
+
+
 @pytest.mark.parametrize("sizes", [[10**12, 1], [4, 5], [9, -1], [2.5], [], "4", None])
 def test_groups_that_no_norm_had(sizes: Any) -> None:
     """Which there is no memory for, as one of them."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_bmrs.pruning import attach_noise, noise_sites
 from tests.pruning.noise.places import (
@@ -69,6 +69,39 @@ def test_heads_and_hidden_units_of_transformers():
         expected[f"{layer}.self_attn"] = (f"{layer}.self_attn.out_proj", "input", 2, 4)
         expected[f"{layer}.linear1"] = (f"{layer}.linear2", "input", 12, 1)
     assert places(encoder()) == expected
+
+
+class Counted(nn.Module):
+    """A block that cannot be traced, as it counts its examples; all blocks have one activation."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), activation, nn.Conv2d(4, 4, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images).reshape(len(images), 4, 1, 1)
+
+
+def test_convolutions_that_cannot_be_traced_have_noise_and_a_shared_activation_has_none():
+    activation = nn.ReLU()
+    net = nn.Sequential(Counted(activation), Counted(activation))
+    assert places(net) == {"0.body.0": ("0.body.3", "input", 4, 1), "1.body.0": ("1.body.3", "input", 4, 1)}
+
+
+class Counter(nn.Module):
+    """Of which no part can be traced but its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.first(images).relu().reshape(len(images), 4, -1).mean(-1))
+
+
+def test_a_weight_of_as_many_blocks_as_units_makes_no_router() -> None:
+    assert places(Counter()) == {"first": ("first", "output", 4, 1)}
 
 
 class Packs(nn.Module):

@@ -123,6 +123,13 @@ def test_what_is_left_of_groups(kept: list[int], groups: int | tuple[int, ...]) 
         torch.testing.assert_close(again(input), nn.GroupNorm(2, 2)(input))
 
 
+def test_a_norm_without_parameters_is_narrowed_but_takes_no_factors() -> None:
+    norm = nn.GroupNorm(2, 4, affine=False)
+    small = narrow(norm, torch.tensor([0, 3]), torch.ones(2), -1)
+    assert small is not None and (small.num_groups, small.num_channels) == (2, 2)
+    assert narrow(norm, torch.tensor([0, 3]), torch.tensor([1.0, 2.0]), -1) is None
+
+
 def test_none_kept() -> None:
     assert not normalise_kept(nn.LayerNorm(4), torch.randn(2, 4), torch.tensor([], dtype=torch.long), 1).any()
 

@@ -118,6 +118,28 @@ def test_group_norms_are_norms(pooling: nn.Module) -> None:
     assert [(norm.name, norm.dim) for norm in stream.norms] == [("2.0", -3), ("6", -1)]
 
 
+class Added(nn.Module):
+    """A residual sum with what the network is given, or with positions that are computed."""
+
+    def __init__(self, *, is_given: bool) -> None:
+        super().__init__()
+        self.embed = nn.Identity() if is_given else nn.Linear(WIDTH, WIDTH)
+        self.norm, self.mix, self.last = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 2)
+        self.is_given = is_given
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.embed(tokens)
+        if not self.is_given:
+            tokens = tokens + torch.arange(WIDTH).sin()
+        return self.last(self.norm(tokens + self.mix(self.norm(tokens))))
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_what_is_added_to_numbers_of_no_channel_stays(is_given: bool) -> None:
+    # Expanded, so that some of its numbers are at one place in memory.
+    assert find_streams(Added(is_given=is_given), torch.randn(2, 1, WIDTH).expand(2, 3, WIDTH)) == []
+
+
 class Split(nn.Module):
     """Each part of the channels goes its own way, the last of them smaller, as in EdgeNeXt; then all meet a norm."""
 

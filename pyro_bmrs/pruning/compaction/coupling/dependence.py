@@ -53,8 +53,12 @@ class Dependence(Carried[Tensor]):
         self._marks: dict[int, tuple[torch.UntypedStorage, Tensor]] = {}
 
     def mark(self, tensor: Tensor) -> None:
-        """Marks all elements of a tensor."""
-        self.put(tensor, torch.tensor(True))
+        """Marks all elements of a tensor, wherever they are, as those of one that is expanded."""
+        if memory_of(tensor) is not None:
+            places = self._bytes(tensor)
+            _, marks = self._marks[tensor.untyped_storage()._cdata]
+            numbers = torch.arange(len(marks), device=marks.device)
+            marks[numbers.as_strided(places.shape, places.stride(), places.storage_offset()).flatten()] = True
 
     def of(self, tensor: Tensor) -> Tensor:
         """The marks of a tensor's elements, boolean."""
@@ -128,6 +132,12 @@ def _of_product(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
     marks = [of(factor) for factor in factors]
     zeros = [torch.as_tensor(factor == 0) & ~mark for factor, mark in zip(factors, marks)]
     return torch.logical_or(*marks) & ~torch.logical_or(*zeros)
+
+
+def _of_quotient(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
+    """As elementwise, but that 0 stays 0, by whatever it is divided."""
+    given = operation.arguments
+    return _elementwise(operation, of) & ~(torch.as_tensor(given["self"] == 0) & ~of(given["self"]))
 
 
 def _of_choice(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
@@ -244,10 +254,19 @@ def _convolved(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
 
 
 def _multiplied(operation: Operation, of: Callable[[Any], Tensor]) -> Tensor:
-    """Each element of a product of matrices is of a row of one and a column of the other, and of what is added."""
+    """
+    Each element of a product of matrices is of a row of one and a column of the other, and of what is added.
+
+    Where the one is 0, whatever the network's input is, it is not of the other.
+    """
     first, second = MATRICES[operation.name]
     one, other = operation.arguments[first], operation.arguments[second]
-    marks = of(one).any(-1, keepdim=True) | of(other).any(-2, keepdim=True)
+    rows, columns = of(one), of(other)
+    marks = rows.any(-1, keepdim=True) | columns.any(-2, keepdim=True)
+    zero_rows, zero_columns = (((factor == 0) & ~mark) for factor, mark in ((one, rows), (other, columns)))
+    if zero_rows.any() or zero_columns.any():
+        counts = rows.float() @ (~zero_columns).float() + (~zero_rows).float() @ columns.float()
+        marks = counts > 0
     added = [tensor for tensor in operation.tensors if tensor is not one and tensor is not other]
     return reduce(torch.logical_or, map(of, added), marks)
 
@@ -270,6 +289,7 @@ _RULES: dict[str, Rule] = {
     for rule, names in {
         _of_nothing: " ".join(SHAPED),
         _of_product: "mul",
+        _of_quotient: "div",
         _of_choice: "where",
         _of_filled: "masked_fill",
         _of_source: "copy fill",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
-from pyro_bmrs.pruning.compaction.coupling.passage import NONE, compressed, pass_through, same_along
+from pyro_bmrs.pruning.compaction.coupling.passage import NONE, along, compressed, pass_through, same_along
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale
 from pyro_bmrs.pruning.examples import call
 from pyro_bmrs.pruning.layers import (
@@ -75,10 +75,11 @@ class ChannelFlow(Carried[Tensor | None]):
         self.size = 0
         self._names = {module: name for name, module in net.named_modules()}
         self._steps = {module for module in self._names if _is_step(module)}
-        inside = {id(value) for step in self._steps for value in step.parameters()}
-        self._loose = {
-            memory_of(value): (name, value) for name, value in net.named_parameters() if id(value) not in inside
-        }
+        inside = {id(value) for step in self._steps for value in (*step.parameters(), *step.buffers())}
+        # Buffers as well: a batch norm whose numbers are fixed may be written with them.
+        buffers = ((name, value) for name, value in net.named_buffers() if value.is_floating_point())
+        loose = {name: value for name, value in (*net.named_parameters(), *buffers) if id(value) not in inside}
+        self._loose = {memory_of(value): (name, value) for name, value in loose.items()}
         self._weights: dict[int | None, tuple[str, nn.Parameter, int]] = {}
         # Those of layers are channels too, where their weights are used past them: the last layer's and an embedding's.
         for step in self._steps:
@@ -197,8 +198,10 @@ class ChannelFlow(Carried[Tensor | None]):
 
     def _begin_weight(self, tensor: Tensor) -> None:
         name, weight, dim = self._weights[memory_of(tensor)]
-        if num_groups(self._net.get_submodule(name)) == 1:
-            numbers = self.channels_of(name, "out", weight.shape[dim])
+        step = self._net.get_submodule(name)
+        side = "through" if can_lose_channels(step, "through") else "out" if num_groups(step) == 1 else None
+        if side is not None:
+            numbers = self.channels_of(name, side, weight.shape[dim])
             self.put(weight.detach(), numbers.reshape([-1 if other == dim else 1 for other in range(weight.dim())]))
 
     def _begin_parameter(self, tensor: Tensor) -> None:
@@ -242,14 +245,14 @@ class ChannelFlow(Carried[Tensor | None]):
                 operation.arguments["dim"],
             )
             if channels.shape[dim] > 1:
-                self.divide(channels.movedim(dim, 0).flatten(1)[:, 0].split(sizes))
+                self.divide(along(channels, dim).split(sizes))
             return
         for dim, sizes in _divided_dims(tensor.shape, operation.arguments["size"]):
-            along = channels.movedim(dim, 0).flatten(1)[:, 0]
+            numbers = along(channels, dim)
             parts = 1
-            for size in sizes[:-1] if len(along) > 1 else ():
+            for size in sizes[:-1] if len(numbers) > 1 else ():
                 parts *= size
-                self.divide(along.reshape(parts, -1).unbind())
+                self.divide(numbers.reshape(parts, -1).unbind())
 
     # Layers.
 

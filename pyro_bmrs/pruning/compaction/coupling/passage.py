@@ -70,10 +70,22 @@ def same_along(channels: Tensor, dims: Iterable[int], book: Book) -> Tensor:
     """The channels, compressed, with those tied that differ along some dimensions."""
     channels = compressed(channels)
     for dim in dims:
-        first = channels.narrow(dim, 0, 1)
         if channels.shape[dim] > 1:
-            channels = book.tied(first, channels).narrow(dim, 0, 1)
+            channels = book.tied(_lowest(channels, [dim]), channels).narrow(dim, 0, 1)
     return channels
+
+
+def _lowest(channels: Tensor, dims: list[int]) -> Tensor:
+    """One of the channels along dimensions, which is not padding unless all is."""
+    last = torch.iinfo(channels.dtype).max
+    lowest = channels.masked_fill(channels < 0, last).amin(dims, keepdim=True)
+    return lowest.masked_fill(lowest == last, NONE)
+
+
+def along(channels: Tensor, dim: int) -> Tensor:
+    """The channels along a dimension, each where it is not padding."""
+    others = [other for other in range(channels.dim()) if other != dim % channels.dim()]
+    return (_lowest(channels, others) if others else channels).flatten()
 
 
 def _unknown(operation: Operation, book: Book) -> Tensor | None:
@@ -83,11 +95,24 @@ def _unknown(operation: Operation, book: Book) -> Tensor | None:
 
 
 def _elementwise(operation: Operation, book: Book) -> Tensor | None:
-    """Each result is of the channels of the elements in its place."""
+    """Each result is of the channels of the elements in its place; a gate for all of them is of none, and stays."""
+    numbers = {id(tensor): compressed(book.of(tensor)) for tensor in operation.tensors}
     channels = torch.full((), NONE, dtype=torch.int32)
     for tensor in operation.tensors:
-        channels = book.tied(channels, compressed(book.of(tensor)))
+        own = numbers.pop(id(tensor), channels)
+        if own.numel() == 1 and own >= 0 and any(_is_for_all(tensor, other) for other in (channels, *numbers.values())):
+            book.stop(own, operation.name)
+        else:
+            channels = book.tied(channels, own)
     return channels
+
+
+def _is_for_all(tensor: Tensor, channels: Tensor) -> bool:
+    """Whether a tensor has one element along a dimension in which the channels of another differ."""
+    return any(
+        channels.shape[-dim] > 1 and (dim > tensor.dim() or tensor.shape[-dim] == 1)
+        for dim in range(1, channels.dim() + 1)
+    )
 
 
 def _of_source(operation: Operation, book: Book) -> Tensor | None:
@@ -132,18 +157,29 @@ def _reduced(operation: Operation, book: Book) -> Tensor | None:
     dims = given.get("dim")
     dims = [dims] if isinstance(dims, int) else list(dims or range(channels.dim()))
     dims = [dim % channels.dim() for dim in dims] if channels.dim() else []
+    others = [dim for dim in range(channels.dim()) if dim not in dims and channels.shape[dim] > 1]
+    if others and any(channels.shape[dim] > 1 for dim in dims):
+        # Some of each part, which go together where the parts are of one size.
+        if operation.name not in _ADDED or max(others) > max(dim for dim in dims if channels.shape[dim] > 1):
+            channels = same_along(channels, dims, book)
     if any(channels.shape[dim] > 1 for dim in dims):
-        # Nothing is added by what is 0.
-        if operation.name not in ("sum", "nansum"):
+        if operation.name not in _ADDED:
             book.stop(channels, operation.name)
         return None
     kept = [dim for dim in range(channels.dim()) if given.get("keepdim") or dim not in dims]
     return channels.reshape([channels.shape[dim] for dim in kept])
 
 
+# What nothing is added to by what is 0.
+_ADDED = frozenset("sum nansum norm linalg_vector_norm".split())
+
+
 def _along(operation: Operation, book: Book) -> Tensor | None:
     """Each result is of all along a dimension, which stays."""
     channels, dim = compressed(book.of(operation.arguments["self"])), operation.arguments.get("dim", -1)
+    if channels.dim() and any(size > 1 for size in channels.shape[dim % channels.dim() + 1 :]):
+        # Some of each part, which go together where the parts are of one size.
+        channels = same_along(channels, [dim], book)
     if channels.dim() and channels.shape[dim] > 1:
         book.stop(channels, operation.name.strip("_"))
         return None
@@ -167,9 +203,9 @@ def _gated(operation: Operation, book: Book) -> Tensor | None:
     """One half times what the other half says."""
     channels, dim = book.of(operation.arguments["self"]), operation.arguments["dim"]
     one, other = channels.chunk(2, dim)
-    along = compressed(channels).movedim(dim, 0).flatten(1)[:, 0]
-    if len(along) > 1:
-        book.divide(along.chunk(2))
+    channels_along = along(compressed(channels), dim)
+    if len(channels_along) > 1:
+        book.divide(channels_along.chunk(2))
     return book.tied(compressed(one), compressed(other))
 
 
@@ -185,6 +221,30 @@ def _into_pixels(operation: Operation, book: Book) -> Tensor | None:
     )
 
 
+def _of_distances(operation: Operation, book: Book) -> Tensor | None:
+    """Each result is of a row of one matrix and a row of the other, whose elements are subtracted and added up."""
+    one, other = (compressed(book.of(operation.arguments[name])) for name in ("x1", "x2"))
+    summed = [_contracted(channels, -1, book) for channels in (one, other)]
+    for alone in [] if None not in summed else filter(torch.is_tensor, summed):
+        book.stop(alone, "distances to points that are computed")
+    if summed[0] is not None and summed[1] is not None:
+        book.tied(summed[0], summed[1])
+    return None
+
+
+def _convolved(operation: Operation, book: Book) -> Tensor | None:
+    """A convolution with the weight of a layer that is not called, in which each channel is by itself."""
+    given = operation.arguments
+    channels, weight = compressed(book.of(given["input"])), compressed(book.of(given["weight"]))
+    is_by_channel = given["groups"] == len(given["weight"]) == given["input"].shape[1] and not given["transposed"]
+    if not is_by_channel or weight.numel() != len(weight) or any(size > 1 for size in channels.shape[2:]):
+        return _unknown(operation, book)
+    by_channel = weight.reshape(1, -1, *[1] * (channels.dim() - 2))
+    if given["bias"] is not None:
+        by_channel = book.tied(by_channel, book.of(given["bias"]).reshape(by_channel.shape))
+    return book.tied(channels, by_channel)
+
+
 def _product(operation: Operation, book: Book) -> Tensor | None:
     """Each result is of a row of one matrix and a column of the other, whose elements are multiplied and added up."""
     names = MATRICES[operation.name]
@@ -198,6 +258,10 @@ def _product(operation: Operation, book: Book) -> Tensor | None:
     left = [
         channels for channels, contracted in zip((one, other), summed) if contracted is None and (channels >= 0).any()
     ]
+    # A weight for all of the channels of the other.
+    for channels in [channels for channels in left if len(left) == 2 and channels.numel() == 1]:
+        book.stop(channels, "a product of matrices")
+        left.remove(channels)
     if len(left) == 2:
         for channels in left:
             book.stop(channels, "a product of matrices")
@@ -228,7 +292,8 @@ _RULES: dict[str, Rule] = {
         _of_source: "copy fill",
         _moved: "cat stack index_select gather take index index_put _index_put_impl index_copy index_add index_fill "
         "scatter scatter_add slice_scatter select_scatter repeat flip roll tril triu diag_embed constant_pad_nd "
-        "pixel_unshuffle channel_shuffle native_channel_shuffle im2col _pack_padded_sequence",
+        "pixel_unshuffle channel_shuffle native_channel_shuffle im2col _pack_padded_sequence "
+        + " ".join(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
         _pooled: " ".join(POOLINGS),
         _reduced: "sum mean amax amin max min prod var std var_mean std_mean logsumexp norm linalg_vector_norm any all "
         "argmax argmin count_nonzero nansum aminmax median",
@@ -236,6 +301,8 @@ _RULES: dict[str, Rule] = {
         _normalised: "native_layer_norm native_group_norm _fused_rms_norm",
         _gated: "glu",
         _into_pixels: "pixel_shuffle",
+        _of_distances: "_cdist_forward _euclidean_dist",
+        _convolved: "convolution _convolution convolution_overrideable",
         _product: " ".join(MATRICES),
     }.items()
     for name in names.split()

@@ -195,10 +195,11 @@ def _shared(flow: ChannelFlow, net: nn.Module) -> Iterator[Tensor]:
                 yield torch.stack([other, numbers], 1)
 
 
-def _counted(net: nn.Module, name: str, side: str, size: int) -> Iterable[tuple[nn.Parameter, int]]:
+def _counted(net: nn.Module, name: str, side: str, size: int) -> Iterable[tuple[Tensor, int]]:
     """The parameters of a layer one of whose dimensions counts its channels on a side, and which does."""
     if side.isdigit():
-        return [(net.get_parameter(name), int(side))]
+        owner, _, attribute = name.rpartition(".")
+        return [(getattr(net.get_submodule(owner), attribute), int(side))]
     layer = net.get_submodule(name)
     dims = channel_dims(layer, side, size)
     parameters = dict(layer.named_parameters(recurse=False))

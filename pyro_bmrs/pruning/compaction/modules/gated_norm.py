@@ -45,7 +45,7 @@ class GatedNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         kept = torch.tensor(self.kept, dtype=torch.long, device=input.device)
-        output = normalise_kept(self.module, input, kept, self.dim + input.dim())
+        output = normalise_kept(self.module, input, kept, self.dim + input.dim(), self.kept)
         return (output * self.factor.reshape(-1, *[1] * (-1 - self.dim))).to(output.dtype)
 
     def extra_repr(self) -> str:

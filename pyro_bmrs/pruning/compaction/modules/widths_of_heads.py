@@ -42,6 +42,11 @@ class WidthsOfHeads:
         kind: Any = type(module)
         self._forward: Any = _asking_forward(kind)
 
+    @property
+    def __code__(self) -> Any:
+        """The code of the attention's class, for which ``torch.export`` asks."""
+        return type(self.module).forward.__code__
+
     def __reduce__(self) -> Any:
         # A function that no module holds is made again.
         return type(self), (self.module, self.width)
@@ -180,6 +185,8 @@ class _Asking(ast.NodeTransformer):
     def __init__(self, function: ast.FunctionDef, own: str | None, functions: Mapping[str, FunctionType]) -> None:
         self._self, self._own, self.functions = function.args.args[0].arg, own, functions
         self._widths = {name for node in ast.walk(function) for name in _last_size(node)}
+        # A layer may have the name of a count.
+        self._layers = {id(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
         self._counts = [node for node in ast.walk(function) if self._is_count(node)]
         self.has_asked = False
 
@@ -218,7 +225,7 @@ class _Asking(ast.NodeTransformer):
     def _is_count(self, node: ast.AST) -> TypeGuard[ast.expr]:
         if self._own is not None:
             return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id == self._own
-        if not isinstance(node, ast.Attribute) or node.attr not in HEAD_COUNTS:
+        if not isinstance(node, ast.Attribute) or node.attr not in HEAD_COUNTS or id(node) in self._layers:
             return False
         return isinstance(node.value, ast.Name) and node.value.id == self._self
 

@@ -208,6 +208,8 @@ def _take_out(net: nn.Module, name: str, side: str, channels: list[int]) -> None
         target.factor = _rest(target.factor, 0, channels)
     elif isinstance(target, nn.Parameter):
         setattr(owner, attribute, nn.Parameter(_rest(target.detach(), int(side), channels), target.requires_grad))
+    elif torch.is_tensor(target):
+        setattr(owner, attribute, _rest(target, int(side), channels))
     else:
         take_out(target, side, channels)
 

@@ -23,6 +23,8 @@ from pyro_bmrs.pruning.layers import ATTENTION, HEAD_COUNTS, HEAD_WIDTHS, PROJEC
 _VALUES = frozenset("v v_proj value values to_v wv w_v v_lin value_proj".split())
 _QUERIES = frozenset("q q_proj query queries to_q wq w_q q_lin q_attn query_proj".split())
 # Names of output projections, where other layers lie beside them.
+# Of keys and values at once, from a narrow layer, whose heads are wider than those of what is put out.
+_LATENT = frozenset({"kv_b_proj"})
 _OUTPUTS = frozenset("o o_proj out_proj proj dense c_proj out_lin to_out wo w_o proj_out out".split())
 
 
@@ -158,6 +160,8 @@ def _heads_of(modules: Mapping[str, nn.Module], name: str, module: Any) -> Heads
     output = _one_of(others)
     if output is None:
         return None
+    if counts and any(_last(child) in _LATENT for child in projections):
+        return _divided(modules, name, projections, output, counts[0], counts[0])
     width = linear_width(modules[output])
     count = next((width // size for size in widths if width % size == 0), counts[0] if counts else 0)
     if not count or width % count:

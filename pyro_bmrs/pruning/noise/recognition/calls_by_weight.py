@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pyro_bmrs.pruning.examples import call, evaluation
 from pyro_bmrs.pruning.layers import layer_units
 
 # What can be called in the place of a function, and what it is given besides a weight and a bias.
@@ -64,6 +65,11 @@ class CallsByWeight:
         self.module, self.names = module, tuple(names)
         self.inner: Callable[..., Any] | None = vars(module).get("forward")
 
+    @property
+    def __code__(self) -> Any:
+        """The code of the module's class, whose arguments ``torch.export`` asks for."""
+        return type(self.module).forward.__code__
+
     # A mode that looks at each function is none of what is compiled.
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -100,14 +106,49 @@ def multiply_by_weight(net: nn.Module) -> None:
                 vars(module)["forward"] = forward.inner
 
 
+def called_by_weight(module: nn.Module) -> tuple[str, ...]:
+    """The names in a module of the layers that it calls where its code reads their weights."""
+    forward = vars(module).get("forward")
+    return forward.names if isinstance(forward, CallsByWeight) else ()
+
+
 def read_by_weight(net: nn.Module) -> Iterator[tuple[nn.Module, list[str]]]:
     """The modules whose code reads weights of layers in them, and the names of these layers."""
     for module in net.modules():
-        if layer_units(module) is None and not type(module).forward.__module__.startswith("torch.nn"):
-            kind: Any = type(module)
-            found = [name for name in _weights_read(kind) if _layer(module, name) is not None]
-            if found:
-                yield module, found
+        found = weights_read_by(module)
+        if found:
+            yield module, found
+
+
+def uncalled(net: nn.Module, example_inputs: Any) -> set[str]:
+    """
+    The names of layers that are not called, as by their weights modules compute what no layer does.
+
+    :param net: a network that calls the others.
+    :param example_inputs: what it is called with.
+    """
+    owners = {module.get_submodule(name): module for module, names in read_by_weight(net) for name in names}
+    if not owners:
+        return set()
+    called: set[nn.Module] = set()
+    modules = {*owners, *owners.values()}
+    handles = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in modules]
+    try:
+        with evaluation(net), torch.no_grad():
+            call(net, example_inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    silent = {layer for layer, owner in owners.items() if owner in called and layer not in called}
+    return {name for name, module in net.named_modules() if module in silent}
+
+
+def weights_read_by(module: nn.Module) -> list[str]:
+    """The names of the layers in a module whose weights its own code reads."""
+    if layer_units(module) is not None or type(module).forward.__module__.startswith("torch.nn"):
+        return []
+    kind: Any = type(module)
+    return [name for name in _weights_read(kind) if _layer(module, name) is not None]
 
 
 def _layer(module: nn.Module, name: str) -> nn.Module | None:

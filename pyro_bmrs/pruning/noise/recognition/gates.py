@@ -20,7 +20,7 @@ from pyro_bmrs.pruning.noise.recognition.activations import is_activation
 
 _BY_NUMBER = frozenset("add sub mul truediv add_ sub_ mul_ div div_".split())
 # Functions that make something of 0. Their modules have noise behind them.
-_OPEN_AT_ZERO = frozenset("sigmoid sigmoid_ hardsigmoid softplus logsigmoid".split())
+_OPEN_AT_ZERO = frozenset("sigmoid sigmoid_ hardsigmoid softplus logsigmoid cos exp".split())
 
 
 def reader_of_halves(flow: Flow, node: fx.Node, units: int) -> fx.Node | None:

@@ -106,6 +106,8 @@ EXACT: dict[str, Function] = {
     "instance norm": seeded(nn.InstanceNorm2d(4, affine=True)),
     "linear": seeded(nn.Linear(6, 3)),
     "matmul": lambda x: x @ x.flip(1).transpose(2, 3),
+    "zeros in a product of matrices": lambda x: (x * KEPT) @ (x.flip(1) * KEPT),
+    "zeros that are divided": lambda x: (x * KEPT) / (x.flip(1).abs() + 1),
 }
 CAUTIOUS: dict[str, Function] = {
     "depthwise": seeded(nn.Conv2d(4, 8, 3, groups=4, padding=1)),
@@ -126,10 +128,20 @@ CAUTIOUS: dict[str, Function] = {
 }
 
 
+KEPT = torch.tensor([0.0, 1.0, 0.0, 2.0, 0.0, 3.0], dtype=torch.float64)
+
+
 class Squares(torch.autograd.Function):
     @staticmethod
     def forward(ctx: object, inputs: Tensor) -> Tensor:  # type: ignore[override]
         return inputs.square()
+
+
+def test_elements_at_one_place_in_memory_are_marked() -> None:
+    values = torch.ones(1, 3).expand(2, 3)
+    with Dependence() as dependence:
+        dependence.mark(values)
+        assert dependence.of(2 * values).all()
 
 
 @pytest.mark.parametrize("name", EXACT)

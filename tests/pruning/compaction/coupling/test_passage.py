@@ -35,6 +35,7 @@ FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
     "roll": lambda images: images.roll(1, 1),
     "pack": lambda images: pack_padded_sequence(images.flatten(2).transpose(1, 2), torch.tensor([16, 3]), True).data,
     "repeat": lambda images: images.repeat_interleave(2, 1),
+    "reflection": lambda images: F.pad(images, (1, 1, 1, 1), mode="reflect"),
 }
 STOPPED: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda images: images.softmax(1),
@@ -97,6 +98,37 @@ def test_halves_of_a_gate_are_tied():
     _, pairs, channels = followed(lambda images: F.glu(images, 1))
     assert pairs == {(place, place + 4) for place in range(4)}
     assert compressed(channels).flatten().tolist() == list(range(4))
+
+
+@pytest.mark.parametrize("operation", [torch.sum, torch.softmax])
+def test_what_is_stacked_and_put_together_goes_together(operation):
+    obstacles, pairs, channels = followed(
+        lambda images: operation(torch.stack([images[:, :4], images[:, 4:]], 1), dim=1)
+    )
+    assert not obstacles and pairs == {(place, place + 4) for place in range(4)}
+    assert compressed(channels).flatten().tolist() == list(range(4))
+
+
+def test_a_largest_of_some_channels_is_of_those():
+    obstacles, pairs, channels = followed(lambda images: images.unflatten(1, (4, 2)).amax(2))
+    assert not obstacles and pairs == {(2 * pair, 2 * pair + 1) for pair in range(4)}
+    assert compressed(channels).flatten().tolist() == [0, 2, 4, 6]
+
+
+def test_a_gate_of_one_channel_stays_and_ties_none():
+    obstacles, pairs, _ = followed(lambda images: images[:, 2:] * images[:, 1:2].sigmoid())
+    assert obstacles == {1} and not pairs
+
+
+def test_channels_whose_neighbours_are_added_up_go_together_behind_a_padding():
+    _, pairs, _ = followed(lambda images: F.local_response_norm(images, 3))
+    assert pairs == {(0, channel) for channel in range(1, 8)}
+
+
+@pytest.mark.parametrize("operation", [torch.linalg.vector_norm, torch.sum], ids=["norm", "sum"])
+def test_nothing_is_added_by_what_is_zero(operation):
+    obstacles, pairs, _ = followed(lambda images: operation(images, dim=1, keepdim=True))
+    assert not obstacles and not pairs
 
 
 def test_what_does_not_differ_is_compressed():

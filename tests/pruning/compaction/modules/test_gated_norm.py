@@ -24,6 +24,12 @@ def test_a_norm_of_what_is_kept_times_its_factors() -> None:
     assert gated.weight is norm.weight and "3 of 4 channels" in repr(gated)
 
 
+def test_uneven_groups_are_exported() -> None:
+    gated = GatedNorm(nn.GroupNorm(2, 4), torch.tensor([0.5, 0.0, 1.0, 2.0]), -3)
+    images = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(torch.export.export(gated, (images,)).module()(images), gated(images))
+
+
 def test_in_files() -> None:
     net = nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4))
     gated = nn.Sequential(net[0], GatedNorm(net[1], torch.tensor([0.5, 0.0, 1.0, 2.0]), -1))

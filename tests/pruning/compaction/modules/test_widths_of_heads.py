@@ -48,7 +48,8 @@ class ClassToken(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heads, self.proj = HEADS, nn.Linear(WIDTH, WIDTH)
+        # A layer with a name that others have for the number of heads.
+        self.heads, self.h = HEADS, nn.Linear(WIDTH, WIDTH)
         self.q, self.k, self.v = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ class ClassToken(nn.Module):
         query = self.q(x[:, 0]).view(batch, 1, self.heads, size).transpose(1, 2)
         key, value = (part(x).view((batch, length, self.heads, size)).transpose(1, 2) for part in (self.k, self.v))
         heads = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(heads.transpose(1, 2).reshape((batch, 1, width)))
+        return self.h(heads.transpose(1, 2).reshape((batch, 1, width)))
 
 
 class Network(nn.Module):

@@ -56,6 +56,12 @@ def test_heads_of_queries_that_share_a_key_are_one_unit(projections: dict[str, n
     assert (heads.num_units, heads.unit_size) == (2, 8)
 
 
+def test_heads_of_keys_and_values_that_a_narrow_layer_makes() -> None:
+    made = {"q_a_proj": linear(8, 4), "q_b_proj": linear(4, 24), "kv_a_proj_with_mqa": linear(8, 6)}
+    net = Holder(num_heads=2, head_dim=2, **made, kv_b_proj=linear(4, 20), o_proj=linear(8, 8))
+    assert found(net) == [Heads("", (*made, "kv_b_proj"), "o_proj", 2, 4)]
+
+
 def test_an_output_projection_in_the_module_beside() -> None:
     inner = Holder(num_attention_heads=2, query=linear(8, 8), key=linear(8, 8), value=linear(8, 8))
     around = Holder(inner=inner, output=Holder(dense=linear(8, 8)))

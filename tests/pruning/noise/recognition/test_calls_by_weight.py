@@ -16,9 +16,12 @@ from pyro_bmrs.pruning import (
     AutoTruncatedLogNormal,
     attach_noise,
     compact,
+    compact_gated,
     compaction_report,
     detach_noise,
+    load_compact,
     noise_sites,
+    save_compact,
 )
 from pyro_bmrs.pruning.noise.recognition.calls_by_weight import CallsByWeight, call_by_weight, multiply_by_weight
 
@@ -125,6 +128,56 @@ def test_units_of_layers_whose_weights_are_used_are_taken_out(part):
     # What is left is the module's own code, on fewer units.
     assert not any(isinstance(vars(module).get("forward"), CallsByWeight) for module in small.modules())
     assert num_parameters(small) < 0.7 * num_parameters(network(part))
+
+
+class Tied(nn.Module):
+    """A code that is decoded by the weight that made it, the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.code, self.bias = nn.Linear(5, 8), nn.Linear(8, 4), nn.Parameter(torch.randn(8))
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = torch.tanh(self.code(F.relu(self.first(x))))
+        return self.last(F.relu(F.linear(code, self.code.weight.t(), self.bias)))
+
+
+def test_factors_around_a_weight_that_is_read_are_in_files_and_exported(tmp_path):
+    torch.manual_seed(0)
+    original, inputs = Tied(), torch.randn(3, 5)
+    net = attach_noise(copy.deepcopy(original))
+    gates = {name: torch.linspace(0.5, 1.0, site.noise.num_units) for name, site in noise_sites(net).items()}
+    small = compact_gated(net, gates, noise_sites(net), inputs)
+    assert isinstance(vars(small)["forward"], CallsByWeight)
+    save_compact(small, tmp_path / "net")
+    assert torch.equal(load_compact(tmp_path / "net", original)(inputs), small(inputs))
+    torch.export.export(small, (inputs,))
+
+
+class Scanned(nn.Module):
+    """Of two layers one has its weight put in another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(5, 8), nn.Conv1d(8, 8, 3, groups=8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.first(x)).transpose(1, 2)
+        weight = self.second.weight.squeeze(1)
+        return self.last(
+            F.relu(F.conv1d(hidden, weight.unsqueeze(1), self.second.bias, groups=hidden.shape[1])).mean(-1)
+        )
+
+
+def test_a_layer_that_nothing_is_called_for_has_no_noise_and_its_channels_go():
+    torch.manual_seed(0)
+    net, inputs = Scanned().double(), torch.randn(2, 6, 5, dtype=torch.float64)
+    attach_noise(net, example_inputs=inputs)
+    assert list(noise_sites(net)) == ["first"]
+    gates = {"first": torch.tensor([0.0, 1.0] * 4)}
+    small = compact_gated(net, gates, noise_sites(net), inputs)
+    assert small.second.weight.shape == (4, 1, 3) and small.second.groups == 4
 
 
 def test_what_cannot_lose_heads_keeps_them_as_zeros():

@@ -31,7 +31,8 @@ from pyro_bmrs.pruning.streams.streams import Side, Stream, find_streams
 
 # Attributes in which networks hold their width.
 _WIDTHS = frozenset(
-    "hidden_dim hidden_size embed_dim embed_dims d_model model_dim dim width num_features n_embd input_size".split()
+    "hidden_dim hidden_size embed_dim embed_dims d_model model_dim dim width num_features n_embd input_size "
+    "q_lora_rank kv_lora_rank".split()
 )
 
 
