@@ -121,7 +121,8 @@ def attach_noise(
     embedding width of a transformer, say, or the channels of a stage of a ConvNeXt. The noise acts on what each of
     these norms puts out, and the mean and the variance of the norm are of the channels that are kept: over fewer it is
     another function, so that the network has to be trained with it. Streams that something reads past the norms have
-    no noise. They are followed through one call of the network.
+    no noise, nor have those to which what the network is given, or numbers that it computes, are added. They are
+    followed through one call of the network.
 
     Of ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` each layer has a noise in each direction, named after the ends of torch's
     parameters, as ``"lstm.l1_reverse"``, or after the module where there is only one. It multiplies hidden units as all
@@ -149,7 +150,8 @@ def attach_noise(
     :param kinds: which kinds of units: ``"units"``, ``"heads"``, ``"width"``, ``"block"``.
     :param heads: for attentions that are not recognised, the name of the output projection and the number of heads.
     :param example_inputs: what the network is called with, which ``"width"`` needs: a tensor, a sequence of positional
-        arguments, or a mapping of keyword ones.
+        arguments, or a mapping of keyword ones. Layers that are not called on these, as their weights are used in some
+        other way, have no noise unless they are named.
     :param per_example: whether each example has a draw of its own in training; see :class:`MultiplicativeNoise`.
     :param low: lower end of the prior of the noise.
     :param high: its upper end.
