@@ -114,6 +114,32 @@ def test_a_first_state_of_the_former_width_is_told() -> None:
     assert "layer's l0 has 4 hidden units, and was given a first state of 8: give none, for zeros" in reason
 
 
+class Zeroed(nn.Module):
+    """Gives zeros of the width that it holds for a first state, of both layers, or of a cell's in a loop."""
+
+    def __init__(self, is_cell: bool) -> None:
+        super().__init__()
+        self.hidden_size, self.is_cell = 9, is_cell
+        self.lstm, self.last = nn.LSTMCell(4, 9) if is_cell else nn.LSTM(4, 9, 2), nn.Linear(9, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.is_cell:
+            state = inputs.new_zeros(2, inputs.shape[1], self.hidden_size)
+            return self.last(self.lstm(inputs, (state, state))[0])
+        state = inputs.new_zeros(inputs.shape[1], self.hidden_size), inputs.new_zeros(inputs.shape[1], self.hidden_size)
+        for step in inputs:
+            state = self.lstm(step, state)
+        return self.last(state[0])
+
+
+@pytest.mark.parametrize("is_cell", [True, False])
+def test_a_first_state_has_the_width_that_a_module_holds(is_cell: bool) -> None:
+    # Of two layers other numbers go, of which as many do as go from both.
+    _, small, _ = compacted(Zeroed(is_cell))
+    assert masked(small) <= {UNEVEN}
+    assert small.hidden_size == small.lstm.hidden_size < 9
+
+
 def test_units_that_a_sum_ties() -> None:
     net = attach_noise(Residual(), ["first", "rnn"])
     assert coupled_units(net, torch.randn(SEQUENCES)) == [[("first", unit), ("rnn", unit)] for unit in range(8)]

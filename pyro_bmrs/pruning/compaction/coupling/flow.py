@@ -22,7 +22,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from pyro_bmrs.pruning.compaction.coupling.passage import NONE, along, compressed, pass_through, same_along
+from pyro_bmrs.pruning.compaction.modules.recurrence import Recurrence
 from pyro_bmrs.pruning.compaction.modules.scaling import Scale
+from pyro_bmrs.pruning.compaction.modules.unrolled import Steps, UnrolledCell
 from pyro_bmrs.pruning.examples import call
 from pyro_bmrs.pruning.layers import (
     can_lose_channels,
@@ -261,6 +263,15 @@ class ChannelFlow(Carried[Tensor | None]):
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._around.pop()
+        is_recurrent = isinstance(module, Recurrence | UnrolledCell) and not isinstance(module, Steps)
+        if is_recurrent and (len(args) > 1 or kwargs.get("hx") is not None):
+            self._note_first_state(self._names[module])
+
+    def _note_first_state(self, name: str) -> None:
+        """Who gives a recurrent layer its first state may hold how many units it has, as what divides channels may."""
+        for (part, side), (begin, size) in list(self.begins.items()):
+            if side == "in" and part.startswith(f"{name}.") and part.endswith(".hidden"):
+                self.divide([torch.arange(begin, begin + size, dtype=torch.int32)])
 
     def _enter_step(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._around.append(self._names[module])

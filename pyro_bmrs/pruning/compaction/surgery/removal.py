@@ -130,6 +130,8 @@ def _most_removed(
     if even:
         chosen = [together for together, _ in even]
         smaller, uneven = most_that_work(chosen, lambda more: removed([*gone, *more], resized), outputs)
+        if len(uneven) == len(chosen):  # What gives first states may hold their width.
+            smaller, uneven = most_that_work(chosen, lambda more: removed(gone, [*resized, *more]), outputs)
         for place, (together, rest) in enumerate(even):
             if place not in uneven:
                 left = {tie: reason for tie, reason in left.items() if tie not in together}
