@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_bmrs.pruning.compaction.coupling.passage import NONE, along, compressed, pass_through, same_along
 from pyro_bmrs.pruning.compaction.modules.recurrence import Recurrence
-from pyro_bmrs.pruning.compaction.modules.scaling import Scale
+from pyro_bmrs.pruning.compaction.modules.scaling import Scale, Scaled
 from pyro_bmrs.pruning.compaction.modules.unrolled import Steps, UnrolledCell
 from pyro_bmrs.pruning.examples import call
 from pyro_bmrs.pruning.layers import (
@@ -269,9 +269,13 @@ class ChannelFlow(Carried[Tensor | None]):
 
     def _note_first_state(self, name: str) -> None:
         """Who gives a recurrent layer its first state may hold how many units it has, as what divides channels may."""
-        for (part, side), (begin, size) in list(self.begins.items()):
+        around = (
+            module for module in reversed(self._around) if not isinstance(self._net.get_submodule(module), Scaled)
+        )
+        giver = next(around, "")
+        for (part, side), (begin, size) in self.begins.items():
             if side == "in" and part.startswith(f"{name}.") and part.endswith(".hidden"):
-                self.divide([torch.arange(begin, begin + size, dtype=torch.int32)])
+                self.divisions.append(Division(giver, [list(range(begin, begin + size))]))
 
     def _enter_step(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._around.append(self._names[module])
