@@ -201,6 +201,12 @@ class Outputs:
         return max(map(_difference, self._outputs, others))
 
 
+def real_parameter(*modules: nn.Module) -> Tensor:
+    """The first real parameter of modules: new tensors have its device and precision, not those of a complex one."""
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    return next((parameter for parameter in parameters if parameter.is_floating_point()), parameters[0])
+
+
 def results(output: Any) -> Any:
     """
     What a network predicts: of a mapping with logits all but what transformers return beside them for their own use,

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.examples import Outputs, check_example_inputs, evaluation, one_by_one, results, run
+from pyro_bmrs.pruning import attach_noise, compact_gated, compaction_report, noise_sites
+from pyro_bmrs.pruning.examples import (
+    Outputs,
+    check_example_inputs,
+    evaluation,
+    one_by_one,
+    real_parameter,
+    results,
+    run,
+)
 
 
 @pytest.mark.parametrize("dtype, rounding, change", [(torch.float32, 1e-7, 1e-4), (torch.float64, 1e-15, 1e-11)])
@@ -126,3 +135,37 @@ def test_what_transformers_return_for_their_own_use_is_no_result():
         "hidden_states",
     ]
     assert results(logits) is logits
+
+
+class Spectral(nn.Module):
+    """A filter with complex weights, which come first, between two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(8, 6, 4, dtype=torch.cdouble))
+        self.first, self.second, self.last = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, images: Tensor) -> Any:
+        images = torch.fft.irfft2(torch.fft.rfft2(self.first(images).relu()) * self.filter)
+        return self.last(self.second(images).relu().mean((2, 3)))
+
+
+def test_noise_and_factors_are_real_beside_complex_weights() -> None:
+    torch.manual_seed(0)
+    net, x = Spectral().eval(), torch.randn(2, 1, 6, 6).double()
+    for layer in (net.first, net.second, net.last):
+        layer.double()
+    assert real_parameter(net) is net.first.weight
+    expected = copy.deepcopy(net)
+    attach_noise(net, example_inputs=x)
+    sites = noise_sites(net)
+    gates = {name: torch.arange(len(site.noise.kept)).double() % 2 for name, site in sites.items()}
+    small = compact_gated(net, gates, sites, x)
+    with torch.no_grad():
+        for name, layer in {"first": expected.first, "second": expected.second}.items():
+            layer.weight *= gates[name][:, None, None, None]
+            layer.bias *= gates[name]
+    torch.testing.assert_close(small(x), expected(x), rtol=0, atol=1e-12)
+    assert small.second.out_channels == 3
+    masked = compaction_report(small).masked
+    assert set(masked.index.get_level_values("site")) == {"first"} and "fft" in masked["reason"].iloc[0]

@@ -24,7 +24,7 @@ from pyro_bmrs.pruning.compaction.archive import read_archive, write_archive
 from pyro_bmrs.pruning.compaction.modules.recurrence import has_its_sizes, is_layer_or_cell
 from pyro_bmrs.pruning.compaction.modules.scaling import scales_of
 from pyro_bmrs.pruning.compaction.reporting.report import CompactionReport, compaction_report
-from pyro_bmrs.pruning.examples import copy_network
+from pyro_bmrs.pruning.examples import copy_network, real_parameter
 from pyro_bmrs.pruning.layers import layer_kind, num_channels, num_groups, weight_rows
 
 # Without those of attentions, which move between functions as libraries change, and compute the same.
@@ -128,7 +128,7 @@ def _restored(fresh: nn.Module, tensors: Mapping[str, Tensor], description: Mapp
         compact = rebuild(compact, change)
     _compare_kinds(compact, description["modules"])
     # New multiplications are in the precision, and where, the weights are.
-    like = next(compact.parameters())
+    like = real_parameter(compact)
     for scale in scales_of(compact).values():
         scale.to(like.device, like.dtype)
     fit_shapes(compact, tensors)

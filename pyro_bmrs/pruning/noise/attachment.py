@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from pyro_bmrs.errors import ReductionError
-from pyro_bmrs.pruning.examples import check_example_inputs, copy_network
+from pyro_bmrs.pruning.examples import check_example_inputs, copy_network, real_parameter
 from pyro_bmrs.pruning.layers import ATTENTION, linear_width
 from pyro_bmrs.pruning.noise.hooks import (
     AttentionHook,
@@ -197,7 +197,7 @@ def attach_noise(
             high=high,
             name=placement.name,
         )
-        like = next((parameter for parameter in place.parameters()), next(net.parameters()))
+        like = real_parameter(place, net)
         noise.to(like.device, like.dtype).train(place.training)
         if placement.norms:
             norms = enumerate(placement.norms)

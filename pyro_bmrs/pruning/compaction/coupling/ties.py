@@ -32,6 +32,7 @@ from pyro_bmrs.pruning.examples import (
     evaluation,
     failure_in_training,
     paths_of_training,
+    real_parameter,
 )
 from pyro_bmrs.pruning.layers import channel_dims, num_groups
 from pyro_bmrs.pruning.noise.attachment import detach_noise, noise_sites
@@ -113,7 +114,7 @@ def coupled_units(net: nn.Module, example_inputs: Any) -> list[list[tuple[str, i
         detach_noise(plain)
     check_example_inputs(plain, example_inputs)
     make_plain(plain)
-    like = next(plain.parameters())
+    like = real_parameter(plain)
     scales = scale_network(plain, {name: like.new_ones(site.noise.num_units) for name, site in sites.items()}, sites)
     places = {module: name for name, module in plain.named_modules()}
     site_at = {places[scale]: name for name, scale in scales.items()}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pyro_bmrs.errors import ReductionError
 from pyro_bmrs.pruning.compaction.coupling.rounding import Rounding
+from pyro_bmrs.pruning.examples import real_parameter
 from pyro_bmrs.pruning.layers import channel_dims, num_channels
 from pyro_bmrs.pruning.streams.norms import EPSILONS, UnevenGroupNorm, is_centred
 from pyro_bmrs.pruning.streams.streams import Stream
@@ -66,7 +67,7 @@ def fill(net: nn.Module, stream: Stream, kept: Tensor, back: Tensor) -> Tensor:
             raise ReductionError(f"nothing says what epsilon a {type(norm).__name__} has")
         epsilon = getattr(norm, name)
         # As torch has it where nothing is said.
-        setattr(norm, name, share * (torch.finfo(next(net.parameters()).dtype).eps if epsilon is None else epsilon))
+        setattr(norm, name, share * (torch.finfo(real_parameter(net).dtype).eps if epsilon is None else epsilon))
     seen: set[int] = set()
     for side, units in stream.units.items():
         units = units.to(kept.device)
