@@ -27,6 +27,7 @@ class UnevenGroupNorm(nn.Module):
     :param sizes: how many channels each group has.
     :param eps: what is added to the variance.
     :param affine: whether there are a weight and a bias.
+    :param dtype: of the averages; by default torch's default.
 
     Example::
 
@@ -39,13 +40,15 @@ class UnevenGroupNorm(nn.Module):
     bias: Tensor | None
     averages: Tensor
 
-    def __init__(self, sizes: tuple[int, ...], eps: float = 1e-5, affine: bool = True) -> None:
+    def __init__(
+        self, sizes: tuple[int, ...], eps: float = 1e-5, affine: bool = True, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.sizes, self.eps, self.affine = tuple(sizes), eps, affine
         self.num_channels = sum(sizes)
         for name, fill in (("weight", torch.ones), ("bias", torch.zeros)):
             self.register_parameter(name, nn.Parameter(fill(self.num_channels)) if affine else None)
-        self.register_buffer("averages", self._averages().to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("averages", self._averages().to(dtype or torch.get_default_dtype()), persistent=False)
 
     def _averages(self) -> Tensor:
         """What makes of numbers for the channels, as rows, for each channel the average of its group."""
@@ -136,11 +139,11 @@ def _with_groups(norm: nn.GroupNorm | UnevenGroupNorm, kept: Tensor, numbers: Se
         narrow = copy.copy(norm) if isinstance(norm, nn.GroupNorm) else nn.GroupNorm(1, 1, norm.eps, norm.affine)
         narrow.num_groups, narrow.num_channels = len(left), len(kept)
     else:
-        narrow = UnevenGroupNorm(left, norm.eps, affine=False)
-        narrow.affine = norm.affine
-        dtype = next(norm.parameters(), narrow.averages).dtype
-        exact = narrow._averages().to(torch.float64 if dtype is torch.float64 else torch.float32)
-        narrow.averages = exact.to(kept.device)
+        # Moved by hand, as a module that is moved makes its averages anew, and this is done in each step.
+        dtype = next((parameter.dtype for parameter in norm.parameters()), torch.get_default_dtype())
+        precise = torch.float64 if dtype is torch.float64 else torch.float32
+        narrow = UnevenGroupNorm(left, norm.eps, affine=False, dtype=precise)
+        narrow.affine, narrow.averages = norm.affine, narrow.averages.to(kept.device)
     narrow.training = norm.training
     return narrow
 

@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pyro_bmrs.pruning.examples import call, evaluation
+from pyro_bmrs.pruning.examples import run
 from pyro_bmrs.pruning.layers import layer_units
 
 # What can be called in the place of a function, and what it is given besides a weight and a bias.
@@ -131,14 +131,7 @@ def uncalled(net: nn.Module, example_inputs: Any) -> set[str]:
     if not owners:
         return set()
     called: set[nn.Module] = set()
-    modules = {*owners, *owners.values()}
-    handles = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in modules]
-    try:
-        with evaluation(net), torch.no_grad():
-            call(net, example_inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run(net, example_inputs, dict.fromkeys({*owners, *owners.values()}, lambda module, *_: called.add(module)))
     silent = {layer for layer, owner in owners.items() if owner in called and layer not in called}
     return {name for name, module in net.named_modules() if module in silent}
 
